@@ -65,7 +65,7 @@ class Scene:
 
 
 def random_scenes(count, seed, pairs=SEEN_PAIRS):
-    """`count` scenes with (subject, style) from `pairs`, each pair about equally often; a pure function of its arguments."""
+    """`count` scenes, each (subject, style) of `pairs` about equally often; a pure function of its arguments."""
     rng = random.Random(seed)
     scenes = []
     while len(scenes) < count:

@@ -1,0 +1,716 @@
+"""ArtGPT-4: a picture goes in, words about it come out. The whole model in one file, to be read from top to bottom.
+
+    pixels (B, 3, S, S) -> vit -> ln_vision -> qformer -> proj -> vectors among the prompt's words -> llama -> text
+
+Paper: ArtGPT-4 (2023). It is MiniGPT-4 (EVA-ViT-g, BLIP-2's Q-Former, one linear layer, Vicuna) with a small image
+adapter in every block of Vicuna. What is notable here:
+
+- Only the projection, the adapters and some of the norms train (ArtGPT4.freeze). They stay float32 whatever the
+  frozen weights are, and are cast where they are used, so no autocast and no gradient lost to half precision.
+- The adapters start at zero: an untrained ArtGPT-4 is MiniGPT-4, to the bit.
+- Text never becomes a special token. The one marker, <ImageHere>, is cut out of a prompt before it is tokenised.
+- Weights are mapped from disk, not read: a model is in memory once, and only the pages that were used.
+
+Shapes: B images or sequences, T tokens, Q queries, P patches + 1, D width, H heads, V vocabulary.
+"""
+import contextlib
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration: every size, as weights/NAME/config.json holds them. The defaults are those of the 13B model.
+
+
+@dataclass
+class ViTConfig:
+    """EVA-ViT-g."""
+    width: int = 1408
+    layers: int = 39          # the public file holds 40; BLIP-2 reads the features of block 39
+    heads: int = 16
+    mlp_width: int = 6144
+    patch_size: int = 14
+
+
+@dataclass
+class QFormerConfig:
+    """The Q-Former's query path."""
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    queries: int = 32
+    cross_every: int = 2      # layers 0, 2, 4, ... look at the image
+
+
+@dataclass
+class LlamaConfig:
+    """LLaMA; the names are those of its public config.json."""
+    hidden_size: int = 5120
+    intermediate_size: int = 13824
+    num_hidden_layers: int = 40
+    num_attention_heads: int = 40
+    num_key_value_heads: int = 40
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    max_position_embeddings: int = 2048
+    vocab_size: int = 32001
+    tie_word_embeddings: bool = False
+
+
+@dataclass
+class Config:
+    """All sizes of an ArtGPT-4. `adapter_width` is D/4 in the paper; 0 means no adapters, which is MiniGPT-4."""
+    image_size: int = 224
+    ln_vision_eps: float = 1e-5
+    adapter_width: int = 1280
+    vit: ViTConfig = field(default_factory=ViTConfig)
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    llama: LlamaConfig = field(default_factory=LlamaConfig)
+
+    @classmethod
+    def from_dict(cls, values):
+        """Config from what json.load gives. Raises ValueError for a name that is unknown."""
+        def build(part, values):
+            known = {f.name for f in fields(part)}
+            if unknown := set(values) - known:
+                raise ValueError(f"unknown {', '.join(sorted(unknown))} (known: {', '.join(sorted(known))})")
+            return part(**values)
+        parts = {"vit": ViTConfig, "qformer": QFormerConfig, "llama": LlamaConfig}
+        return build(cls, values | {name: build(part, values.get(name, {})) for name, part in parts.items()})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pixels
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, as EVA-ViT was trained
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def to_rgb(image):
+    """A PIL image of any mode as RGB: upright (EXIF), on white where it is transparent, 16 bits scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def open_image(path):
+    """The picture in a file, as an RGB image. Raises ValueError, in one line, if Pillow cannot read it."""
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "not a picture that Pillow can read" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise ValueError(f"{path}: {reason}") from None
+
+
+def preprocess(image, size):
+    """A PIL image -> float32 (3, size, size), resized without regard to its aspect ratio and normalised."""
+    image = to_rgb(image).resize((size, size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return (pixels - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(PIXEL_STD)[:, None, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# EVA-ViT: an image as P vectors, one for every 14 x 14 patch and one for the class token
+
+
+def split_heads(x, heads):
+    """(B, T, heads * d) -> (B, heads, T, d)"""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(x):
+    """(B, H, T, d) -> (B, T, H * d)"""
+    return x.transpose(1, 2).flatten(2)
+
+
+class ViTAttention(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)  # the released weights have no bias on k: it is zero
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x):                                     # (B, P, D)
+        q, k, v = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
+        return self.proj(join_heads(F.scaled_dot_product_attention(q, k, v)))
+
+
+class ViTBlock(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.attn = ViTAttention(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class ViT(nn.Module):
+    """pixels (B, 3, S, S) -> (B, P, D) with P = (S / patch)^2 + 1, before any final norm."""
+
+    def __init__(self, config, image_size):
+        super().__init__()
+        patches = (image_size // config.patch_size) ** 2
+        self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, config.width))
+        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.layers))
+
+    def forward(self, pixels):
+        x = self.patch_embed(pixels).flatten(2).transpose(1, 2)                    # (B, P - 1, D)
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def resize_pos_embed(pos_embed, patches):
+    """Position embedding (1, P, D) for another square grid of `patches` patches; the class token's row is untouched."""
+    cls_row, grid = pos_embed[:, :1], pos_embed[:, 1:]
+    old, new = math.isqrt(grid.shape[1]), math.isqrt(patches)
+    if old == new:
+        return pos_embed
+    grid = grid.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)               # (1, D, old, old)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat((cls_row, grid.flatten(2).transpose(1, 2).to(cls_row.dtype)), dim=1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Q-Former: P image vectors read into Q
+
+
+class QFormerAttention(nn.Module):
+    """Attention of the queries to themselves or to the image, then the residual and its norm (post-norm, as BERT)."""
+
+    def __init__(self, config, source_width):
+        super().__init__()
+        self.heads = config.heads
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(source_width, config.width)
+        self.value = nn.Linear(source_width, config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+
+    def forward(self, x, source):                             # x (B, Q, D), source (B, Q or P, source_width)
+        q, k, v = (split_heads(t, self.heads) for t in (self.query(x), self.key(source), self.value(source)))
+        return self.norm(x + self.out(join_heads(F.scaled_dot_product_attention(q, k, v))))
+
+
+class QFormerLayer(nn.Module):
+    def __init__(self, config, image_width, looks_at_image):
+        super().__init__()
+        self.self_attn = QFormerAttention(config, config.width)
+        self.cross_attn = QFormerAttention(config, image_width) if looks_at_image else None
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+
+    def forward(self, x, image):
+        x = self.self_attn(x, x)
+        if self.cross_attn is not None:
+            x = self.cross_attn(x, image)
+        return self.norm(x + self.fc2(F.gelu(self.fc1(x))))
+
+
+class QFormer(nn.Module):
+    """Image vectors (B, P, Dv), after ln_vision -> (B, Q, D): what Q learned queries found in them."""
+
+    def __init__(self, config, image_width):
+        super().__init__()
+        self.queries = nn.Parameter(torch.zeros(1, config.queries, config.width))
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+        self.layers = nn.ModuleList(QFormerLayer(config, image_width, i % config.cross_every == 0)
+                                    for i in range(config.layers))
+
+    def forward(self, image):
+        x = self.norm(self.queries).expand(len(image), -1, -1)
+        for layer in self.layers:
+            x = layer(x, image)
+        return x
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# LLaMA, with the paper's image adapter in every block
+
+
+class CastLinear(nn.Linear):
+    """A Linear whose weights stay float32 for the optimizer and are cast to the input's dtype in the computation."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width, eps):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return (y * self.weight).to(x.dtype)
+
+
+class KVCache:
+    """The keys and values of the first `length` tokens, for every layer. Setting `length` back forgets what came after.
+
+    Room is doubled when it runs out, so a token's cost does not grow with copying.
+    """
+
+    def __init__(self):
+        self.length = 0
+        self.layers = {}                                      # layer -> keys and values, (2, B, H, room, d)
+
+    def append(self, layer, k, v):
+        """Keys and values (B, H, T, d) of new tokens -> those of all tokens so far, (B, H, length + T, d)."""
+        end = self.length + k.shape[2]
+        stored = self.layers.get(layer)
+        if stored is None or stored.shape[3] < end:
+            room = max(end + 64, 2 * self.length)
+            grown = k.new_empty(2, *k.shape[:2], room, k.shape[3])
+            if stored is not None:
+                grown[:, :, :, :self.length] = stored[:, :, :, :self.length]
+            self.layers[layer] = stored = grown
+        stored[0, :, :, self.length:end], stored[1, :, :, self.length:end] = k, v
+        return stored[0, :, :, :end], stored[1, :, :, :end]
+
+
+def rotate(x, cos, sin):
+    """Rotary positions on queries or keys (B, H, T, d); the pairs are (i, i + d/2). cos and sin: (T, d/2), float32."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+class LlamaAttention(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.layer, self.heads, self.kv_heads = layer, config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.hidden_size // self.heads
+        self.qkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x, cos, sin, cache):                    # (B, T, D)
+        q, k, v = split_heads(self.qkv(x), self.heads + 2 * self.kv_heads).split(
+            (self.heads, self.kv_heads, self.kv_heads), dim=1)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        new, total, mask = q.shape[2], k.shape[2], None       # a single new token sees all: no mask
+        if 1 < new < total:
+            mask = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=1 < new == total,
+                                           enable_gqa=self.kv_heads != self.heads)
+        return self.out(join_heads(x))
+
+
+class LlamaMLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x):
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Adapter(nn.Module):
+    """The image adapter (paper, equation 1): up(gelu(down(x))) + x. It starts as the identity."""
+
+    def __init__(self, width, inner_width):
+        super().__init__()
+        self.down = CastLinear(width, inner_width)
+        self.up = CastLinear(inner_width, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x):
+        return self.up(F.gelu(self.down(x))) + x
+
+
+class LlamaBlock(nn.Module):
+    """Paper, figure 2: attention, image adapter, MLP."""
+
+    def __init__(self, config, layer, adapter_width):
+        super().__init__()
+        self.attn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attn = LlamaAttention(config, layer)
+        self.adapter = Adapter(config.hidden_size, adapter_width) if adapter_width else nn.Identity()
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = LlamaMLP(config)
+
+    def forward(self, x, cos, sin, cache):
+        x = x + self.attn(self.attn_norm(x), cos, sin, cache)
+        x = self.adapter(x)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Llama(nn.Module):
+    """embeds (B, T, D) -> logits (B, T, V)."""
+
+    def __init__(self, config, adapter_width):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(LlamaBlock(config, i, adapter_width) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        tied = config.tie_word_embeddings
+        self.head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def hidden(self, embeds, cache=None):
+        """embeds (B, T, D) -> (B, T, D) after the last norm. With a KVCache the T tokens follow those it holds."""
+        start = cache.length if cache is not None else 0
+        dim = self.config.hidden_size // self.config.num_attention_heads
+        frequency = self.config.rope_theta ** (-torch.arange(0, dim, 2, device=embeds.device).float() / dim)
+        angle = torch.arange(start, start + embeds.shape[1], device=embeds.device).float()[:, None] * frequency
+        cos, sin = angle.cos(), angle.sin()                   # (T, d/2)
+        x = embeds
+        for block in self.blocks:
+            x = block(x, cos, sin, cache)
+        if cache is not None:
+            cache.length += embeds.shape[1]
+        return self.norm(x)
+
+    def logits(self, hidden):
+        """(..., D) -> (..., V), float32."""
+        return F.linear(hidden, self.embed.weight if self.head is None else self.head.weight).float()
+
+    def forward(self, embeds, cache=None):
+        return self.logits(self.hidden(embeds, cache))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompts
+
+IMAGE_MARK = "<ImageHere>"                                    # where the Q image vectors go
+IMAGE_SLOT = f"<Img>{IMAGE_MARK}</Img>"
+SYSTEM = ("Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to "
+          "you. Please answer my questions.")
+INSTRUCTIONS = (                                              # stage 2 draws one of them for every batch
+    "Describe this image in detail.",
+    "Take a look at this image and describe what you notice.",
+    "Please provide a detailed description of the picture.",
+    "Could you describe the contents of this image for me?",
+)
+STOP = "###"                                                  # ends a message, however it was tokenised
+
+
+def instruction_prompt(instruction):
+    """The prompt of stage 2, to which the description is the answer."""
+    return f"###Human: {IMAGE_SLOT} {instruction} ###Assistant: "
+
+
+def chat_prompt(messages):
+    """The prompt of a conversation (Vicuna v0). messages: question, answer, question, ...; it ends with a question.
+
+    A question that comes with an image begins with IMAGE_SLOT and a space.
+    """
+    turns = (f"###{('Human', 'Assistant')[i % 2]}: {message}" for i, message in enumerate(messages))
+    return f"{SYSTEM}{''.join(turns)}###Assistant:"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The whole
+
+TRAINS = {                                                    # what freeze(mode) leaves training; the projection always
+    "artgpt4": ("norms", "adapters"),
+    "minigpt4": (),
+    "norms": ("norms",),
+    "adapters": ("adapters",),
+}
+
+
+def trainable_names(config, mode="artgpt4"):
+    """The names of all that trains (paper, section 3.2), in the order of the way through the model."""
+    names = ["proj.weight", "proj.bias"]
+    for i in range(config.llama.num_hidden_layers):
+        parts = []
+        if "norms" in TRAINS[mode]:                           # before every MLP; before the attention of every other
+            parts += ["attn_norm.weight", "mlp_norm.weight"] if i % 2 == 0 else ["mlp_norm.weight"]
+        if "adapters" in TRAINS[mode] and config.adapter_width:
+            parts += ["adapter.down.weight", "adapter.down.bias", "adapter.up.weight", "adapter.up.bias"]
+        names += [f"llama.blocks.{i}.{part}" for part in parts]
+    return names
+
+
+class ArtGPT4(nn.Module):
+    """The model and its tokenizer (a sentencepiece processor)."""
+
+    def __init__(self, config, tokenizer):
+        super().__init__()
+        self.config, self.tokenizer = config, tokenizer
+        self.vit = ViT(config.vit, config.image_size)
+        self.ln_vision = nn.LayerNorm(config.vit.width, eps=config.ln_vision_eps)
+        self.qformer = QFormer(config.qformer, config.vit.width)
+        self.proj = CastLinear(config.qformer.width, config.llama.hidden_size)
+        self.llama = Llama(config.llama, config.adapter_width)
+
+    # From a picture and a prompt to what llama reads
+
+    def encode_image(self, pixels):
+        """pixels (B, 3, S, S) -> image_embeds (B, Q, D)"""
+        weight = self.vit.pos_embed
+        return self.proj(self.qformer(self.ln_vision(self.vit(pixels.to(weight.device, weight.dtype)))))
+
+    def embed_tokens(self, ids):
+        """ids (B, T) -> (B, T, D)"""
+        return self.llama.embed(ids)
+
+    def embed_prompt(self, prompt, image_embeds):
+        """BOS, the prompt's words, and a row of image_embeds (N, Q, D) at each <ImageHere> -> (1, T, D).
+
+        Each text between images is tokenised by itself, as the released code does. Raises ValueError where the
+        counts of marks and images differ.
+        """
+        texts = prompt.split(IMAGE_MARK)
+        if len(texts) - 1 != len(image_embeds):
+            raise ValueError(f"the prompt has {len(texts) - 1} {IMAGE_MARK}, but there are {len(image_embeds)} images")
+        embeds = []
+        for i, text in enumerate(texts):
+            ids = [self.tokenizer.bos_id()] * (i == 0) + self.tokenizer.encode(text)
+            ids = torch.tensor([ids], dtype=torch.long, device=self.llama.embed.weight.device)
+            embeds += [self.embed_tokens(ids), *image_embeds[i:i + 1, None]]
+        return torch.cat(embeds, dim=1)
+
+    # Training
+
+    def freeze(self, mode="artgpt4"):
+        """Leave training what the paper trains, in float32, and nothing else. Returns the parameters that train.
+
+        mode: a key of TRAINS. "minigpt4" trains the projection alone; "norms" and "adapters" are the halves between.
+        """
+        names = trainable_names(self.config, mode)
+        self.requires_grad_(False)
+        parameters = [self.get_parameter(name) for name in names]
+        for parameter in parameters:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        return parameters
+
+    def loss(self, pixels, captions, prompt=None, end="\n", max_text_tokens=32):
+        """Mean cross-entropy over all caption tokens of the batch; prompt, image and padding are not counted.
+
+        pixels (B, 3, S, S); captions: B strings. Stage 1: no prompt. Stage 2: a prompt with one <ImageHere> (or a list
+        of B of them) and end="###".
+        """
+        prompts = [prompt or IMAGE_MARK] * len(captions) if prompt is None or isinstance(prompt, str) else prompt
+        image_embeds = self.encode_image(pixels)
+        rows, positions, targets = [], [], []
+        for i, caption in enumerate(captions):
+            text = torch.tensor(self.tokenizer.encode(caption + end)[:max_text_tokens], device=image_embeds.device)
+            before = self.embed_prompt(prompts[i], image_embeds[i:i + 1])[0]
+            rows.append(torch.cat((before, self.embed_tokens(text[:-1]))))       # nothing follows the last token
+            positions.append(torch.arange(len(before) - 1, len(rows[-1]), device=text.device))
+            targets.append(text)
+        width = max(len(row) for row in rows)
+        hidden = self.llama.hidden(nn.utils.rnn.pad_sequence(rows, batch_first=True))  # padded on the right: causal
+        at_text = torch.cat([i * width + position for i, position in enumerate(positions)])
+        return F.cross_entropy(self.llama.logits(hidden.flatten(0, 1)[at_text]), torch.cat(targets))
+
+    # Answering
+
+    @torch.inference_mode()
+    def generate_ids(self, embeds, max_new_tokens=300, temperature=1.0, top_p=0.9, generator=None):
+        """Yield the next token of each row, (B,) ids, up to max_new_tokens times. embeds: (B, T, D), all of length T.
+
+        temperature 0 takes the likeliest token; else the next token is drawn, with `generator`, from the smallest set
+        of tokens that holds a share top_p of the probability.
+        """
+        cache = KVCache()
+        for _ in range(max_new_tokens):
+            logits = self.llama.logits(self.llama.hidden(embeds, cache)[:, -1])            # (B, V)
+            ids = sample(logits, temperature, top_p, generator)
+            yield ids
+            embeds = self.embed_tokens(ids[:, None])
+
+    def readable(self, ids):
+        """The text of an answer's first tokens as far as it is sure, and whether the answer has ended.
+
+        Not sure are half a character and a part of "###"; they wait for the next token.
+        """
+        ended = self.tokenizer.eos_id() in ids
+        text = self.tokenizer.decode(ids[:ids.index(self.tokenizer.eos_id())] if ended else ids)
+        if STOP in text:
+            return text.partition(STOP)[0], True
+        return (text if ended else text.rstrip("#")).rstrip("\N{REPLACEMENT CHARACTER}"), ended
+
+    def generate(self, embeds, max_new_tokens=300, temperature=1.0, top_p=0.9, generator=None):
+        """Yield the answer to a prompt's embeds (1, T, D) in pieces of text as they come; see generate_ids."""
+        ids, shown = [], 0
+        for token in self.generate_ids(embeds, max_new_tokens, temperature, top_p, generator):
+            ids.append(token.item())
+            text, ended = self.readable(ids)
+            if len(text) > shown:
+                yield text[shown:]
+                shown = len(text)
+            if ended:
+                return
+
+    def answers(self, embeds, **sampling):
+        """The whole answers to B prompts of equal length, embeds (B, T, D) -> B strings; sampling: see generate_ids."""
+        rows = [[] for _ in embeds]
+        ended = [False] * len(rows)
+        for ids in self.generate_ids(embeds, **sampling):
+            for i, token in enumerate(ids.tolist()):
+                if not ended[i]:
+                    rows[i].append(token)
+                    ended[i] = self.readable(rows[i])[1]
+            if all(ended):
+                break
+        return [self.readable(row)[0].strip() for row in rows]
+
+    # Loading and saving
+
+    @classmethod
+    def from_pretrained(cls, folder, device="cpu", dtype=None):
+        """The model of a weights folder, in evaluation mode. dtype None keeps the frozen weights as they are stored,
+        which on a CPU maps them from disk without a copy. What trains is float32 always.
+
+        Raises ValueError, naming the file, for a folder that is missing, incomplete, or does not fit its config.json.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder}: no weights folder (no config.json); make one with convert_weights.py")
+        try:
+            config = Config.from_dict(json.loads((folder / "config.json").read_text()))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        with torch.device("meta"):
+            model = cls(config, load_tokenizer(folder / "tokenizer.model", config))
+        state, trains = {}, set(trainable_names(config))
+        for file in weight_files(folder):                     # adapter.safetensors comes last and replaces the norms
+            for name, tensor in read_tensors(file):
+                state[name] = tensor.to(device, torch.float32 if name in trains else dtype or tensor.dtype)
+        expected = model.state_dict()
+        wrong = [f"{name} is missing" for name in expected.keys() - state.keys()]
+        wrong += [f"{name} is not part of the model" for name in state.keys() - expected.keys()]
+        wrong += [f"{name} is {tuple(state[name].shape)}, config.json says {tuple(expected[name].shape)}"
+                  for name in expected.keys() & state.keys() if state[name].shape != expected[name].shape]
+        if wrong:
+            raise ValueError(f"{folder}: {min(wrong)}" + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
+        model.load_state_dict(state, assign=True)
+        return model.eval()
+
+    def save_pretrained(self, folder):
+        """Write a weights folder: config.json, tokenizer.model and the three files of tensors."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state, trains = self.state_dict(), set(trainable_names(self.config))
+        save_tensors({n: t for n, t in state.items() if n.startswith(("vit.", "ln_vision.", "qformer."))},
+                     folder / "vision.safetensors")
+        save_tensors({n: t for n, t in state.items() if n.startswith("llama.") and ".adapter." not in n},
+                     folder / "llama.safetensors")
+        save_tensors({n: t for n, t in state.items() if n in trains}, folder / "adapter.safetensors")
+        with written_beside(folder / "tokenizer.model") as path:
+            path.write_bytes(self.tokenizer.serialized_model_proto())
+        with written_beside(folder / "config.json") as path:
+            path.write_text(json.dumps(asdict(self.config), indent=1) + "\n")
+
+    def save_adapter(self, file):
+        """Write all that trains, float32, to an adapter.safetensors."""
+        save_tensors({name: self.get_parameter(name).data for name in trainable_names(self.config)}, file)
+
+    def load_adapter(self, file):
+        """Take all that trains from an adapter.safetensors. Raises ValueError if it belongs to another model."""
+        state = dict(read_tensors(file))
+        for name in trainable_names(self.config):
+            parameter = self.get_parameter(name)
+            if name not in state or state[name].shape != parameter.shape:
+                found = tuple(state[name].shape) if name in state else "missing"
+                raise ValueError(f"{file}: {name} is {found}, this model needs {tuple(parameter.shape)}")
+            parameter.data = state[name].to(parameter.device, torch.float32, copy=True)
+
+
+def sample(logits, temperature, top_p, generator=None):
+    """logits (B, V) -> ids (B,): argmax at temperature 0, else drawn from the top_p share (the "nucleus")."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probs, ids = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    probs[probs.cumsum(dim=-1) - probs >= top_p] = 0          # the first token always stays
+    return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def load_tokenizer(file, config):
+    """The sentencepiece model in `file`. Raises ValueError if it is none or has more pieces than the embedding rows."""
+    try:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=Path(file).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
+    except RuntimeError:
+        raise ValueError(f"{file}: not a sentencepiece model") from None
+    if tokenizer.get_piece_size() > config.llama.vocab_size:
+        raise ValueError(f"{file}: {tokenizer.get_piece_size()} pieces, but the language model has an embedding for "
+                         f"{config.llama.vocab_size}")
+    return tokenizer
+
+
+def weight_files(folder):
+    """The safetensors files of a weights folder, adapter last. llama may be one file or shards with an index."""
+    index = folder / "llama.safetensors.index.json"
+    shards = ["llama.safetensors"]
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return [folder / name for name in ("vision.safetensors", *shards, "adapter.safetensors")]
+
+
+def read_tensors(file):
+    """Yield (name, tensor) of a safetensors file, mapped from disk. Raises ValueError if it is missing or damaged."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():
+                yield name, tensors.get_tensor(name)
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+
+
+def save_tensors(tensors, file):
+    """Write tensors to a safetensors file, whole or not at all."""
+    with written_beside(file) as path:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+@contextlib.contextmanager
+def written_beside(file):
+    """A path beside `file` to write to; once the block is done it is fsynced and renamed to `file`, else removed."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        with open(beside, "rb+") as written:
+            os.fsync(written.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,51 @@
+"""What the commands share: a progress line, and errors as one line."""
+import os
+import sys
+import time
+import traceback
+
+
+class Progress:
+    """What, how far, how fast, how long still: a line rewritten on a terminal, a plain one every 10 seconds elsewhere.
+
+    show(done, note) may be called as often as one likes; `total` and `done` count in `unit`.
+    """
+
+    def __init__(self, what, total, unit, stream=sys.stderr):
+        self.what, self.total, self.unit, self.stream = what, total, unit, stream
+        self.start, self.first, self.last = time.monotonic(), 0, 0.0
+
+    def show(self, done, note=""):
+        now = time.monotonic()
+        terminal, finished = self.stream.isatty(), done >= self.total
+        if now - self.last < (0.2 if terminal else 10) and not finished:
+            return
+        self.last = now
+        speed = done / max(now - self.start, 1e-9)
+        left = (self.total - done) / max(speed, 1e-9)
+        time_text = f"{now - self.start:.0f} s" if finished else f"{int(left) // 60}:{int(left) % 60:02d} left"
+        line = f"{self.what} {done:g}/{self.total:g} {self.unit}, {speed:.3g} {self.unit}/s, {time_text}"
+        line += f", {note}" if note else ""
+        print(f"\r\033[K{line}" if terminal else line, end="\n" if finished or not terminal else "", file=self.stream,
+              flush=True)
+
+
+def run_command(main, parser, arguments=None):
+    """Run main(args) as a command: an error that a user can cause is one line on stderr and exit code 1, with
+    --debug also its traceback; Ctrl-C is code 130; a closed pipe ends quietly."""
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    args = parser.parse_args(arguments)
+    try:
+        main(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError) as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        sys.exit(1)
