@@ -24,7 +24,7 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -116,9 +116,11 @@ def open_image(path):
             return to_rgb(image)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not a picture that Pillow can read" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise ValueError(f"{path}: {reason}") from None
+    except Exception as error:                                # a damaged file can raise anything
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not a picture that Pillow can read"
+        raise ValueError(f"{path}: {reason}; give another picture, a PNG or JPEG for example") from None
 
 
 def preprocess(image, size):
@@ -377,7 +379,8 @@ class Llama(nn.Module):
     def __init__(self, config, adapter_width):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        weight = torch.empty(config.vocab_size, config.hidden_size).uniform_(-1, 1)
+        self.embed = nn.Embedding.from_pretrained(weight, freeze=False)  # its own normal_ takes a second on "meta"
         self.blocks = nn.ModuleList(LlamaBlock(config, i, adapter_width) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         tied = config.tie_word_embeddings
