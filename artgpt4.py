@@ -462,6 +462,17 @@ def trainable_names(config, mode="artgpt4"):
     return names
 
 
+def initial_adapter(config):
+    """Yield (name, float32 tensor) of projection and adapters as training starts them; the norms start as LLaMA's own.
+    One module at a time is in memory."""
+    def parts(name, module):
+        return ((f"{name}.{part}", tensor) for part, tensor in module.state_dict().items())
+    width = config.llama.hidden_size
+    yield from parts("proj", CastLinear(config.qformer.width, width))
+    for i in range(config.llama.num_hidden_layers if config.adapter_width else 0):
+        yield from parts(f"llama.blocks.{i}.adapter", Adapter(width, config.adapter_width))
+
+
 class ArtGPT4(nn.Module):
     """The model and its tokenizer (a sentencepiece processor)."""
 
@@ -591,9 +602,10 @@ class ArtGPT4(nn.Module):
     # Loading and saving
 
     @classmethod
-    def from_pretrained(cls, folder, device="cpu", dtype=None):
+    def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=True):
         """The model of a weights folder, in evaluation mode. dtype None keeps the frozen weights as they are stored,
-        which on a CPU maps them from disk without a copy. What trains is float32 always.
+        which on a CPU maps them from disk without a copy. What trains is float32 always; adapter=False leaves
+        adapter.safetensors aside and starts it anew.
 
         Raises ValueError, naming the file, for a folder that is missing, incomplete, or does not fit its config.json.
         """
@@ -606,8 +618,9 @@ class ArtGPT4(nn.Module):
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
         with torch.device("meta"):
             model = cls(config, load_tokenizer(folder / "tokenizer.model", config))
-        state, trains = {}, set(trainable_names(config))
-        for file in weight_files(folder):                     # adapter.safetensors comes last and replaces the norms
+        state = {} if adapter else {name: tensor.to(device) for name, tensor in initial_adapter(config)}
+        trains = set(trainable_names(config))
+        for file in weight_files(folder, adapter):            # adapter.safetensors comes last and replaces the norms
             for name, tensor in read_tensors(file):
                 state[name] = tensor.to(device, torch.float32 if name in trains else dtype or tensor.dtype)
         expected = model.state_dict()
@@ -677,13 +690,13 @@ def load_tokenizer(file, config):
     return tokenizer
 
 
-def weight_files(folder):
+def weight_files(folder, adapter=True):
     """The safetensors files of a weights folder, adapter last. llama may be one file or shards with an index."""
     index = folder / "llama.safetensors.index.json"
     shards = ["llama.safetensors"]
     if index.is_file():
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return [folder / name for name in ("vision.safetensors", *shards, "adapter.safetensors")]
+    return [folder / name for name in ("vision.safetensors", *shards, *["adapter.safetensors"] * adapter)]
 
 
 def read_tensors(file):

@@ -1,0 +1,162 @@
+"""Image-text pairs for both stages of training: the gallery, and cc_sbu_align.
+
+A source knows how many pairs it has and gives picture(i) and words(i, stage, rng) -> (prompt, text). Which pair comes
+when, how it is cropped and which of its texts is taken are a pure function of seed, epoch and pair, for any number of
+workers.
+"""
+import json
+import math
+import random
+import re
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, chat_prompt, instruction_prompt, open_image, preprocess, written_beside
+from command import Progress
+from gallery import painting, words
+from gallery.scenes import random_scenes
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Texts and crops
+
+
+def clean_caption(text, max_words=50):
+    """The caption cleaner of stage 1: lower case, marks to spaces, runs of spaces to one, at most max_words words."""
+    text = re.sub(r'[.!"()*#:;~]', " ", text.lower())
+    return " ".join(re.sub(r"\s{2,}", " ", text).strip().split(" ")[:max_words])
+
+
+def random_crop(image, rng, min_area):
+    """Random resized crop, without the resizing: a share min_area to 1 of the area, aspect 3/4 to 4/3 (log-uniform)."""
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * rng.uniform(min_area, 1)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            break
+    else:                                                     # a very long picture: its middle
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+    return image.crop((left, top, left + w, top + h))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sources
+
+
+def painted(scenes, folder, size=224):
+    """Paintings of the scenes, uint8 (N, size, size, 3), mapped from a file in `folder`; painted when it is not there.
+
+    A painting takes tens of milliseconds, more than a training step has for it: hence the file.
+    """
+    key = zlib.crc32(Path(painting.__file__).read_bytes() + repr((scenes, size)).encode())
+    file = Path(folder) / f"{len(scenes)}-{key:08x}.npy"
+    if not file.is_file():
+        progress = Progress("painting", len(scenes), "pictures")
+        with written_beside(file) as path, ProcessPoolExecutor() as pool:
+            array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(scenes), size, size, 3))
+            for i, image in enumerate(pool.map(painting.paint, scenes, [size] * len(scenes), chunksize=16)):
+                array[i] = image
+                progress.show(i + 1)
+            array.flush()
+    return np.load(file, mmap_mode="r")
+
+
+class Gallery:
+    """The embedded default: painted scenes, and what gallery/words.py says about each."""
+
+    def __init__(self, pictures=2000, seed=0, cache="runs/gallery"):
+        self.scenes = random_scenes(pictures, f"training {seed}")
+        self.paintings = painted(self.scenes, cache)
+
+    def __len__(self):
+        return len(self.scenes)
+
+    def picture(self, i):
+        return Image.fromarray(self.paintings[i])
+
+    def words(self, i, stage, rng):
+        scene = self.scenes[i]
+        if stage == 1:
+            return None, clean_caption(words.caption(scene, rng))
+        if rng.random() < 0.4:
+            return instruction_prompt(rng.choice(INSTRUCTIONS)), words.description(scene, rng)
+        rounds = [(rng.choice(INSTRUCTIONS), words.description(scene, rng)), *words.questions(scene, rng)]
+        rounds = rng.sample(rounds, rng.choice((1, 1, 2)))    # as in a conversation: one or two questions
+        messages = [message for question_and_answer in rounds for message in question_and_answer]
+        return chat_prompt([f"{IMAGE_SLOT} {messages[0]}", *messages[1:-1]]), messages[-1]
+
+
+class CCSBUAlign:
+    """cc_sbu_align: filter_cap.json and image/ID.jpg. Raises ValueError if the folder is not laid out so."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        try:
+            annotations = json.loads((self.folder / "filter_cap.json").read_text(encoding="utf-8"))["annotations"]
+            self.pairs = [(str(pair["image_id"]), pair["caption"]) for pair in annotations]
+        except FileNotFoundError:
+            raise ValueError(f"{folder}: no filter_cap.json in it; --data takes the folder cc_sbu_align") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.folder / 'filter_cap.json'}: not a list of annotations ({error!r})") from None
+        if not self.pairs:
+            raise ValueError(f"{self.folder / 'filter_cap.json'}: no annotations in it")
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def picture(self, i):
+        return open_image(self.folder / "image" / f"{self.pairs[i][0]}.jpg")
+
+    def words(self, i, stage, rng):
+        caption = self.pairs[i][1]
+        if stage == 1:
+            return None, clean_caption(caption)
+        return instruction_prompt(rng.choice(INSTRUCTIONS)), caption
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Batches
+
+
+class Pairs(Dataset):
+    """(epoch, i) -> (pixels (3, S, S), prompt or None, text) of a source's pair i, as it is seen in that epoch."""
+
+    def __init__(self, source, stage, image_size, min_crop_area, seed):
+        self.source, self.stage, self.seed = source, stage, seed
+        self.image_size, self.min_crop_area = image_size, min_crop_area
+
+    def __getitem__(self, key):
+        epoch, i = key
+        rng = random.Random(f"{self.seed} {epoch} {i}")
+        crop = random_crop(self.source.picture(i), rng, self.min_crop_area)
+        return preprocess(crop, self.image_size), *self.source.words(i, self.stage, rng)
+
+
+def order(count, batch_size, steps, seed):
+    """Yield `steps` lists of batch_size keys (epoch, i): every epoch a new shuffle of all pairs."""
+    keys, epoch = [], 0
+    for _ in range(steps):
+        while len(keys) < batch_size:
+            keys += [(epoch, i) for i in random.Random(f"{seed} {epoch}").sample(range(count), count)]
+            epoch += 1
+        yield keys[:batch_size]
+        keys = keys[batch_size:]
+
+
+def collate(pairs):
+    pixels, prompts, texts = zip(*pairs, strict=True)
+    return torch.stack(pixels), list(prompts), list(texts)
+
+
+def batches(source, stage, image_size, batch_size, steps, seed, min_crop_area=0.5, workers=1):
+    """`steps` batches: pixels (B, 3, S, S), B prompts (None in stage 1), B texts."""
+    return DataLoader(Pairs(source, stage, image_size, min_crop_area, seed), collate_fn=collate, num_workers=workers,
+                      batch_sampler=list(order(len(source), batch_size, steps, seed)))
