@@ -668,7 +668,9 @@ def sample(logits, temperature, top_p, generator=None):
     if temperature == 0:
         return logits.argmax(dim=-1)
     probs, ids = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
-    probs[probs.cumsum(dim=-1) - probs >= top_p] = 0          # the first token always stays
+    outside = probs.cumsum(dim=-1) - probs >= top_p
+    outside[:, 0] = False                                     # the likeliest token always stays
+    probs[outside] = 0
     return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
 
 
