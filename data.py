@@ -51,7 +51,7 @@ def random_crop(image, rng, min_area):
 # Sources
 
 
-def painted(scenes, folder, size=224):
+def painted(scenes, folder="runs/gallery", size=224):
     """Paintings of the scenes, uint8 (N, size, size, 3), mapped from a file in `folder`; painted when it is not there.
 
     A painting takes tens of milliseconds, more than a training step has for it: hence the file.
@@ -72,9 +72,9 @@ def painted(scenes, folder, size=224):
 class Gallery:
     """The embedded default: painted scenes, and what gallery/words.py says about each."""
 
-    def __init__(self, pictures=2000, seed=0, cache="runs/gallery"):
-        self.scenes = random_scenes(pictures, f"training {seed}")
-        self.paintings = painted(self.scenes, cache)
+    def __init__(self, pictures):
+        self.scenes = random_scenes(pictures, "training")
+        self.paintings = painted(self.scenes)
 
     def __len__(self):
         return len(self.scenes)

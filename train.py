@@ -88,7 +88,7 @@ def train(model, source, recipe, stage, out, workers=1):
           f"parameters train ({recipe.mode}), {recipe.steps} steps of {recipe.batch_size} pairs, {len(source)} pairs")
     optimizer = optimizer_for(parameters, recipe)
     progress, began = Progress(f"stage {stage}", recipe.steps, "steps"), time.monotonic()
-    held_out_paintings = painted(held_out(SEEN_PAIRS), "runs/gallery")[:8]
+    held_out_paintings = painted(held_out(SEEN_PAIRS, 8))
     end = "\n" if stage == 1 else STOP
     loader = batches(source, stage, model.config.image_size, recipe.batch_size, recipe.steps, recipe.seed,
                      recipe.min_crop_area, workers)
@@ -127,7 +127,7 @@ def main(args):
     model = ArtGPT4.from_pretrained(args.weights, args.device, getattr(torch, args.dtype), adapter=False)
     if init:
         model.load_adapter(init)
-    source = CCSBUAlign(args.data) if args.data else Gallery()
+    source = CCSBUAlign(args.data) if args.data else Gallery(args.pictures)
     out.mkdir(parents=True, exist_ok=True)
     train(model, source, recipe, args.stage, out, args.workers)
     print(f"{out}/adapter.safetensors, log.jsonl and samples.png are written")
@@ -143,6 +143,7 @@ if __name__ == "__main__":
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True)
     parser.add_argument("--weights", type=Path, default=HERE / "weights" / "tiny", help="weights folder (weights/tiny)")
     parser.add_argument("--data", type=Path, help="the folder cc_sbu_align (without it: the gallery)")
+    parser.add_argument("--pictures", type=int, default=2000, help="paintings of the gallery to train on (%(default)s)")
     parser.add_argument("--out", type=Path, help="the run's folder (default: runs/stage1 or runs/stage2)")
     parser.add_argument("--init", type=Path, help="adapter.safetensors to begin with (default: stage 1 anew, stage 2 "
                                                   "runs/stage1/adapter.safetensors)")

@@ -18,7 +18,7 @@ def sheet():
     scenes = [Scene(subject, style, list(PALETTES)[(row + column) % len(PALETTES)],
                     COMPOSITIONS[column % len(COMPOSITIONS)], 100 * row + column)
               for row, style in enumerate(STYLES) for column, subject in enumerate(SUBJECTS)]
-    return contact_sheet([paint(scene, 224).reduce(2) for scene in scenes], len(SUBJECTS), size=112)
+    return contact_sheet([paint(scene).reduce(2) for scene in scenes], len(SUBJECTS))
 
 
 def main(args):

@@ -709,22 +709,22 @@ def paint(scene, size=224):
     return painting if painting.width == size else painting.resize((size, size), Image.Resampling.BOX)
 
 
-def contact_sheet(scenes, columns, size=224, captions=None):
-    """Paintings in a grid; captions, one string a scene, are wrapped under them and share the tallest one's height."""
-    margin, font = max(4, size // 28), ImageFont.load_default(size=max(9, size // 18))
-    texts = [""] * len(scenes)
-    caption_height = 0
+def contact_sheet(pictures, columns, captions=None):
+    """PIL pictures of one size in a grid; captions, one string each, are wrapped under them, as tall as the tallest."""
+    width, height = pictures[0].size
+    margin, font = max(4, width // 28), ImageFont.load_default(size=max(9, width // 18))
+    texts, caption_height = [""] * len(pictures), 0
     if captions:
-        width = max(8, int(size / font.getlength("n")))
-        texts = ["\n".join(textwrap.fill(part, width) for part in caption.splitlines()) for caption in captions]
+        letters = max(8, int(width / font.getlength("n")))
+        texts = ["\n".join(textwrap.fill(part, letters) for part in caption.splitlines()) for caption in captions]
         pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
         caption_height = max(int(pen.multiline_textbbox((0, 0), text, font)[3]) for text in texts) + margin
-    rows = -(-len(scenes) // columns)
-    step_x, step_y = size + margin, size + margin + caption_height
+    rows = -(-len(pictures) // columns)
+    step_x, step_y = width + margin, height + margin + caption_height
     sheet = Image.new("RGB", (columns * step_x + margin, rows * step_y + margin), "#faf8f4")
     pen = ImageDraw.Draw(sheet)
-    for i, (scene, text) in enumerate(zip(scenes, texts, strict=True)):
+    for i, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
         x, y = margin + i % columns * step_x, margin + i // columns * step_y
-        sheet.paste(paint(scene, size), (x, y))
-        pen.multiline_text((x, y + size + margin // 2), text, "#33302c", font)
+        sheet.paste(picture, (x, y))
+        pen.multiline_text((x, y + height + margin // 2), text, "#33302c", font)
     return sheet

@@ -288,16 +288,21 @@ def train_tokenizer(texts, vocab_size):
 
 def pretrain_language(model, steps, batch, seed):
     """Train model.llama, without its adapters, on `steps` batches of documents."""
-    rng, tokenizer = random.Random(seed), model.tokenizer
+    rng, tokenizer, window = random.Random(seed), model.tokenizer, 16
+    waiting = []
 
     def loss_of_step(step):
-        rows = []
-        for scene in random_scenes(batch, f"text {seed} {step}"):
-            ids = [token for segment in document(scene, rng) for token in tokenizer.encode(segment)]
-            rows.append(torch.tensor([tokenizer.bos_id(), *ids]))
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)       # -100: not counted
-        logits = model.llama(model.embed_tokens(ids[:, :-1].clamp(min=0)))
-        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()), ""
+        if not waiting:                                       # batches of like length, from a window of documents
+            rows = []
+            for scene in random_scenes(window * batch, f"text {seed} {step}"):
+                ids = [token for segment in document(scene, rng) for token in tokenizer.encode(segment)]
+                rows.append(torch.tensor([tokenizer.bos_id(), *ids]))
+            rows.sort(key=len)
+            waiting.extend(rows[i:i + batch] for i in range(0, len(rows), batch))
+            rng.shuffle(waiting)
+        ids = nn.utils.rnn.pad_sequence(waiting.pop(), batch_first=True, padding_value=-100)   # -100: not counted
+        hidden, targets = model.llama.hidden(model.embed_tokens(ids[:, :-1].clamp(min=0))), ids[:, 1:]
+        return F.cross_entropy(model.llama.logits(hidden[targets >= 0]), targets[targets >= 0]), ""
 
     parameters = [p for name, p in model.llama.named_parameters() if ".adapter." not in name]
     train(parameters, loss_of_step, steps, 2e-3, "language")

@@ -45,12 +45,12 @@ def named_rightly(scenes, texts):
     return shares | {"all": sum(shares.values()) / len(shares)}
 
 
-def score(model, stage, cache="runs/gallery"):
+def score(model, stage):
     """{"seen pairs": shares, "unseen pairs": shares} on 200 held-out paintings each; shares as of named_rightly."""
     shares = {}
     for name, pairs in (("seen pairs", SEEN_PAIRS), ("unseen pairs", UNSEEN_PAIRS)):
         scenes = held_out(pairs)
-        texts = describe(model, painted(scenes, cache), stage, f"describing held-out paintings, {name}")
+        texts = describe(model, painted(scenes), stage, f"describing held-out paintings, {name}")
         shares[name] = named_rightly(scenes, texts)
     return shares
 

@@ -1,0 +1,92 @@
+"""data.py: captions, crops, sources, batches."""
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from artgpt4 import INSTRUCTIONS, instruction_prompt, preprocess
+from gallery.scenes import UNSEEN_PAIRS
+
+EXPECTED = json.loads((Path(__file__).parent / "golden" / "expected.json").read_text())
+
+
+@pytest.fixture
+def cc_sbu_align(tmp_path):
+    """A folder in the layout of cc_sbu_align, with five pictures."""
+    (tmp_path / "image").mkdir()
+    for i in range(5):
+        Image.new("RGB", (60 + 10 * i, 50), (40 * i, 10, 200)).save(tmp_path / "image" / f"{i}.jpg")
+    pairs = [{"image_id": str(i), "caption": f"Picture No. {i}!"} for i in range(5)]
+    (tmp_path / "filter_cap.json").write_text(json.dumps({"annotations": pairs}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("text, cleaned", EXPECTED["caption_processor"])
+def test_captions_are_cleaned_as_the_released_code_does(text, cleaned):
+    assert data.clean_caption(text) == cleaned
+
+
+@pytest.mark.parametrize("size", [(200, 150), (150, 200), (64, 64), (1000, 20), (1, 1)])
+def test_crops_lie_in_the_picture_with_the_area_and_aspect_asked_for(size):
+    rng = random.Random(0)
+    width, height = size
+    for _ in range(200):
+        crop = data.random_crop(Image.new("RGB", size), rng, 0.5)
+        assert 1 <= crop.width <= width and 1 <= crop.height <= height
+        if min(size) > 50:
+            assert 0.48 <= crop.width * crop.height / (width * height) <= 1
+            assert 0.73 <= crop.width / crop.height <= 1.37
+
+
+def test_every_epoch_is_a_new_shuffle_of_all_pairs_and_a_pure_function_of_the_seed():
+    batches = list(data.order(count=7, batch_size=3, steps=14, seed=1))
+    keys = [key for batch in batches for key in batch]
+    epochs = [[i for epoch, i in keys if epoch == wanted] for wanted in range(6)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert batches == list(data.order(7, 3, 14, seed=1))
+    assert batches != list(data.order(7, 3, 14, seed=2))
+
+
+def test_batches_are_the_same_for_any_number_of_workers(cc_sbu_align):
+    source = data.CCSBUAlign(cc_sbu_align)
+    runs = [list(data.batches(source, 2, 28, 2, 4, seed=3, workers=workers)) for workers in (0, 2)]
+    for (pixels, *texts), (other_pixels, *other_texts) in zip(*runs, strict=True):
+        assert torch.equal(pixels, other_pixels) and texts == other_texts
+    assert pixels.shape == (2, 3, 28, 28)
+
+
+def test_cc_sbu_align_gives_cleaned_captions_in_stage_1_and_whole_ones_after_an_instruction_in_stage_2(cc_sbu_align):
+    source = data.CCSBUAlign(cc_sbu_align)
+    assert len(source) == 5 and source.picture(3).size == (90, 50)
+    assert source.words(2, 1, random.Random(0)) == (None, "picture no 2")
+    prompt, text = source.words(2, 2, random.Random(0))
+    assert text == "Picture No. 2!"
+    assert prompt in [instruction_prompt(instruction) for instruction in INSTRUCTIONS]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"annotations": []}', '{"annotations": [{"image_id": "1"}]}'])
+def test_a_folder_that_is_not_cc_sbu_align_is_refused_by_name(tmp_path, content):
+    with pytest.raises(ValueError, match="filter_cap.json"):
+        data.CCSBUAlign(tmp_path)
+    (tmp_path / "filter_cap.json").write_text(content)
+    with pytest.raises(ValueError, match="filter_cap.json"):
+        data.CCSBUAlign(tmp_path)
+
+
+def test_the_gallery_trains_on_no_held_out_pair_and_crops_what_it_painted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gallery = data.Gallery(60)
+    assert not {(scene.subject, scene.style) for scene in gallery.scenes} & set(UNSEEN_PAIRS)
+    assert gallery.paintings.shape == (60, 224, 224, 3)
+    painted_again = data.painted(gallery.scenes)              # from the file
+    assert np.array_equal(painted_again, gallery.paintings) and len(list(Path("runs/gallery").iterdir())) == 1
+    pixels, prompt, text = data.Pairs(gallery, 1, 56, 1.0, seed=0)[0, 4]
+    whole = preprocess(gallery.picture(4), 56)
+    assert prompt is None and gallery.scenes[4].subject in text
+    assert pixels.shape == whole.shape and (pixels - whole).abs().mean() < 0.5
