@@ -13,10 +13,8 @@ adapter in every block of Vicuna. What is notable here:
 
 Shapes: B images or sequences, T tokens, Q queries, P patches + 1, D width, H heads, V vocabulary.
 """
-import contextlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -29,8 +27,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Configuration: every size, as weights/NAME/config.json holds them. The defaults are those of the 13B model.
+from command import written_beside
+
+# ---- Configuration: every size, as weights/NAME/config.json holds them. The defaults are those of the 13B model.
 
 
 @dataclass
@@ -67,6 +66,7 @@ class LlamaConfig:
     max_position_embeddings: int = 2048
     vocab_size: int = 32001
     tie_word_embeddings: bool = False
+    int8: bool = False        # ours: the matrices of the blocks are Int8Linear
 
 
 @dataclass
@@ -91,8 +91,7 @@ class Config:
         return build(cls, values | {name: build(part, values.get(name, {})) for name, part in parts.items()})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pixels
+# ---- Pixels
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, as EVA-ViT was trained
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -130,8 +129,7 @@ def preprocess(image, size):
     return (pixels - torch.tensor(PIXEL_MEAN)[:, None, None]) / torch.tensor(PIXEL_STD)[:, None, None]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# EVA-ViT: an image as P vectors, one for every 14 x 14 patch and one for the class token
+# ---- EVA-ViT: an image as P vectors, one for every 14 x 14 patch and one for the class token
 
 
 def split_heads(x, heads):
@@ -200,8 +198,7 @@ def resize_pos_embed(pos_embed, patches):
     return torch.cat((cls_row, grid.flatten(2).transpose(1, 2).to(cls_row.dtype)), dim=1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Q-Former: P image vectors read into Q
+# ---- Q-Former: P image vectors read into Q
 
 
 class QFormerAttention(nn.Module):
@@ -254,8 +251,7 @@ class QFormer(nn.Module):
         return x
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# LLaMA, with the paper's image adapter in every block
+# ---- LLaMA, with the paper's image adapter in every block
 
 
 class CastLinear(nn.Linear):
@@ -263,6 +259,18 @@ class CastLinear(nn.Linear):
 
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class Int8Linear(nn.Module):
+    """A frozen Linear without bias: weight int8 (out, in), and one float32 scale a row, absmax / 127."""
+
+    def __init__(self, inputs, outputs, bias=False):
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(outputs, inputs, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(outputs))
+
+    def forward(self, x):
+        return F.linear(x, (self.weight * self.scale[:, None]).to(x.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -312,8 +320,9 @@ class LlamaAttention(nn.Module):
         super().__init__()
         self.layer, self.heads, self.kv_heads = layer, config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.hidden_size // self.heads
-        self.qkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        linear = Int8Linear if config.int8 else nn.Linear
+        self.qkv = linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
+        self.out = linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x, cos, sin, cache):                    # (B, T, D)
         q, k, v = split_heads(self.qkv(x), self.heads + 2 * self.kv_heads).split(
@@ -334,8 +343,9 @@ class LlamaMLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        linear = Int8Linear if config.int8 else nn.Linear
+        self.gate_up = linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x):
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -408,8 +418,7 @@ class Llama(nn.Module):
         return self.logits(self.hidden(embeds, cache))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Prompts
+# ---- Prompts
 
 IMAGE_MARK = "<ImageHere>"                                    # where the Q image vectors go
 IMAGE_SLOT = f"<Img>{IMAGE_MARK}</Img>"
@@ -438,8 +447,7 @@ def chat_prompt(messages):
     return f"{SYSTEM}{''.join(turns)}###Assistant:"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The whole
+# ---- The whole
 
 TRAINS = {                                                    # what freeze(mode) leaves training; the projection always
     "artgpt4": ("norms", "adapters"),
@@ -614,7 +622,7 @@ class ArtGPT4(nn.Module):
             raise ValueError(f"{folder}: no weights folder (no config.json); make one with convert_weights.py")
         try:
             config = Config.from_dict(json.loads((folder / "config.json").read_text()))
-        except (TypeError, json.JSONDecodeError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
         with torch.device("meta"):
             model = cls(config, load_tokenizer(folder / "tokenizer.model", config))
@@ -622,7 +630,9 @@ class ArtGPT4(nn.Module):
         trains = set(trainable_names(config))
         for file in weight_files(folder, adapter):            # adapter.safetensors comes last and replaces the norms
             for name, tensor in read_tensors(file):
-                state[name] = tensor.to(device, torch.float32 if name in trains else dtype or tensor.dtype)
+                as_stored = dtype is None or tensor.dtype == torch.int8 or name.endswith(".scale")
+                frozen = tensor.dtype if as_stored else dtype
+                state[name] = tensor.to(device, torch.float32 if name in trains else frozen)
         expected = model.state_dict()
         wrong = [f"{name} is missing" for name in expected.keys() - state.keys()]
         wrong += [f"{name} is not part of the model" for name in state.keys() - expected.keys()]
@@ -674,8 +684,7 @@ def sample(logits, temperature, top_p, generator=None):
     return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
+# ---- Files
 
 
 def load_tokenizer(file, config):
@@ -717,18 +726,3 @@ def save_tensors(tensors, file):
     """Write tensors to a safetensors file, whole or not at all."""
     with written_beside(file) as path:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-@contextlib.contextmanager
-def written_beside(file):
-    """A path beside `file` to write to; once the block is done it is fsynced and renamed to `file`, else removed."""
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        yield beside
-        with open(beside, "rb+") as written:
-            os.fsync(written.fileno())
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)

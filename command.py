@@ -1,8 +1,28 @@
-"""What the commands share: a progress line, and errors as one line."""
+"""What the commands share: files that are whole or not there, a progress line, errors as one line."""
+import contextlib
 import os
 import sys
 import time
 import traceback
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_beside(file):
+    """A path beside `file` to write to; once the block is done it is fsynced and renamed to `file`, else removed."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        beside.touch()
+        mode = beside.stat().st_mode                          # what the user's umask says; some writers are stricter
+        yield beside
+        beside.chmod(mode)
+        with open(beside, "rb+") as written:
+            os.fsync(written.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 class Progress:

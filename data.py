@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, chat_prompt, instruction_prompt, open_image, preprocess, written_beside
-from command import Progress
+from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, chat_prompt, instruction_prompt, open_image, preprocess
+from command import Progress, written_beside
 from gallery import painting, words
 from gallery.scenes import random_scenes
 

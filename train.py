@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from artgpt4 import STOP, TRAINS, ArtGPT4, written_beside
-from command import Progress, run_command
+from artgpt4 import STOP, TRAINS, ArtGPT4
+from command import Progress, run_command, written_beside
 from data import CCSBUAlign, Gallery, batches, painted
 from gallery.painting import contact_sheet
 from gallery.scenes import SEEN_PAIRS
@@ -119,6 +119,9 @@ def main(args):
         raise ValueError(f"the recipe {args.recipe} has no stage {args.stage}")
     chosen = {f.name: getattr(args, f.name) for f in fields(Recipe) if getattr(args, f.name) is not None}
     recipe = Recipe(**asdict(recipe) | chosen)
+    for name in ("batch_size", "steps_per_epoch", "epochs", "max_text_tokens", "eval_every"):
+        if getattr(recipe, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {getattr(recipe, name)}; it must be at least 1")
     out = args.out or Path("runs") / f"stage{args.stage}"
     init = args.init or (Path("runs/stage1/adapter.safetensors") if args.stage == 2 else None)
     if init and not Path(init).is_file():

@@ -2,8 +2,7 @@
 import argparse
 from pathlib import Path
 
-from artgpt4 import written_beside
-from command import run_command
+from command import run_command, written_beside
 from gallery.painting import contact_sheet, paint
 from gallery.scenes import COMPOSITIONS, PALETTES, STYLES, SUBJECTS, Scene
 

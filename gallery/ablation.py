@@ -1,4 +1,4 @@
-"""The paper's parts one by one: `python -m gallery.ablation` trains every mode of artgpt4.TRAINS through both stages and
+"""The paper's parts one by one: `python -m gallery.ablation` trains every mode of TRAINS through both stages and
 prints how many attributes of held-out paintings each names rightly. Same data and steps for all; one run a seed."""
 import argparse
 import json
@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from artgpt4 import written_beside
-from command import run_command
+from command import run_command, written_beside
 
 MODES = {"minigpt4": "projection alone (MiniGPT-4)", "norms": "projection + norms",
          "adapters": "projection + adapters", "artgpt4": "projection + norms + adapters (ArtGPT-4)"}

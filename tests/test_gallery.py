@@ -17,7 +17,8 @@ def test_the_gallery_has_the_variety_it_claims_and_holds_a_pair_of_every_subject
     assert len(SUBJECTS) >= 8 and len(STYLES) >= 6 and len(PALETTES) >= 6 and len(MOODS) >= 6
     assert {subject for subject, _ in UNSEEN_PAIRS} == set(SUBJECTS)
     assert {style for _, style in UNSEEN_PAIRS} == set(STYLES)
-    assert not set(UNSEEN_PAIRS) & set(SEEN_PAIRS) and len(UNSEEN_PAIRS) + len(SEEN_PAIRS) == len(SUBJECTS) * len(STYLES)
+    assert not set(UNSEEN_PAIRS) & set(SEEN_PAIRS)
+    assert len(UNSEEN_PAIRS) + len(SEEN_PAIRS) == len(SUBJECTS) * len(STYLES)
 
 
 def test_random_scenes_cover_all_pairs_and_are_a_pure_function_of_the_seed():
