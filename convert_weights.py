@@ -1,244 +1,71 @@
-"""Public checkpoints in, a weights folder out: each format is one table of names.
+"""Public checkpoints in, a weights folder out, and back. The formats are in formats.py.
 
+    python convert_weights.py                          says what lies in checkpoints/ and what is missing
     python convert_weights.py --vit eva_vit_g.pth --qformer blip2_pretrained_flant5xxl.pth --llm vicuna-13b-v0 \\
-        --adapter ArtGPT-4.pth --out weights/artgpt4-13b
+        --adapter ArtGPT-4.pth --out weights/artgpt4
+    python convert_weights.py --weights weights/artgpt4 --export ArtGPT-4.pth
 
 What is notable here:
 
-- The source files are mapped, not read, and the output is written tensor after tensor, header first, so that a 13B
-  converts in the memory of its largest tensor.
-- The fused matrices of artgpt4.py are their parts stacked, so fusing is writing one part after the other.
-- Every shape is checked before the first byte is written, every value while it is. The folder appears when it is whole.
-- torch.load runs with weights_only=True: a pickle that would run code is refused.
+- The source files are mapped, not read, and the output is written tensor after tensor, header first: a 13B converts in
+  the memory of its largest tensor. A fused matrix is its parts, written one after the other.
+- All shapes are checked before the first byte is written, all values while it is. The folder appears when it is whole.
 """
 import argparse
 import contextlib
 import json
 import os
-import pickle
 import re
+import shlex
 import shutil
 import struct
-import zipfile
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from artgpt4 import (ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig, initial_adapter, load_tokenizer,
                      read_tensors, resize_pos_embed, trainable_names)
-from command import Progress, run_command
+from formats import FORMATS, Stored, add_delta, open_checkpoint, read_head, their_names
+from command import Progress, run_command, written_beside
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The formats: a name of artgpt4.py, and where the released file keeps it. {i} is the block; .* is .weight and .bias;
-# "a + b" are stacked along the first dimension; "zeros" is a part of the shape of the one before it.
+# Sizes: from the shapes, but for what only a config.json says
 
-EVA_VIT = {
-    "vit.cls_token": "cls_token",
-    "vit.pos_embed": "pos_embed",
-    "vit.patch_embed.*": "patch_embed.proj.*",
-    "vit.blocks.{i}.norm1.*": "blocks.{i}.norm1.*",
-    "vit.blocks.{i}.attn.qkv.weight": "blocks.{i}.attn.qkv.weight",
-    "vit.blocks.{i}.attn.qkv.bias": "blocks.{i}.attn.q_bias + zeros + blocks.{i}.attn.v_bias",
-    "vit.blocks.{i}.attn.proj.*": "blocks.{i}.attn.proj.*",
-    "vit.blocks.{i}.norm2.*": "blocks.{i}.norm2.*",
-    "vit.blocks.{i}.fc1.*": "blocks.{i}.mlp.fc1.*",
-    "vit.blocks.{i}.fc2.*": "blocks.{i}.mlp.fc2.*",
-}
-BLIP2 = {
-    "ln_vision.*": "ln_vision.*",
-    "qformer.queries": "query_tokens",
-    "qformer.norm.*": "Qformer.bert.embeddings.LayerNorm.*",
-    "qformer.layers.{i}.self_attn.query.*": "Qformer.bert.encoder.layer.{i}.attention.self.query.*",
-    "qformer.layers.{i}.self_attn.key.*": "Qformer.bert.encoder.layer.{i}.attention.self.key.*",
-    "qformer.layers.{i}.self_attn.value.*": "Qformer.bert.encoder.layer.{i}.attention.self.value.*",
-    "qformer.layers.{i}.self_attn.out.*": "Qformer.bert.encoder.layer.{i}.attention.output.dense.*",
-    "qformer.layers.{i}.self_attn.norm.*": "Qformer.bert.encoder.layer.{i}.attention.output.LayerNorm.*",
-    "qformer.layers.{i}.cross_attn.query.*": "Qformer.bert.encoder.layer.{i}.crossattention.self.query.*",
-    "qformer.layers.{i}.cross_attn.key.*": "Qformer.bert.encoder.layer.{i}.crossattention.self.key.*",
-    "qformer.layers.{i}.cross_attn.value.*": "Qformer.bert.encoder.layer.{i}.crossattention.self.value.*",
-    "qformer.layers.{i}.cross_attn.out.*": "Qformer.bert.encoder.layer.{i}.crossattention.output.dense.*",
-    "qformer.layers.{i}.cross_attn.norm.*": "Qformer.bert.encoder.layer.{i}.crossattention.output.LayerNorm.*",
-    "qformer.layers.{i}.fc1.*": "Qformer.bert.encoder.layer.{i}.intermediate_query.dense.*",
-    "qformer.layers.{i}.fc2.*": "Qformer.bert.encoder.layer.{i}.output_query.dense.*",
-    "qformer.layers.{i}.norm.*": "Qformer.bert.encoder.layer.{i}.output_query.LayerNorm.*",
-}
-LLAMA = {
-    "llama.embed.weight": "model.embed_tokens.weight",
-    "llama.blocks.{i}.attn_norm.weight": "model.layers.{i}.input_layernorm.weight",
-    "llama.blocks.{i}.attn.qkv.weight": "model.layers.{i}.self_attn.q_proj.weight + "
-                                        "model.layers.{i}.self_attn.k_proj.weight + "
-                                        "model.layers.{i}.self_attn.v_proj.weight",
-    "llama.blocks.{i}.attn.out.weight": "model.layers.{i}.self_attn.o_proj.weight",
-    "llama.blocks.{i}.mlp_norm.weight": "model.layers.{i}.post_attention_layernorm.weight",
-    "llama.blocks.{i}.mlp.gate_up.weight": "model.layers.{i}.mlp.gate_proj.weight + "
-                                           "model.layers.{i}.mlp.up_proj.weight",
-    "llama.blocks.{i}.mlp.down.weight": "model.layers.{i}.mlp.down_proj.weight",
-    "llama.norm.weight": "model.norm.weight",
-    "llama.head.weight": "lm_head.weight",
-}
-ARTGPT4 = {  # pretrained_minigpt4.pth is its first line
-    "proj.*": "llama_proj.*",
-    "llama.blocks.{i}.attn_norm.weight": "llama_model.model.layers.{i}.input_layernorm.weight",
-    "llama.blocks.{i}.mlp_norm.weight": "llama_model.model.layers.{i}.post_attention_layernorm.weight",
-    "llama.blocks.{i}.adapter.down.*": "llama_model.model.layers.{i}.self_attn.1.down.*",
-    "llama.blocks.{i}.adapter.up.*": "llama_model.model.layers.{i}.self_attn.1.up.*",
+SUPPORTED = {  # keys of config.json that change the arithmetic, and the one value that artgpt4.py computes
+    "llm": {"model_type": "llama", "hidden_act": "silu", "rope_scaling": None, "attention_bias": False,
+            "mlp_bias": False, "attention_dropout": 0, "sliding_window": None, "quantization_config": None,
+            "partial_rotary_factor": 1},
+    "vision_config": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "qformer_config": {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "cross_attention_frequency": 2},
 }
 
 
-@dataclass
-class Format:
-    """A kind of checkpoint: what it is called, the tensor that only it has, its table, and what is left unread."""
-    what: str
-    sign: str
-    table: dict
-    unused: str
-
-
-FORMATS = {
-    "eva": Format("EVA-ViT-g", "blocks.0.attn.q_bias", EVA_VIT, r"(head|norm)\.(weight|bias)"),
-    "blip2": Format(
-        "BLIP-2's Q-Former", "Qformer.bert.embeddings.LayerNorm.weight", BLIP2,
-        r"t5_proj\..*|Qformer\.bert\.embeddings\.(word|position)_embeddings\.weight|.*\.position_ids"
-        r"|Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\.(dense|LayerNorm)\..*"),
-    "llama": Format("LLaMA or Vicuna, as transformers keeps it", "model.embed_tokens.weight", LLAMA,
-                    r".*\.rotary_emb\.inv_freq"),
-    "artgpt4": Format("ArtGPT-4's trained part", "llama_model.model.layers.0.self_attn.1.down.weight", ARTGPT4,
-                      r".*\.rotary_emb\.inv_freq|.*\.position_ids"),
-    "minigpt4": Format("MiniGPT-4's projection", "llama_proj.weight", ARTGPT4,
-                       r".*\.rotary_emb\.inv_freq|.*\.position_ids"),
-}
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading: a checkpoint is a dictionary of tensors that are still in their files
-
-
-@dataclass
-class Stored:
-    """A tensor in a file. `where` names both; read() maps or computes it, once, when it is written."""
-    where: str
-    shape: tuple
-    dtype: torch.dtype
-    read: Callable[[], torch.Tensor]
-
-
-@dataclass
-class Checkpoint:
-    """An opened checkpoint: where it is, a key of FORMATS, its tensors by name, and its config.json."""
-    path: Path
-    kind: str
-    tensors: dict
-    config: dict
-
-    def shape(self, name):
-        if name not in self.tensors:
-            raise ValueError(f"{self.path}: {name} is missing")
-        return self.tensors[name].shape
-
-    def count(self, pattern):
-        """The number of blocks whose index the pattern's group finds."""
-        found = (re.match(pattern, name) for name in self.tensors)
-        return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
-def read_json(file):
-    """The dictionary in a JSON file. Raises ValueError, naming the file."""
-    try:
-        values = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file") from None
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: not a JSON object")
-    return values
-
-
-def load_torch(file):
-    """The tensors of a torch.save file, {name: tensor}, mapped where it is a zip. Nothing in it is executed."""
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # a damaged pickle can raise anything
-        if isinstance(error, pickle.UnpicklingError) and (code := re.search(r"GLOBAL (\S+)", str(error))):
-            raise ValueError(f"{file}: would run code of its own ({code[1]}); refused, nothing was run") from None
-        raise ValueError(f"{file}: damaged, cut short, or not a checkpoint") from error
-    if isinstance(loaded, dict):
-        loaded = loaded.get("model", loaded)
-    tensors = {n: t for n, t in loaded.items() if isinstance(t, torch.Tensor)} if isinstance(loaded, dict) else {}
-    if not tensors:
-        raise ValueError(f"{file}: no dictionary of tensors")
-    return tensors
-
-
-def open_file(file):
-    """The tensors of one file, {name: Stored}; safetensors or torch.save, whatever it is called."""
-    with open(file, "rb") as opened:
-        head = opened.read(64)
-    if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{file}: a Git LFS pointer, not the weights themselves; fetch them with: git lfs pull")
-    tensors = dict(read_tensors(file)) if head[8:9] == b"{" else load_torch(file)
-    return {name: Stored(f"{file}: {name}", tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)
-            for name, tensor in tensors.items()}
-
-
-def open_folder(folder):
-    """The tensors of a model as transformers keeps it, one file or shards with an index; safetensors before .bin."""
-    for whole in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{whole}.index.json"
-        shards = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else [whole]
-        present = [shard for shard in shards if (folder / shard).is_file()]
-        if index.is_file() and len(present) < len(shards):
-            missing = next(shard for shard in shards if shard not in present)
-            raise ValueError(f"{index}: names {missing}, which is not there; the download is incomplete")
-        if present:
-            return {name: tensor for shard in shards for name, tensor in open_file(folder / shard).items()}
-    raise ValueError(f"{folder}: no model.safetensors and no pytorch_model.bin, nor an index of their shards")
-
-
-def open_checkpoint(path, *kinds):
-    """The checkpoint at `path`, recognised by its tensors. Raises ValueError if it is none, or none of `kinds`."""
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"{path}: no such file or folder")
-    tensors = open_folder(path) if path.is_dir() else open_file(path)
-    kind = next((kind for kind, known in FORMATS.items() if known.sign in tensors), None)
-    expected = " or ".join(FORMATS[kind].what for kind in kinds)
-    if kind is None:
-        raise ValueError(f"{path}: not a checkpoint known here; expected {expected}")
-    if kind not in kinds:
-        raise ValueError(f"{path}: this is {FORMATS[kind].what}; expected {expected}")
-    return Checkpoint(path, kind, tensors, read_json(path / "config.json") if path.is_dir() else {})
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sizes
+def refuse_unsupported(values, part, file):
+    """Raises ValueError for a setting of config.json that artgpt4.py does not compute."""
+    for key, supported in SUPPORTED[part].items():
+        if values.get(key, supported) != supported:
+            raise ValueError(f"{file}: {key} is {json.dumps(values[key])}; only {json.dumps(supported)} is supported")
 
 
 def vit_config(vit, layers):
-    """ViTConfig from the file's shapes, and the image size of its position embedding. layers: --vit-layers or None."""
-    width, found = vit.shape("cls_token")[-1], vit.count(r"blocks\.(\d+)\.")
-    layers = layers or found - 1
+    """ViTConfig and the image size of the position embedding. layers: --vit-layers or None."""
+    width, found = vit.shape("vit.cls_token")[-1], vit.count("vit.blocks.{i}.fc1.weight")
+    layers = layers or (found - 1 if vit.kind == "eva" else found)
     if layers > found:
         raise ValueError(f"{vit.path}: {found} blocks, but --vit-layers is {layers}")
-    patch_size = vit.shape("patch_embed.proj.weight")[-1]
-    grid = round((vit.shape("pos_embed")[1] - 1) ** 0.5)
-    config = ViTConfig(width, layers, width // 88, vit.shape("blocks.0.mlp.fc1.weight")[0], patch_size)
-    return config, grid * patch_size
+    patch_size = vit.shape("vit.patch_embed.weight")[-1]
+    grid = round((vit.shape("vit.pos_embed")[1] - 1) ** 0.5)
+    return ViTConfig(width, layers, width // 88, vit.shape("vit.blocks.0.fc1.weight")[0], patch_size), grid * patch_size
 
 
 def qformer_config(qformer):
-    """QFormerConfig from the file's shapes."""
-    _, queries, width = qformer.shape("query_tokens")
-    layer = "Qformer.bert.encoder.layer"
-    return QFormerConfig(width, qformer.count(rf"{layer}\.(\d+)\."), width // 64,
-                         qformer.shape(f"{layer}.0.intermediate_query.dense.weight")[0], queries)
-
-
-SUPPORTED = {  # keys of LLaMA's config.json that change the arithmetic, and the one value that artgpt4.py computes
-    "model_type": "llama", "hidden_act": "silu", "rope_scaling": None, "attention_bias": False, "mlp_bias": False,
-    "attention_dropout": 0, "sliding_window": None, "quantization_config": None, "partial_rotary_factor": 1,
-}
+    """QFormerConfig of either format."""
+    _, queries, width = qformer.shape("qformer.queries")
+    return QFormerConfig(width, qformer.count("qformer.layers.{i}.fc1.weight"), width // 64,
+                         qformer.shape("qformer.layers.0.fc1.weight")[0], queries)
 
 
 def llama_config(values, file):
@@ -248,12 +75,11 @@ def llama_config(values, file):
     if rope.get("rope_type", "default") != "default":
         values["rope_scaling"] = rope["rope_type"]
     values["num_key_value_heads"] = values.get("num_key_value_heads") or values.get("num_attention_heads")
-    for key, supported in SUPPORTED.items():
-        if values.get(key, supported) != supported:
-            raise ValueError(f"{file}: {key} is {json.dumps(values[key])}; only {json.dumps(supported)} is supported")
-    if missing := [key for key in asdict(LlamaConfig()) if values.get(key) is None]:
-        raise ValueError(f"{file}: {missing[0]} is missing")
-    config = LlamaConfig(**{key: values[key] for key in asdict(LlamaConfig())})
+    refuse_unsupported(values, "llm", file)
+    keys = asdict(LlamaConfig()).keys() - {"int8"}
+    if missing := [key for key in keys if values.get(key) is None]:
+        raise ValueError(f"{file}: {min(missing)} is missing")
+    config = LlamaConfig(**{key: values[key] for key in keys})
     if values.get("head_dim") not in (None, config.hidden_size // config.num_attention_heads):
         raise ValueError(f"{file}: head_dim is {values['head_dim']}; only hidden_size / heads is supported")
     return config
@@ -261,6 +87,8 @@ def llama_config(values, file):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From their names to ours
+
+DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 
 @dataclass
@@ -271,39 +99,42 @@ class Fused:
     parts: list
     pack: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.contiguous
 
+    @property
     def nbytes(self):
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def their_names(table, name):
-    """The names of the parts of `name` in the table's format; none if the format does not have it."""
-    block = re.search(r"\.(\d+)\.", name)
-    pattern = name.replace(block[0], ".{i}.", 1) if block else name
-    stem, _, last = pattern.rpartition(".")
-    parts = table.get(pattern) or table.get(f"{stem}.*", "").replace(".*", f".{last}")
-    return [part.replace("{i}", block[1] if block else "") for part in parts.split(" + ") if part]
+def fuse(parts, shape):
+    """The parts stacked along their first dimension. Raises ValueError unless that gives `shape` and one dtype."""
+    dtypes = {part.dtype for part in parts}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float16, torch.bfloat16}:
+        raise ValueError(f"{parts[0].where}: {', '.join(map(str, dtypes))}; expected float16, bfloat16 or float32")
+    stacked = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    if stacked != shape or any(part.shape[1:] != parts[0].shape[1:] for part in parts):
+        raise ValueError(f"{parts[0].where}: {' + '.join(str(part.shape) for part in parts)}; {shape} was expected")
+    return Fused(shape, parts[0].dtype, parts)
 
 
-def take(checkpoint, shapes):
-    """The tensors `shapes` ({name of artgpt4.py: shape}) from a checkpoint, {name: Fused}.
+def take(checkpoint, shapes, only=""):
+    """The tensors of a checkpoint whose names in artgpt4.py begin with `only`, {name: Fused}.
 
-    Raises ValueError, naming them, for tensors that are missing, of another shape or type, or unknown.
+    shapes: {name: shape} of all that the checkpoint may hold. Raises ValueError, naming them, for tensors that are
+    missing, unknown, or of another shape or type.
     """
-    known, found, used, missing = FORMATS[checkpoint.kind], {}, set(), []
+    known, found, theirs, missing = FORMATS[checkpoint.kind], {}, set(), []
     for name, shape in shapes.items():
-        parts = []
-        for source in their_names(known.table, name):
+        sources, parts = their_names(checkpoint.kind, name), []
+        theirs.update(sources)
+        for source in sources if name.startswith(only) else ():
             if source == "zeros":
-                like = parts[-1]
-                parts.append(Stored("zeros", like.shape, like.dtype, lambda like=like: torch.zeros_like(like.read())))
+                parts.append(replace(parts[-1], read=lambda like=parts[-1]: torch.zeros_like(like.read())))
             elif source in checkpoint.tensors:
                 parts.append(checkpoint.tensors[source])
-                used.add(source)
             else:
                 missing.append(source)
         if parts and not missing:
             found[name] = fuse(parts, shape)
-    unknown = [name for name in checkpoint.tensors if name not in used and not re.fullmatch(known.unused, name)]
+    unknown = [name for name in checkpoint.tensors if name not in theirs and not re.fullmatch(known.unused, name)]
     for names, what in ((missing, "is missing"), (unknown, f"is no part of {known.what}")):
         if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
@@ -311,90 +142,98 @@ def take(checkpoint, shapes):
     return found
 
 
-def fuse(parts, shape):
-    """The parts stacked along their first dimension. Raises ValueError unless that gives `shape` and one dtype."""
-    dtypes = {part.dtype for part in parts}
-    if len(dtypes) > 1 or not dtypes <= DTYPE_NAMES.keys():
-        raise ValueError(f"{parts[0].where}: {', '.join(map(str, dtypes))}; expected float16, bfloat16 or float32")
-    stacked = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-    if stacked != tuple(shape) or any(part.shape[1:] != parts[0].shape[1:] for part in parts):
-        shapes = " + ".join(str(part.shape) for part in parts)
-        raise ValueError(f"{parts[0].where}: {shapes}; {tuple(shape)} was expected")
-    return Fused(tuple(shape), parts[0].dtype, parts)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Writing
-
-DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
-def write_safetensors(file, tensors, progress):
-    """Write {name: Fused} to a safetensors file, header first, then a few rows at a time.
-
-    progress(bytes, where) is called after each of them. Raises ValueError for a NaN or an infinity.
-    """
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes()
-        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(file, "wb") as written:
-        written.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            for part in tensor.parts:
-                for rows in part.read().split(1024):
-                    if not torch.stack(rows.aminmax()).isfinite().all():
-                        raise ValueError(f"{part.where}: holds NaN or infinity; the file is damaged")
-                    rows = tensor.pack(rows).contiguous()
-                    written.write(rows.view(torch.uint8).numpy().data)
-                    progress(rows.nbytes, part.where)
-        written.flush()
-        os.fsync(written.fileno())
-
-
-@contextlib.contextmanager
-def folder_beside(out):
-    """A folder beside `out` to write to; once the block is done it is renamed to `out`, else removed."""
-    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        beside.mkdir(parents=True)
-        yield beside
-        beside.rename(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
 def take_adapter(checkpoint, config, shapes, llm):
-    """All that trains, float32, {name: Fused}: from the checkpoint; what it lacks starts as the paper's training does.
+    """All that trains, float32, {name: Fused}: from the checkpoint; what it lacks starts as training does.
 
     checkpoint: ArtGPT-4.pth, pretrained_minigpt4.pth or None. Norms that it lacks are those of `llm`, {name: Fused}.
     Raises ValueError if it was made for another language model.
     """
     found = {}
     if checkpoint is not None:
-        made_for = {"width": checkpoint.shape("llama_proj.weight")[0]}
-        needed = {"width": config.llama.hidden_size, "number of blocks": config.llama.num_hidden_layers}
+        sizes = {"width": (checkpoint.shape("proj.weight")[0], config.llama.hidden_size)}
         if checkpoint.kind == "artgpt4":
-            made_for["number of blocks"] = checkpoint.count(r"llama_model\.model\.layers\.(\d+)\.self_attn\.1\.")
-        for size, value in made_for.items():
-            if value != needed[size]:
-                raise ValueError(f"{checkpoint.path}: made for a language model whose {size} is {value}; that of --llm "
-                                 f"is {needed[size]}")
-        has = {"artgpt4": "", "minigpt4": "proj."}[checkpoint.kind]
-        found = take(checkpoint, {name: shape for name, shape in shapes.items() if name.startswith(has)})
+            sizes["number of blocks"] = (checkpoint.count("llama.blocks.{i}.adapter.down.weight"),
+                                         config.llama.num_hidden_layers)
+        for size, (made_for, given) in sizes.items():
+            if made_for != given:
+                raise ValueError(f"{checkpoint.path}: made for a language model whose {size} is {made_for}; "
+                                 f"that of --llm is {given}")
+        found = take(checkpoint, shapes, "proj." if checkpoint.kind == "minigpt4" else "")
     torch.manual_seed(42)
     start = initial_adapter(config)
 
     def initial(name):
         return next(tensor for produced, tensor in start if produced == name)
-    for name in shapes.keys() - found.keys() - llm.keys():
-        found[name] = Fused(shapes[name], torch.float32,
-                            [Stored(name, shapes[name], torch.float32, lambda name=name: initial(name))])
-    tensors = {name: found.get(name) or llm[name] for name in shapes}
-    return {name: Fused(tensor.shape, torch.float32, tensor.parts, torch.Tensor.float)
-            for name, tensor in tensors.items()}
+    tensors = {}
+    for name, shape in shapes.items():
+        at_start = Fused(shape, torch.float32, [Stored(name, shape, torch.float32, lambda name=name: initial(name))])
+        source = found.get(name) or llm.get(name) or at_start
+        tensors[name] = replace(source, dtype=torch.float32, pack=torch.Tensor.float)
+    return tensors
+
+
+def to_int8(tensors):
+    """{name: Fused} with the blocks' matrices as int8, each with one float32 scale a row, absmax / 127, beside it."""
+    matrices, rest = {}, {}
+    for name, tensor in tensors.items():
+        if not re.search(r"\.(attn|mlp)\.", name):
+            rest[name] = tensor
+            continue
+
+        def pack(rows, scales=(scales := [])):
+            scale = rows.float().abs().amax(dim=1).clamp(min=1e-30) / 127
+            scales.append(scale)
+            return (rows.float() / scale[:, None]).round().to(torch.int8)
+        matrices[name] = replace(tensor, dtype=torch.int8, pack=pack)
+        shape = tensor.shape[:1]                              # written after its matrix, when all of it is known
+        rest[name.replace(".weight", ".scale")] = Fused(shape, torch.float32, [Stored(
+            f"{name}, scale", shape, torch.float32, lambda scales=scales: torch.cat(scales))])
+    return matrices | dict(sorted(rest.items(), key=lambda item: -item[1].dtype.itemsize))  # keeps the tensors aligned
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def write_safetensors(file, tensors, written):
+    """Write {name: Fused} to a safetensors file, header first, then a few rows at a time.
+
+    written(bytes, where) is called after each of them. Raises ValueError for a NaN or an infinity.
+    """
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            for part in tensor.parts:
+                for rows in part.read().split(256):
+                    if not torch.stack(rows.aminmax()).isfinite().all():
+                        raise ValueError(f"{part.where}: holds NaN or infinity; the file is damaged")
+                    rows = tensor.pack(rows).contiguous()
+                    out.write(rows.view(torch.uint8).numpy().data)
+                    written(rows.nbytes, part.where)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+@contextlib.contextmanager
+def folder_beside(out, size):
+    """A folder beside `out` to write `size` bytes to; once the block is done it is renamed to `out`, else removed."""
+    beside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        beside.mkdir(parents=True)
+        if (free := shutil.disk_usage(beside).free) < size:
+            raise ValueError(f"{out}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
+        yield beside
+        beside.rename(out)
+    except OSError as error:
+        raise ValueError(f"{out}: {error.strerror}; nothing was kept") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -406,52 +245,65 @@ def convert(args):
     out = Path(args.out)
     if out.exists():
         raise ValueError(f"{out}: exists already; remove it or give another --out")
-    vit = open_checkpoint(args.vit, "eva")
-    qformer = open_checkpoint(args.qformer, "blip2")
-    llm = open_checkpoint(args.llm, "llama")
+    vit = open_checkpoint(args.vit, "eva", "blip2_hf")
+    qformer = open_checkpoint(args.qformer, "blip2", "blip2_hf")
+    base = open_checkpoint(args.llm, "llama", "meta")
+    llm = add_delta(base, open_checkpoint(args.delta, "delta")) if args.delta else base
     adapter = open_checkpoint(args.adapter, "artgpt4", "minigpt4") if args.adapter else None
 
     config = Config(llama=llama_config(llm.config, llm.path / "config.json"), qformer=qformer_config(qformer))
+    for checkpoint in (vit, qformer):
+        for part in ("vision_config", "qformer_config"):
+            refuse_unsupported(checkpoint.config.get(part, {}), part, checkpoint.path / "config.json")
     config.vit, trained_size = vit_config(vit, args.vit_layers)
     config.image_size = args.image_size or trained_size
     if config.image_size % config.vit.patch_size:
         raise ValueError(f"--image-size {config.image_size}: must be a multiple of {config.vit.patch_size}")
+    config.ln_vision_eps = 1e-5 if qformer.kind == "blip2" else 1e-6
     config.adapter_width = config.llama.hidden_size // 4
     if adapter is not None and adapter.kind == "artgpt4":
-        config.adapter_width = adapter.shape(FORMATS["artgpt4"].sign)[0]
-    tokenizer = llm.path / "tokenizer.model"
-    load_tokenizer(tokenizer, config)
+        config.adapter_width = adapter.shape("llama.blocks.0.adapter.down.weight")[0]
+    if llm.tokenizer.exists():
+        read_head(llm.tokenizer)
+    pieces = load_tokenizer(llm.tokenizer, config).get_piece_size()
+    if llm is not base and base.shape("llama.embed.weight")[0] > pieces:
+        raise ValueError(f"{base.path}: more tokens than pieces, so it is Vicuna v0 already; leave --delta out")
+    if adapter is not None and config.llama.vocab_size == pieces:
+        v1 = "Vicuna v1.5 or LLaMA 2" if config.llama.max_position_embeddings > 2048 else "LLaMA or Vicuna v1.1 to v1.3"
+        print(f"warning: {llm.path} has {pieces:,} tokens: {v1}. {adapter.path} was made for Vicuna v0, which has "
+              f"{pieces + 1:,}; its answers may be poor", file=sys.stderr)
 
-    vit.tensors = {name: tensor for name, tensor in vit.tensors.items()   # the blocks after the last one read
-                   if not (block := re.match(r"blocks\.(\d+)\.", name)) or int(block[1]) < config.vit.layers}
-    grid_embed, patches = vit.tensors["pos_embed"], (config.image_size // config.vit.patch_size) ** 2
-    vit.tensors["pos_embed"] = Stored(grid_embed.where, (1, patches + 1, grid_embed.shape[2]), grid_embed.dtype,
-                                      lambda: resize_pos_embed(grid_embed.read(), patches))
-    if llm.config.get("tie_word_embeddings"):
+    for name in list(vit.tensors):                            # the blocks after the last one that is read
+        block = re.match(r"(?:blocks|vision_model\.encoder\.layers)\.(\d+)\.", name)
+        if block and int(block[1]) >= config.vit.layers:
+            del vit.tensors[name]
+    grid_name = their_names(vit.kind, "vit.pos_embed")[0]
+    grid, patches = vit.tensors[grid_name], (config.image_size // config.vit.patch_size) ** 2
+    vit.tensors[grid_name] = replace(grid, shape=(1, patches + 1, grid.shape[2]),
+                                     read=lambda: resize_pos_embed(grid.read(), patches))
+    if config.llama.tie_word_embeddings:
         llm.tensors.pop("lm_head.weight", None)
 
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in ArtGPT4(config, None).state_dict().items()}
+    vision = {name: shape for name, shape in shapes.items() if name.startswith(("vit.", "ln_vision.", "qformer."))}
+    llama = take(llm, {n: shape for n, shape in shapes.items() if n.startswith("llama.") and ".adapter." not in n})
+    trained = take_adapter(adapter, config, {name: shapes[name] for name in trainable_names(config)}, llama)
+    if args.int8:
+        config.llama.int8, llama = True, to_int8(llama)
+    files = {"vision.safetensors": take(vit, vision, "vit.") | take(qformer, vision, ("ln_vision.", "qformer.")),
+             "llama.safetensors": llama, "adapter.safetensors": trained}
+    total, done = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values()), 0
+    progress = Progress("written", total / 1e9, "GB")
 
-    def only(*prefixes):
-        return {name: shape for name, shape in shapes.items() if name.startswith(prefixes) and ".adapter." not in name}
-    llama = take(llm, only("llama."))
-    files = {
-        "vision.safetensors": take(vit, only("vit.")) | take(qformer, only("ln_vision.", "qformer.")),
-        "llama.safetensors": llama,
-        "adapter.safetensors": take_adapter(adapter, config, {n: shapes[n] for n in trainable_names(config)}, llama),
-    }
-    total = sum(tensor.nbytes() for tensors in files.values() for tensor in tensors.values())
-    progress, done = Progress("written", total / 1e9, "GB"), 0
-
-    def count(size, where):
+    def written(size, where):
         nonlocal done
         done += size
         progress.show(done / 1e9, where.rpartition(" ")[2])
-    with folder_beside(out) as folder:
+    with folder_beside(out, total) as folder:
         for file, tensors in files.items():
-            write_safetensors(folder / file, tensors, count)
-        shutil.copyfile(tokenizer, folder / "tokenizer.model")
+            write_safetensors(folder / file, tensors, written)
+        shutil.copyfile(llm.tokenizer, folder / "tokenizer.model")
         (folder / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
     for file, tensors in files.items():
         dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
@@ -462,16 +314,89 @@ def convert(args):
         print(f"The adapters are at their start. next: python train.py --stage 1 --weights {out}")
 
 
+def export(args):
+    """adapter.safetensors of a weights folder, or of a run -> the layout of the released ArtGPT-4.pth."""
+    if Path(args.export).exists():
+        raise ValueError(f"{args.export}: exists already; remove it or give another name")
+    tensors = {}
+    for name, tensor in read_tensors(Path(args.weights) / "adapter.safetensors"):
+        theirs = their_names("artgpt4", name)
+        if not theirs:
+            raise ValueError(f"{args.weights}/adapter.safetensors: {name} is no part of ArtGPT-4.pth")
+        tensors[theirs[0]] = tensor
+    with written_beside(args.export) as path:
+        torch.save({"model": tensors}, path)
+    print(f"{args.export}  {Path(args.export).stat().st_size / 1e9:.3f} GB, {len(tensors)} tensors")
+
+
+def candidates(folder):
+    """The files and the model folders in `folder`, however deep."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not any(path.glob("*.json")):
+            yield from candidates(path)
+        elif path.is_dir() or not (path.name.startswith(".") or path.suffix in (".model", ".json", ".txt", ".md")):
+            yield path
+
+
+def discover(args):
+    """Say what lies in checkpoints/, what is missing, and the command that converts; with --yes, run it."""
+    found, chosen = [], {}
+    for path in candidates(Path("checkpoints")) if Path("checkpoints").is_dir() else ():
+        try:
+            found.append(open_checkpoint(path, *FORMATS))
+            files = [file for file in (path, *path.glob("*")) if file.is_file()]
+            size = sum(file.stat().st_size for file in files)
+            print(f"{path}: {FORMATS[found[-1].kind].what}, {size / 1e9:.2f} GB")
+        except ValueError as error:
+            print(f"not usable: {error}")
+    for checkpoint in sorted(found, key=lambda c: list(FORMATS).index(c.kind)):   # released files before transformers'
+        for flag in FORMATS[checkpoint.kind].flags:
+            chosen.setdefault(flag, checkpoint.path)
+    llms = sorted((c for c in found if "llm" in FORMATS[c.kind].flags), key=lambda c: c.shape("llama.embed.weight"))
+    if llms:                                                  # LLaMA for a delta, else the Vicuna with most tokens
+        chosen["llm"] = llms[0 if "delta" in chosen else -1].path
+    needed = {"vit": ["eva"], "qformer": ["blip2"], "llm": ["meta", "delta"], "adapter": ["artgpt4"]}
+    missing = [kind for flag, kinds in needed.items() if flag not in chosen for kind in kinds if kind not in chosen]
+    if {c.kind for c in llms} == {"meta"} and "delta" not in chosen:
+        missing.append("delta")
+    for kind in missing:
+        optional = "; without it the adapters start untrained" if kind == "artgpt4" else ""
+        print(f"missing in checkpoints/: {FORMATS[kind].what}: {FORMATS[kind].published}{optional}")
+    if set(missing) - {"artgpt4"}:
+        if args.yes:
+            raise ValueError("checkpoints/ is not complete; what is missing is listed above")
+        return print("next: put it there, under any name, and run this again")
+    command = [part for flag, path in chosen.items() for part in (f"--{flag}", str(path))]
+    command += ["--out", "weights/artgpt4", *["--int8"] * args.int8]
+    print(f"{'running' if args.yes else 'next'}: {shlex.join(['python', 'convert_weights.py', *command])}")
+    if args.yes:
+        main(command)
+
+
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Make a weights folder from the public checkpoints.")
-    parser.add_argument("--vit", metavar="FILE", required=True, help="eva_vit_g.pth")
-    parser.add_argument("--qformer", metavar="FILE", required=True, help="blip2_pretrained_flant5xxl.pth")
-    parser.add_argument("--llm", metavar="FOLDER", required=True, help="Vicuna, as transformers keeps it")
-    parser.add_argument("--adapter", metavar="FILE", help="ArtGPT-4.pth or pretrained_minigpt4.pth; else the start")
-    parser.add_argument("--out", metavar="FOLDER", required=True, help="the weights folder to make")
-    parser.add_argument("--vit-layers", metavar="N", type=int, help="blocks of the ViT to keep (default: all but one)")
+    parser = argparse.ArgumentParser(description="Make a weights folder from the public checkpoints. With no argument: "
+                                     "say what lies in checkpoints/ and what is missing.")
+    parser.add_argument("--vit", metavar="FILE", help="eva_vit_g.pth, or the folder of BLIP-2 as transformers keeps it")
+    parser.add_argument("--qformer", metavar="FILE", help="blip2_pretrained_flant5xxl.pth, or that folder")
+    parser.add_argument("--llm", metavar="FOLDER", help="Vicuna or LLaMA, as transformers keeps it or Meta released it")
+    parser.add_argument("--delta", metavar="FOLDER", help="a Vicuna delta, to be added to --llm")
+    parser.add_argument("--adapter", metavar="FILE", help="ArtGPT-4.pth or pretrained_minigpt4.pth; else untrained")
+    parser.add_argument("--out", metavar="FOLDER", help="the weights folder to make")
+    parser.add_argument("--vit-layers", metavar="N", type=int, help="blocks of the ViT to keep (default: 39 of 40)")
     parser.add_argument("--image-size", metavar="N", type=int, help="pixels a side (default: what the ViT has)")
-    run_command(convert, parser, arguments)
+    parser.add_argument("--int8", action="store_true", help="store the language model's large matrices as int8")
+    parser.add_argument("--yes", action="store_true", help="with no other argument: run the command that is found")
+    parser.add_argument("--export", metavar="FILE", help="write what trains of --weights as the released ArtGPT-4.pth")
+    parser.add_argument("--weights", metavar="FOLDER", help="the weights folder, or the run, to --export")
+
+    def command(args):
+        given = [flag for flag in ("vit", "qformer", "llm", "delta", "adapter", "out") if getattr(args, flag)]
+        exporting = args.export or args.weights
+        required = ("export", "weights") if exporting else ("vit", "qformer", "llm", "out") if given else ()
+        if missing := [f"--{flag}" for flag in required if not getattr(args, flag)]:
+            parser.error(f"also needed: {', '.join(missing)}")
+        (export if exporting else convert if given else discover)(args)
+    run_command(command, parser, arguments)
 
 
 if __name__ == "__main__":

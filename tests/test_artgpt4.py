@@ -10,7 +10,7 @@ from PIL import Image
 from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, TRAINS, ArtGPT4, Config, KVCache,
                      LlamaConfig, QFormerConfig, ViTConfig, chat_prompt, instruction_prompt, load_tokenizer,
                      open_image, preprocess, sample, trainable_names)
-from convert_weights import ARTGPT4, their_names
+from formats import their_names
 
 PHOTOS = ("photo_rgb_uint8", "photo2_rgb_uint8")
 
@@ -100,7 +100,7 @@ def test_gradients_reach_the_golden_data(weights, expected):
     model = ArtGPT4.from_pretrained(weights["artgpt4"])
     model.freeze()
     model.loss(expected["pixels"], expected["captions"], expected["prompt_list"][0], "###", 24).backward()
-    released = {name: their_names(ARTGPT4, name)[0] for name, p in model.named_parameters() if p.requires_grad}
+    released = {name: their_names("artgpt4", name)[0] for name, p in model.named_parameters() if p.requires_grad}
     assert set(released.values()) == set(expected["trainable"])
     for name, golden_name in released.items():
         golden = expected[f"stage2_grad.{golden_name}"]
