@@ -7,13 +7,14 @@
 
 What is notable here:
 
-- The source files are mapped, not read, and the output is written tensor after tensor, header first: a 13B converts in
-  the memory of its largest tensor. A fused matrix is its parts, written one after the other.
+- One tensor of the source is in memory at a time, and the output is written tensor after tensor, header first: a 13B
+  converts in 1 GB. A fused matrix is its parts, written one after the other.
 - All shapes are checked before the first byte is written, all values while it is. The folder appears when it is whole.
 """
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -28,7 +29,7 @@ import torch
 
 from artgpt4 import (ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig, initial_adapter, load_tokenizer,
                      read_tensors, resize_pos_embed, trainable_names)
-from formats import FORMATS, Stored, add_delta, open_checkpoint, read_head, their_names
+from formats import DTYPES, FORMATS, Stored, add_delta, open_checkpoint, read_head, their_names
 from command import Progress, run_command, written_beside
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -50,21 +51,31 @@ def refuse_unsupported(values, part, file):
             raise ValueError(f"{file}: {key} is {json.dumps(values[key])}; only {json.dumps(supported)} is supported")
 
 
+def heads(checkpoint, width, head_width):
+    """The number of heads of a public model, whose head width does not change with its size."""
+    if width % head_width:
+        raise ValueError(f"{checkpoint.path}: width {width}; expected a multiple of its heads' {head_width}")
+    return width // head_width
+
+
 def vit_config(vit, layers):
     """ViTConfig and the image size of the position embedding. layers: --vit-layers or None."""
-    width, found = vit.shape("vit.cls_token")[-1], vit.count("vit.blocks.{i}.fc1.weight")
+    _, patches, width = vit.shape("vit.pos_embed", 3)
+    found = vit.count("vit.blocks.{i}.fc1.weight")
     layers = layers or (found - 1 if vit.kind == "eva" else found)
-    if layers > found:
+    if not 0 < layers <= found:
         raise ValueError(f"{vit.path}: {found} blocks, but --vit-layers is {layers}")
-    patch_size = vit.shape("vit.patch_embed.weight")[-1]
-    grid = round((vit.shape("vit.pos_embed")[1] - 1) ** 0.5)
-    return ViTConfig(width, layers, width // 88, vit.shape("vit.blocks.0.fc1.weight")[0], patch_size), grid * patch_size
+    patch_size, grid = vit.shape("vit.patch_embed.weight", 4)[-1], math.isqrt(patches - 1)
+    if grid * grid + 1 != patches:
+        raise ValueError(f"{vit.path}: a position embedding of {patches} rows; expected a square and 1")
+    mlp_width = vit.shape("vit.blocks.0.fc1.weight")[0]
+    return ViTConfig(width, layers, heads(vit, width, 88), mlp_width, patch_size), grid * patch_size
 
 
 def qformer_config(qformer):
     """QFormerConfig of either format."""
-    _, queries, width = qformer.shape("qformer.queries")
-    return QFormerConfig(width, qformer.count("qformer.layers.{i}.fc1.weight"), width // 64,
+    _, queries, width = qformer.shape("qformer.queries", 3)
+    return QFormerConfig(width, qformer.count("qformer.layers.{i}.fc1.weight"), heads(qformer, width, 64),
                          qformer.shape("qformer.layers.0.fc1.weight")[0], queries)
 
 
@@ -76,10 +87,16 @@ def llama_config(values, file):
         values["rope_scaling"] = rope["rope_type"]
     values["num_key_value_heads"] = values.get("num_key_value_heads") or values.get("num_attention_heads")
     refuse_unsupported(values, "llm", file)
-    keys = asdict(LlamaConfig()).keys() - {"int8"}
-    if missing := [key for key in keys if values.get(key) is None]:
-        raise ValueError(f"{file}: {min(missing)} is missing")
-    config = LlamaConfig(**{key: values[key] for key in keys})
+    sizes = {}
+    for key, example in asdict(LlamaConfig()).items():
+        sizes[key] = values.get(key, False if key == "int8" else None)
+        number = (int, float) if isinstance(example, float) else type(example)
+        if not isinstance(sizes[key], number) or (sizes[key] <= 0 and example is not False):
+            raise ValueError(f"{file}: {key} is {json.dumps(sizes[key])}; expected something like {example}")
+    config = LlamaConfig(**sizes)
+    if config.hidden_size % config.num_attention_heads or config.num_attention_heads % config.num_key_value_heads:
+        raise ValueError(f"{file}: num_attention_heads is {config.num_attention_heads}; expected a divisor of "
+                         "hidden_size and a multiple of num_key_value_heads")
     if values.get("head_dim") not in (None, config.hidden_size // config.num_attention_heads):
         raise ValueError(f"{file}: head_dim is {values['head_dim']}; only hidden_size / heads is supported")
     return config
@@ -87,8 +104,6 @@ def llama_config(values, file):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From their names to ours
-
-DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 
 @dataclass
@@ -109,7 +124,7 @@ def fuse(parts, shape):
     dtypes = {part.dtype for part in parts}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float16, torch.bfloat16}:
         raise ValueError(f"{parts[0].where}: {', '.join(map(str, dtypes))}; expected float16, bfloat16 or float32")
-    stacked = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    stacked = (sum(part.shape[0] for part in parts if part.shape), *parts[0].shape[1:])
     if stacked != shape or any(part.shape[1:] != parts[0].shape[1:] for part in parts):
         raise ValueError(f"{parts[0].where}: {' + '.join(str(part.shape) for part in parts)}; {shape} was expected")
     return Fused(shape, parts[0].dtype, parts)
@@ -195,15 +210,19 @@ def to_int8(tensors):
 # Writing
 
 
+SHARD = 4_000_000_000
+
+
 def write_safetensors(file, tensors, written):
     """Write {name: Fused} to a safetensors file, header first, then a few rows at a time.
 
     written(bytes, where) is called after each of them. Raises ValueError for a NaN or an infinity.
     """
+    names = {dtype: name for name, dtype in DTYPES.items()}
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
+        header[name] = {"dtype": names[tensor.dtype], "shape": tensor.shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(file, "wb") as out:
@@ -218,6 +237,19 @@ def write_safetensors(file, tensors, written):
                     written(rows.nbytes, part.where)
         out.flush()
         os.fsync(out.fileno())
+
+
+def in_shards(tensors):
+    """{file: {name: Fused}} of the language model: one file, or shards of SHARD bytes that a small machine can map."""
+    shards, size = [{}], 0
+    for name, tensor in tensors.items():
+        if size + tensor.nbytes > SHARD and shards[-1]:
+            shards, size = [*shards, {}], 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    if len(shards) == 1:
+        return {"llama.safetensors": tensors}
+    return {f"llama-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, 1)}
 
 
 @contextlib.contextmanager
@@ -240,6 +272,50 @@ def folder_beside(out, size):
 # Commands
 
 
+def read_config(args, vit, qformer, llm, adapter):
+    """The Config that follows from the checkpoints. Raises ValueError for what artgpt4.py does not compute."""
+    config = Config(llama=llama_config(llm.config, llm.path / "config.json"), qformer=qformer_config(qformer))
+    for checkpoint in (vit, qformer):
+        for part in ("vision_config", "qformer_config"):
+            refuse_unsupported(checkpoint.config.get(part, {}), part, checkpoint.path / "config.json")
+    config.vit, config.image_size = vit_config(vit, args.vit_layers)
+    if args.image_size is not None:
+        config.image_size = args.image_size
+        if config.image_size <= 0 or config.image_size % config.vit.patch_size:
+            raise ValueError(f"--image-size {config.image_size}: expected a multiple of {config.vit.patch_size}")
+    config.ln_vision_eps = 1e-5 if qformer.kind == "blip2" else 1e-6
+    config.adapter_width = config.llama.hidden_size // 4
+    if adapter is not None and adapter.kind == "artgpt4":
+        config.adapter_width = adapter.shape("llama.blocks.0.adapter.down.weight")[0]
+    return config
+
+
+def fit_vit(vit, config):
+    """Take from the checkpoint the blocks that are not read, and give it a position embedding of the image size."""
+    for name in list(vit.tensors):
+        block = re.match(r"(?:blocks|vision_model\.encoder\.layers)\.(\d+)\.", name)
+        if block and int(block[1]) >= config.vit.layers:
+            del vit.tensors[name]
+    name, patches = their_names(vit.kind, "vit.pos_embed")[0], (config.image_size // config.vit.patch_size) ** 2
+    trained = vit.tensors[name]
+    vit.tensors[name] = replace(trained, shape=(1, patches + 1, config.vit.width),
+                                read=lambda: resize_pos_embed(trained.read(), patches))
+
+
+def check_vocabulary(llm, base, adapter, config):
+    """Raises ValueError unless tokenizer.model fits; warns of a language model that the adapter was not made for."""
+    if llm.tokenizer.exists():
+        read_head(llm.tokenizer)
+    pieces = load_tokenizer(llm.tokenizer, config).get_piece_size()
+    if llm is not base and base.shape("llama.embed.weight")[0] > pieces:
+        raise ValueError(f"{base.path}: more tokens than pieces, so it is Vicuna v0 already; leave --delta out")
+    if adapter is not None and config.llama.vocab_size == pieces:
+        llama_2 = config.llama.max_position_embeddings > 2048
+        version = "Vicuna v1.5 or LLaMA 2" if llama_2 else "LLaMA or Vicuna v1.1 to v1.3"
+        print(f"warning: {llm.path} has {pieces:,} tokens: {version}. {adapter.path} was made for Vicuna v0, which has "
+              f"{pieces + 1:,}; its answers may be poor", file=sys.stderr)
+
+
 def convert(args):
     """The released files -> a weights folder."""
     out = Path(args.out)
@@ -251,39 +327,11 @@ def convert(args):
     llm = add_delta(base, open_checkpoint(args.delta, "delta")) if args.delta else base
     adapter = open_checkpoint(args.adapter, "artgpt4", "minigpt4") if args.adapter else None
 
-    config = Config(llama=llama_config(llm.config, llm.path / "config.json"), qformer=qformer_config(qformer))
-    for checkpoint in (vit, qformer):
-        for part in ("vision_config", "qformer_config"):
-            refuse_unsupported(checkpoint.config.get(part, {}), part, checkpoint.path / "config.json")
-    config.vit, trained_size = vit_config(vit, args.vit_layers)
-    config.image_size = args.image_size or trained_size
-    if config.image_size % config.vit.patch_size:
-        raise ValueError(f"--image-size {config.image_size}: must be a multiple of {config.vit.patch_size}")
-    config.ln_vision_eps = 1e-5 if qformer.kind == "blip2" else 1e-6
-    config.adapter_width = config.llama.hidden_size // 4
-    if adapter is not None and adapter.kind == "artgpt4":
-        config.adapter_width = adapter.shape("llama.blocks.0.adapter.down.weight")[0]
-    if llm.tokenizer.exists():
-        read_head(llm.tokenizer)
-    pieces = load_tokenizer(llm.tokenizer, config).get_piece_size()
-    if llm is not base and base.shape("llama.embed.weight")[0] > pieces:
-        raise ValueError(f"{base.path}: more tokens than pieces, so it is Vicuna v0 already; leave --delta out")
-    if adapter is not None and config.llama.vocab_size == pieces:
-        v1 = "Vicuna v1.5 or LLaMA 2" if config.llama.max_position_embeddings > 2048 else "LLaMA or Vicuna v1.1 to v1.3"
-        print(f"warning: {llm.path} has {pieces:,} tokens: {v1}. {adapter.path} was made for Vicuna v0, which has "
-              f"{pieces + 1:,}; its answers may be poor", file=sys.stderr)
-
-    for name in list(vit.tensors):                            # the blocks after the last one that is read
-        block = re.match(r"(?:blocks|vision_model\.encoder\.layers)\.(\d+)\.", name)
-        if block and int(block[1]) >= config.vit.layers:
-            del vit.tensors[name]
-    grid_name = their_names(vit.kind, "vit.pos_embed")[0]
-    grid, patches = vit.tensors[grid_name], (config.image_size // config.vit.patch_size) ** 2
-    vit.tensors[grid_name] = replace(grid, shape=(1, patches + 1, grid.shape[2]),
-                                     read=lambda: resize_pos_embed(grid.read(), patches))
+    config = read_config(args, vit, qformer, llm, adapter)
+    check_vocabulary(llm, base, adapter, config)
+    fit_vit(vit, config)
     if config.llama.tie_word_embeddings:
         llm.tensors.pop("lm_head.weight", None)
-
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in ArtGPT4(config, None).state_dict().items()}
     vision = {name: shape for name, shape in shapes.items() if name.startswith(("vit.", "ln_vision.", "qformer."))}
@@ -292,7 +340,7 @@ def convert(args):
     if args.int8:
         config.llama.int8, llama = True, to_int8(llama)
     files = {"vision.safetensors": take(vit, vision, "vit.") | take(qformer, vision, ("ln_vision.", "qformer.")),
-             "llama.safetensors": llama, "adapter.safetensors": trained}
+             **in_shards(llama), "adapter.safetensors": trained}
     total, done = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values()), 0
     progress = Progress("written", total / 1e9, "GB")
 
@@ -303,6 +351,9 @@ def convert(args):
     with folder_beside(out, total) as folder:
         for file, tensors in files.items():
             write_safetensors(folder / file, tensors, written)
+        if len(files) > 3:
+            weight_map = {name: file for file in files for name in files[file] if name in llama and "llama-" in file}
+            (folder / "llama.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
         shutil.copyfile(llm.tokenizer, folder / "tokenizer.model")
         (folder / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
     for file, tensors in files.items():
@@ -395,6 +446,7 @@ def main(arguments=None):
         required = ("export", "weights") if exporting else ("vit", "qformer", "llm", "out") if given else ()
         if missing := [f"--{flag}" for flag in required if not getattr(args, flag)]:
             parser.error(f"also needed: {', '.join(missing)}")
+        torch.set_num_threads(1)                              # few rows at a time: threads would wait for each other
         (export if exporting else convert if given else discover)(args)
     run_command(command, parser, arguments)
 

@@ -4,18 +4,20 @@ A checkpoint is recognised by its tensors and opened as a dictionary of tensors 
 names of its format. LLaMA as Meta released it, and LLaMA plus a Vicuna delta, are opened under transformers' names.
 torch.load runs with weights_only=True: a pickle that would run code is refused.
 """
+import contextlib
 import json
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-
-from artgpt4 import read_tensors
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The formats: a name of artgpt4.py, and where the released file keeps it. {i} is the block, * the rest of the name;
@@ -153,9 +155,13 @@ def their_names(kind, name):
 # Reading: a checkpoint is a dictionary of tensors that are still in their files
 
 
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
+          "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+
+
 @dataclass
 class Stored:
-    """A tensor in a file. `where` names both; read() maps or computes it, when it is written."""
+    """A tensor in a file. `where` names both; read() reads or computes it, when it is written."""
     where: str
     shape: tuple
     dtype: torch.dtype
@@ -171,12 +177,15 @@ class Checkpoint:
     config: dict
     tokenizer: Path
 
-    def shape(self, name):
-        """The shape of what artgpt4.py calls `name`."""
+    def shape(self, name, dims=2):
+        """The shape of what artgpt4.py calls `name`. Raises ValueError unless it is there, with `dims` dimensions."""
         theirs = their_names(self.kind, name)[0]
         if theirs not in self.tensors:
             raise ValueError(f"{self.path}: {theirs} is missing")
-        return self.tensors[theirs].shape
+        shape = self.tensors[theirs].shape
+        if len(shape) != dims:
+            raise ValueError(f"{self.path}: {theirs} is {shape}; expected {dims} dimensions")
+        return shape
 
     def count(self, name):
         """The number of blocks that have what artgpt4.py calls `name`, with {i} for the block."""
@@ -199,17 +208,51 @@ def read_json(file):
     return values
 
 
-def load_torch(file):
-    """The tensors of a torch.save file, {name: tensor}, mapped where it is a zip. Nothing in it is executed."""
+def in_file(file, name, dtype, shape, stride, offset):
+    """The Stored whose bytes begin at `offset` of a file. Raises ValueError if the file ends before it does."""
+    nbytes = (1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))) * dtype.itemsize
+    if offset + nbytes > file.stat().st_size:
+        raise ValueError(f"{file}: damaged, cut short ({name} ends beyond it)")
+
+    def read():
+        values = torch.from_numpy(np.fromfile(file, np.uint8, nbytes, offset=offset)).view(dtype)
+        return values.as_strided(shape, stride)
+    return Stored(f"{file}: {name}", tuple(shape), dtype, read)
+
+
+def open_safetensors(file):
+    """The tensors of a safetensors file, {name: Stored}; its header says where they are."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with open(file, "rb") as opened:
+            size, = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(min(size, 100_000_000)))
+        header.pop("__metadata__", None)
+        return {name: in_file(file, name, DTYPES[entry["dtype"]], entry["shape"],
+                              torch.empty(entry["shape"], device="meta").stride(), 8 + size + entry["data_offsets"][0])
+                for name, entry in header.items()}
+    except (struct.error, json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError, RuntimeError):
+        raise ValueError(f"{file}: damaged, cut short, or of a dtype not known here") from None
+
+
+def open_torch(file):
+    """The tensors of a torch.save file, {name: Stored}. Nothing in it is executed."""
+    is_zip = zipfile.is_zipfile(file)                         # the format before torch 1.6 is none, and read whole
+    try:
+        with warnings.catch_warnings(action="ignore"), FakeTensorMode() if is_zip else contextlib.nullcontext():
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         if isinstance(error, pickle.UnpicklingError) and (code := re.search(r"GLOBAL (\S+)", str(error))):
             raise ValueError(f"{file}: would run code of its own ({code[1]}); refused, nothing was run") from None
         raise ValueError(f"{file}: damaged, cut short, or not a checkpoint") from error
     loaded = loaded.get("model", loaded) if isinstance(loaded, dict) else {}
-    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
+    tensors = {name: tensor for name, tensor in loaded.items() if isinstance(tensor, torch.Tensor)}
+    if not is_zip:
+        return {name: Stored(f"{file}: {name}", tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)
+                for name, tensor in tensors.items()}
+    # a tensor loaded in FakeTensorMode has no values, but its storage knows where in the file they are
+    return {name: in_file(file, name, tensor.dtype, tensor.shape, tensor.stride(), tensor.dtype.itemsize *
+                          tensor.storage_offset() + tensor.untyped_storage()._checkpoint_offset)
+            for name, tensor in tensors.items()}
 
 
 def read_head(file):
@@ -223,17 +266,17 @@ def read_head(file):
 
 def open_file(file):
     """The tensors of one file, {name: Stored}; safetensors or torch.save, whatever it is called."""
-    head = read_head(file)
-    tensors = dict(read_tensors(file)) if head[8:9] == b"{" else load_torch(file)
-    return {name: Stored(f"{file}: {name}", tuple(tensor.shape), tensor.dtype, lambda tensor=tensor: tensor)
-            for name, tensor in tensors.items()}
+    return open_safetensors(file) if read_head(file)[8:9] == b"{" else open_torch(file)
 
 
 def open_folder(folder):
     """The tensors of a model as transformers keeps it, one file or shards with an index; safetensors before .bin."""
     for whole in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{whole}.index.json"
-        shards = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else [whole]
+        weight_map = read_json(index).get("weight_map") if index.is_file() else {"all": whole}
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index}: no weight_map")
+        shards = sorted(set(weight_map.values()))
         missing = [shard for shard in shards if not (folder / shard).is_file()]
         if index.is_file() and missing:
             raise ValueError(f"{index}: names {missing[0]}, which is not there; the download is incomplete")
@@ -250,8 +293,9 @@ def half_split(weight, head_dim):
 def open_meta(folder):
     """LLaMA as Meta released it -> its tensors and config in transformers' names."""
     params = read_json(folder / "params.json")
-    if missing := {"dim", "n_layers", "n_heads", "norm_eps"} - params.keys():
-        raise ValueError(f"{folder / 'params.json'}: {min(missing)} is missing")
+    for key in ("dim", "n_layers", "n_heads", "norm_eps"):
+        if not isinstance(params.get(key), int | float) or params[key] <= 0:
+            raise ValueError(f"{folder / 'params.json'}: {key} is {params.get(key)}; expected a number above 0")
     shards = [open_file(file) for file in sorted(folder.glob("consolidated.*.pth"))]
     head_dim, tensors = params["dim"] // params["n_heads"], {}
     for name, first in shards[0].items():
@@ -301,6 +345,8 @@ def open_checkpoint(path, *kinds):
     if kind not in kinds:
         what = f"this is {FORMATS[kind].what}" if kind else "not a checkpoint known here"
         raise ValueError(f"{path}: {what}; expected {' or '.join(FORMATS[kind].what for kind in kinds)}")
+    if kind in ("llama", "delta") and not path.is_dir():
+        raise ValueError(f"{path}: a file of a language model; give its folder, with config.json and tokenizer.model")
     if path.is_dir() and not is_meta:
         config = read_json(path / "config.json")
     beside = [folder / "tokenizer.model" for folder in (path, path.parent)]   # Meta keeps one for all sizes

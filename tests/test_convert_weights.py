@@ -288,6 +288,17 @@ def test_an_int8_model_answers_nearly_as_the_full_one_and_trains(convert, model,
     assert not torch.equal(before, small.llama.blocks[0].adapter.down.weight)
 
 
+def test_shards_of_the_language_model_load_as_one_file_does(convert, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert_weights, "SHARD", 300_000)
+    out = convert(tmp_path / "shards")
+    files = sorted(path.name for path in out.glob("llama-*"))
+    assert len(files) == 9 and files[0] == "llama-00001-of-00009.safetensors"
+    assert not (out / "llama.safetensors").exists()
+    assert all((out / file).stat().st_size < 310_000 for file in files)
+    whole, sharded = (ArtGPT4.from_pretrained(folder).state_dict() for folder in (weights["artgpt4"], out))
+    assert all(torch.equal(tensor, sharded[name]) for name, tensor in whole.items())
+
+
 # And back
 
 
@@ -465,7 +476,7 @@ def test_files_cut_short_are_refused(refused, checkpoints, vicuna, tmp_path):
     assert f"{VICUNA_SHARDS[1]}: damaged, cut short" in refused(llm=folder)
     shutil.copytree(checkpoints / "blip2-hf", tmp_path / "hf")
     cut(checkpoints / "blip2-hf" / "model.safetensors", tmp_path / "hf" / "model.safetensors")
-    assert "model.safetensors: not a whole safetensors file" in refused(vit=tmp_path / "hf")
+    assert "model.safetensors: damaged, cut short" in refused(vit=tmp_path / "hf")
     torch.save(golden_tensors(RELEASED, "eva_vit_g.pth"), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert "old.pth: damaged, cut short" in refused(vit=cut(tmp_path / "old.pth", tmp_path / "old.pth"))
 
