@@ -29,8 +29,8 @@ import torch
 
 from artgpt4 import (ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig, initial_adapter, load_tokenizer,
                      read_tensors, resize_pos_embed, trainable_names)
-from formats import DTYPES, FORMATS, Stored, add_delta, open_checkpoint, read_head, their_names
 from command import Progress, run_command, written_beside
+from formats import DTYPES, FORMATS, Stored, add_delta, open_checkpoint, their_names
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sizes: from the shapes, but for what only a config.json says
@@ -51,13 +51,6 @@ def refuse_unsupported(values, part, file):
             raise ValueError(f"{file}: {key} is {json.dumps(values[key])}; only {json.dumps(supported)} is supported")
 
 
-def heads(checkpoint, width, head_width):
-    """The number of heads of a public model, whose head width does not change with its size."""
-    if width % head_width:
-        raise ValueError(f"{checkpoint.path}: width {width}; expected a multiple of its heads' {head_width}")
-    return width // head_width
-
-
 def vit_config(vit, layers):
     """ViTConfig and the image size of the position embedding. layers: --vit-layers or None."""
     _, patches, width = vit.shape("vit.pos_embed", 3)
@@ -69,13 +62,13 @@ def vit_config(vit, layers):
     if grid * grid + 1 != patches:
         raise ValueError(f"{vit.path}: a position embedding of {patches} rows; expected a square and 1")
     mlp_width = vit.shape("vit.blocks.0.fc1.weight")[0]
-    return ViTConfig(width, layers, heads(vit, width, 88), mlp_width, patch_size), grid * patch_size
+    return ViTConfig(width, layers, width // 88, mlp_width, patch_size), grid * patch_size
 
 
 def qformer_config(qformer):
     """QFormerConfig of either format."""
     _, queries, width = qformer.shape("qformer.queries", 3)
-    return QFormerConfig(width, qformer.count("qformer.layers.{i}.fc1.weight"), heads(qformer, width, 64),
+    return QFormerConfig(width, qformer.count("qformer.layers.{i}.fc1.weight"), width // 64,
                          qformer.shape("qformer.layers.0.fc1.weight")[0], queries)
 
 
@@ -268,6 +261,28 @@ def folder_beside(out, size):
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def write_folder(out, files, config, tokenizer):
+    """Write a weights folder: files {name: {name: Fused}}, config.json, tokenizer.model; then say what was written."""
+    total, done = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values()), 0
+    progress = Progress("written", total / 1e9, "GB")
+
+    def written(size, where):
+        nonlocal done
+        done += size
+        progress.show(done / 1e9, where.rpartition(" ")[2])
+    with folder_beside(out, total) as folder:
+        for file, tensors in files.items():
+            write_safetensors(folder / file, tensors, written)
+        weight_map = {name: file for file in files if file.startswith("llama-") for name in files[file]}
+        if weight_map:
+            (folder / "llama.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        shutil.copyfile(tokenizer, folder / "tokenizer.model")
+        (folder / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+    for file, tensors in files.items():
+        dtypes = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
+        print(f"{out / file}  {(out / file).stat().st_size / 1e9:.3f} GB  {dtypes}")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Commands
 
@@ -279,6 +294,9 @@ def read_config(args, vit, qformer, llm, adapter):
         for part in ("vision_config", "qformer_config"):
             refuse_unsupported(checkpoint.config.get(part, {}), part, checkpoint.path / "config.json")
     config.vit, config.image_size = vit_config(vit, args.vit_layers)
+    for checkpoint, width, head_width in ((vit, config.vit.width, 88), (qformer, config.qformer.width, 64)):
+        if width % head_width:
+            raise ValueError(f"{checkpoint.path}: width {width}; expected a multiple of {head_width}, a head's width")
     if args.image_size is not None:
         config.image_size = args.image_size
         if config.image_size <= 0 or config.image_size % config.vit.patch_size:
@@ -304,10 +322,8 @@ def fit_vit(vit, config):
 
 def check_vocabulary(llm, base, adapter, config):
     """Raises ValueError unless tokenizer.model fits; warns of a language model that the adapter was not made for."""
-    if llm.tokenizer.exists():
-        read_head(llm.tokenizer)
     pieces = load_tokenizer(llm.tokenizer, config).get_piece_size()
-    if llm is not base and base.shape("llama.embed.weight")[0] > pieces:
+    if llm is not base and base.shape("llama.embed.weight")[0] == config.llama.vocab_size > pieces:
         raise ValueError(f"{base.path}: more tokens than pieces, so it is Vicuna v0 already; leave --delta out")
     if adapter is not None and config.llama.vocab_size == pieces:
         llama_2 = config.llama.max_position_embeddings > 2048
@@ -341,24 +357,7 @@ def convert(args):
         config.llama.int8, llama = True, to_int8(llama)
     files = {"vision.safetensors": take(vit, vision, "vit.") | take(qformer, vision, ("ln_vision.", "qformer.")),
              **in_shards(llama), "adapter.safetensors": trained}
-    total, done = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values()), 0
-    progress = Progress("written", total / 1e9, "GB")
-
-    def written(size, where):
-        nonlocal done
-        done += size
-        progress.show(done / 1e9, where.rpartition(" ")[2])
-    with folder_beside(out, total) as folder:
-        for file, tensors in files.items():
-            write_safetensors(folder / file, tensors, written)
-        if len(files) > 3:
-            weight_map = {name: file for file in files for name in files[file] if name in llama and "llama-" in file}
-            (folder / "llama.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-        shutil.copyfile(llm.tokenizer, folder / "tokenizer.model")
-        (folder / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
-    for file, tensors in files.items():
-        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})
-        print(f"{out / file}  {(out / file).stat().st_size / 1e9:.3f} GB  {', '.join(dtypes)}")
+    write_folder(out, files, config, llm.tokenizer)
     if adapter is not None and adapter.kind == "artgpt4":
         print(f"next: python chat.py --weights {out} image.jpg")
     else:
@@ -395,8 +394,7 @@ def discover(args):
     for path in candidates(Path("checkpoints")) if Path("checkpoints").is_dir() else ():
         try:
             found.append(open_checkpoint(path, *FORMATS))
-            files = [file for file in (path, *path.glob("*")) if file.is_file()]
-            size = sum(file.stat().st_size for file in files)
+            size = sum(file.stat().st_size for file in (path, *path.glob("*")) if file.is_file())
             print(f"{path}: {FORMATS[found[-1].kind].what}, {size / 1e9:.2f} GB")
         except ValueError as error:
             print(f"not usable: {error}")
@@ -425,8 +423,7 @@ def discover(args):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Make a weights folder from the public checkpoints. With no argument: "
-                                     "say what lies in checkpoints/ and what is missing.")
+    parser = argparse.ArgumentParser(description="With no argument: say what lies in checkpoints/ and what is missing.")
     parser.add_argument("--vit", metavar="FILE", help="eva_vit_g.pth, or the folder of BLIP-2 as transformers keeps it")
     parser.add_argument("--qformer", metavar="FILE", help="blip2_pretrained_flant5xxl.pth, or that folder")
     parser.add_argument("--llm", metavar="FOLDER", help="Vicuna or LLaMA, as transformers keeps it or Meta released it")

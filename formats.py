@@ -351,6 +351,8 @@ def open_checkpoint(path, *kinds):
         config = read_json(path / "config.json")
     beside = [folder / "tokenizer.model" for folder in (path, path.parent)]   # Meta keeps one for all sizes
     tokenizer = beside[1] if is_meta and not beside[0].exists() else beside[0]
+    if tokenizer.is_file():
+        read_head(tokenizer)
     return Checkpoint(path, kind, tensors, config, tokenizer)
 
 

@@ -425,6 +425,29 @@ def test_a_setting_that_would_change_the_arithmetic_is_refused_by_name(refused, 
     assert ("rope_scaling" if key == "rope_parameters" else key) in line and "config.json" in line
 
 
+def test_sizes_that_make_no_sense_are_named(refused, vicuna, spoiled):
+    assert 'hidden_size is "96"' in refused(llm=vicuna({"hidden_size": "96"}))
+    assert "num_hidden_layers is 0" in refused(llm=vicuna({"num_hidden_layers": 0}))
+    assert "num_attention_heads is 5; expected a divisor" in refused(llm=vicuna({"num_attention_heads": 5}))
+    assert "rms_norm_eps is null" in refused(llm=vicuna({"rms_norm_eps": None}))
+    assert "expected a multiple of 14" in refused(image_size=50)
+    assert "3 blocks, but --vit-layers is 4" in refused(vit_layers=4)
+    assert "cls_token: (176,); (1, 1, 176)" in refused(vit=spoiled("eva_vit_g.pth", {"cls_token": torch.zeros(176)}))
+    assert "expected 3 dimensions" in refused(vit=spoiled("eva_vit_g.pth", {"pos_embed": torch.zeros(17, 176)}))
+    assert "expected a square and 1" in refused(vit=spoiled("eva_vit_g.pth", {"pos_embed": torch.zeros(1, 19, 176)}))
+
+
+def test_a_language_model_that_is_no_whole_folder_is_refused(refused, checkpoints, vicuna):
+    shard = checkpoints / "vicuna" / VICUNA_SHARDS[0]
+    assert "give its folder, with config.json and tokenizer.model" in refused(llm=shard)
+    for file, content, said in (("pytorch_model.bin.index.json", "{}", "no weight_map"),
+                                ("config.json", "{", "not JSON"),
+                                ("tokenizer.model", "text", "not a sentencepiece model")):
+        folder = vicuna()
+        (folder / file).write_text(content)
+        assert f"{file}: {said}" in refused(llm=folder)
+
+
 def test_files_in_each_others_place_are_recognised(refused):
     assert "this is BLIP-2's Q-Former; expected EVA-ViT-g" in refused(vit="blip2_pretrained_flant5xxl.pth")
     assert "this is EVA-ViT-g; expected BLIP-2's Q-Former" in refused(qformer="eva_vit_g.pth")
