@@ -61,8 +61,7 @@ def vit_config(vit, layers):
     patch_size, grid = vit.shape("vit.patch_embed.weight", 4)[-1], math.isqrt(patches - 1)
     if grid * grid + 1 != patches:
         raise ValueError(f"{vit.path}: a position embedding of {patches} rows; expected a square and 1")
-    mlp_width = vit.shape("vit.blocks.0.fc1.weight")[0]
-    return ViTConfig(width, layers, width // 88, mlp_width, patch_size), grid * patch_size
+    return ViTConfig(width, layers, width // 88, vit.shape("vit.blocks.0.fc1.weight")[0], patch_size), grid * patch_size
 
 
 def qformer_config(qformer):
@@ -225,9 +224,10 @@ def write_safetensors(file, tensors, written):
                 for rows in part.read().split(256):
                     if not torch.stack(rows.aminmax()).isfinite().all():
                         raise ValueError(f"{part.where}: holds NaN or infinity; the file is damaged")
-                    rows = tensor.pack(rows).contiguous()
-                    out.write(rows.view(torch.uint8).numpy().data)
-                    written(rows.nbytes, part.where)
+                    packed = tensor.pack(rows).contiguous()
+                    out.write(packed.view(torch.uint8).numpy().data)
+                    written(packed.nbytes, part.where)
+                del rows, packed                              # they hold the whole tensor; the next one comes
         out.flush()
         os.fsync(out.fileno())
 
@@ -293,14 +293,13 @@ def read_config(args, vit, qformer, llm, adapter):
     for checkpoint in (vit, qformer):
         for part in ("vision_config", "qformer_config"):
             refuse_unsupported(checkpoint.config.get(part, {}), part, checkpoint.path / "config.json")
-    config.vit, config.image_size = vit_config(vit, args.vit_layers)
+    config.vit, trained_size = vit_config(vit, args.vit_layers)
+    config.image_size = trained_size if args.image_size is None else args.image_size
+    if config.image_size <= 0 or config.image_size % config.vit.patch_size:
+        raise ValueError(f"--image-size {config.image_size}: expected a multiple of {config.vit.patch_size}")
     for checkpoint, width, head_width in ((vit, config.vit.width, 88), (qformer, config.qformer.width, 64)):
         if width % head_width:
             raise ValueError(f"{checkpoint.path}: width {width}; expected a multiple of {head_width}, a head's width")
-    if args.image_size is not None:
-        config.image_size = args.image_size
-        if config.image_size <= 0 or config.image_size % config.vit.patch_size:
-            raise ValueError(f"--image-size {config.image_size}: expected a multiple of {config.vit.patch_size}")
     config.ln_vision_eps = 1e-5 if qformer.kind == "blip2" else 1e-6
     config.adapter_width = config.llama.hidden_size // 4
     if adapter is not None and adapter.kind == "artgpt4":
@@ -342,7 +341,6 @@ def convert(args):
     base = open_checkpoint(args.llm, "llama", "meta")
     llm = add_delta(base, open_checkpoint(args.delta, "delta")) if args.delta else base
     adapter = open_checkpoint(args.adapter, "artgpt4", "minigpt4") if args.adapter else None
-
     config = read_config(args, vit, qformer, llm, adapter)
     check_vocabulary(llm, base, adapter, config)
     fit_vit(vit, config)

@@ -1,7 +1,8 @@
 """The public checkpoints, as their owners publish them: each format is one table of names.
 
-A checkpoint is recognised by its tensors and opened as a dictionary of tensors that are still in their files, under the
-names of its format. LLaMA as Meta released it, and LLaMA plus a Vicuna delta, are opened under transformers' names.
+A checkpoint is recognised by its tensors and opened as a dictionary of tensors that are still in their files: none is
+read before it is needed, and nothing is mapped, so a file may be larger than the machine's memory. LLaMA as Meta
+released it, and LLaMA plus a Vicuna delta, are opened under transformers' names.
 torch.load runs with weights_only=True: a pickle that would run code is refused.
 """
 import contextlib
@@ -153,7 +154,6 @@ def their_names(kind, name):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading: a checkpoint is a dictionary of tensors that are still in their files
-
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}

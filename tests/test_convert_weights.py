@@ -5,7 +5,9 @@ import pickle
 import resource
 import shutil
 import signal
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -297,6 +299,19 @@ def test_shards_of_the_language_model_load_as_one_file_does(convert, weights, tm
     assert all((out / file).stat().st_size < 310_000 for file in files)
     whole, sharded = (ArtGPT4.from_pretrained(folder).state_dict() for folder in (weights["artgpt4"], out))
     assert all(torch.equal(tensor, sharded[name]) for name, tensor in whole.items())
+
+
+def test_one_tensor_of_the_source_is_in_memory_at_a_time(convert, tmp_path, monkeypatch):
+    read, at_once = [], []
+
+    def fromfile(*args, **kwargs):
+        read.append(weakref.ref(array := original(*args, **kwargs)))
+        at_once.append(sum(each() is not None for each in read))
+        return array
+    original = np.fromfile
+    monkeypatch.setattr(np, "fromfile", fromfile)
+    convert(tmp_path / "out")
+    assert len(read) > 150 and max(at_once) == 1
 
 
 # And back
