@@ -22,12 +22,12 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from command import written_beside
+from command import to_rgb, written_beside
 
 # ---- Configuration: every size, as weights/NAME/config.json holds them. The defaults are those of the 13B model.
 
@@ -95,31 +95,6 @@ class Config:
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, as EVA-ViT was trained
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def to_rgb(image):
-    """A PIL image of any mode as RGB: upright (EXIF), on white where it is transparent, 16 bits scaled to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def open_image(path):
-    """The picture in a file, as an RGB image. Raises ValueError, in one line, if Pillow cannot read it."""
-    try:
-        with Image.open(path) as image:
-            return to_rgb(image)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except Exception as error:                                # a damaged file can raise anything
-        reason = getattr(error, "strerror", None) or error
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not a picture that Pillow can read"
-        raise ValueError(f"{path}: {reason}; give another picture, a PNG or JPEG for example") from None
 
 
 def preprocess(image, size):
@@ -449,12 +424,8 @@ def chat_prompt(messages):
 
 # ---- The whole
 
-TRAINS = {                                                    # what freeze(mode) leaves training; the projection always
-    "artgpt4": ("norms", "adapters"),
-    "minigpt4": (),
-    "norms": ("norms",),
-    "adapters": ("adapters",),
-}
+# What freeze(mode) leaves training beside the projection
+TRAINS = {"artgpt4": ("norms", "adapters"), "minigpt4": (), "norms": ("norms",), "adapters": ("adapters",)}
 
 
 def trainable_names(config, mode="artgpt4"):
@@ -527,9 +498,8 @@ class ArtGPT4(nn.Module):
 
         mode: a key of TRAINS. "minigpt4" trains the projection alone; "norms" and "adapters" are the halves between.
         """
-        names = trainable_names(self.config, mode)
         self.requires_grad_(False)
-        parameters = [self.get_parameter(name) for name in names]
+        parameters = [self.get_parameter(name) for name in trainable_names(self.config, mode)]
         for parameter in parameters:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
@@ -630,8 +600,8 @@ class ArtGPT4(nn.Module):
         trains = set(trainable_names(config))
         for file in weight_files(folder, adapter):            # adapter.safetensors comes last and replaces the norms
             for name, tensor in read_tensors(file):
-                as_stored = dtype is None or tensor.dtype == torch.int8 or name.endswith(".scale")
-                frozen = tensor.dtype if as_stored else dtype
+                quantised = tensor.dtype == torch.int8 or name.endswith(".scale")
+                frozen = tensor.dtype if quantised else dtype or tensor.dtype
                 state[name] = tensor.to(device, torch.float32 if name in trains else frozen)
         expected = model.state_dict()
         wrong = [f"{name} is missing" for name in expected.keys() - state.keys()]
@@ -645,14 +615,11 @@ class ArtGPT4(nn.Module):
 
     def save_pretrained(self, folder):
         """Write a weights folder: config.json, tokenizer.model and the three files of tensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state, trains = self.state_dict(), set(trainable_names(self.config))
-        save_tensors({n: t for n, t in state.items() if n.startswith(("vit.", "ln_vision.", "qformer."))},
-                     folder / "vision.safetensors")
-        save_tensors({n: t for n, t in state.items() if n.startswith("llama.") and ".adapter." not in n},
-                     folder / "llama.safetensors")
-        save_tensors({n: t for n, t in state.items() if n in trains}, folder / "adapter.safetensors")
+        folder, state = Path(folder), self.state_dict()
+        vision = [name for name in state if name.startswith(("vit.", "ln_vision.", "qformer."))]
+        llama = [name for name in state if name.startswith("llama.") and ".adapter." not in name]
+        for part, names in (("vision", vision), ("llama", llama), ("adapter", trainable_names(self.config))):
+            save_tensors({name: state[name] for name in names}, folder / f"{part}.safetensors")
         with written_beside(folder / "tokenizer.model") as path:
             path.write_bytes(self.tokenizer.serialized_model_proto())
         with written_beside(folder / "config.json") as path:

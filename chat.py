@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from artgpt4 import IMAGE_MARK, IMAGE_SLOT, ArtGPT4, chat_prompt, open_image, preprocess
-from command import run_command
+from artgpt4 import IMAGE_MARK, IMAGE_SLOT, ArtGPT4, chat_prompt, preprocess
+from command import open_image, run_command
 
 HERE = Path(__file__).resolve().parent
 MAX_CONTEXT = 2000                                            # tokens of prompt and answer, as in the released code
@@ -146,6 +146,8 @@ def main(args):
     if args.prompt:
         conversation.say(args.prompt)
         return
+    if sys.stdin is None:
+        raise ValueError("standard input is closed; ask with --prompt TEXT")
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):                # some builds of Python have none
             import readline  # noqa: F401 - input() edits lines with it

@@ -1,10 +1,38 @@
-"""What the commands share: files that are whole or not there, a progress line, errors as one line."""
+"""What the commands share: pictures from files, files that are whole or not there, progress and errors as one line."""
 import contextlib
 import os
 import sys
 import time
 import traceback
 from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+
+def to_rgb(image):
+    """A PIL image of any mode as RGB: upright (EXIF), on white where it is transparent, 16 bits scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def open_image(path):
+    """The picture in a file, as an RGB image. Raises ValueError, in one line, if Pillow cannot read it."""
+    try:
+        with Image.open(path) as image:
+            return to_rgb(image)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except Exception as error:                                # a damaged file can raise anything
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not a picture that Pillow can read"
+        raise ValueError(f"{path}: {reason}; give another picture, a PNG or JPEG for example") from None
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Image-text pairs for both stages of training: the gallery, and cc_sbu_align.
 
-A source knows how many pairs it has and gives picture(i) and words(i, stage, rng) -> (prompt, text). Which pair comes
-when, how it is cropped and which of its texts is taken are a pure function of seed, epoch and pair, for any number of
-workers.
+A source knows how many pairs it has and gives picture(i) and words(i, stage, rng, batch_rng) -> (prompt, text), where
+batch_rng draws alike for all pairs of a batch. Which pair comes when, how it is cropped and which of its texts is taken
+are a pure function of seed, step and pair, for any number of workers.
 """
 import json
 import math
@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, chat_prompt, instruction_prompt, open_image, preprocess
-from command import Progress, written_beside
+from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, chat_prompt, instruction_prompt, preprocess
+from command import Progress, open_image, written_beside
 from gallery import painting, words
 from gallery.scenes import random_scenes
 
@@ -82,16 +82,18 @@ class Gallery:
     def picture(self, i):
         return Image.fromarray(self.paintings[i])
 
-    def words(self, i, stage, rng):
+    def words(self, i, stage, rng, batch_rng):
         scene = self.scenes[i]
         if stage == 1:
             return None, clean_caption(words.caption(scene, rng))
-        if rng.random() < 0.4:
-            return instruction_prompt(rng.choice(INSTRUCTIONS)), words.description(scene, rng)
-        rounds = [(rng.choice(INSTRUCTIONS), words.description(scene, rng)), *words.questions(scene, rng)]
-        rounds = rng.sample(rounds, rng.choice((1, 1, 2)))    # as in a conversation: one or two questions
-        messages = [message for question_and_answer in rounds for message in question_and_answer]
-        return chat_prompt([f"{IMAGE_SLOT} {messages[0]}", *messages[1:-1]]), messages[-1]
+        description = words.description(scene, rng)
+        if batch_rng.random() < 0.4:
+            return instruction_prompt(batch_rng.choice(INSTRUCTIONS)), description
+        asked = [*words.questions(scene, rng), (rng.choice(INSTRUCTIONS), description)]
+        question, answer = asked.pop(batch_rng.randrange(len(asked)))       # alike, so texts of like length
+        before = rng.choice(asked) if batch_rng.random() < 0.2 else ()      # a second question in a conversation
+        first, *others = *before, question
+        return chat_prompt([f"{IMAGE_SLOT} {first}", *others]), answer
 
 
 class CCSBUAlign:
@@ -115,11 +117,11 @@ class CCSBUAlign:
     def picture(self, i):
         return open_image(self.folder / "image" / f"{self.pairs[i][0]}.jpg")
 
-    def words(self, i, stage, rng):
+    def words(self, i, stage, rng, batch_rng):
         caption = self.pairs[i][1]
         if stage == 1:
             return None, clean_caption(caption)
-        return instruction_prompt(rng.choice(INSTRUCTIONS)), caption
+        return instruction_prompt(batch_rng.choice(INSTRUCTIONS)), caption
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -127,28 +129,28 @@ class CCSBUAlign:
 
 
 class Pairs(Dataset):
-    """(epoch, i) -> (pixels (3, S, S), prompt or None, text) of a source's pair i, as it is seen in that epoch."""
+    """(step, i) -> (pixels (3, S, S), prompt or None, text) of a source's pair i, as it is seen in that step."""
 
     def __init__(self, source, stage, image_size, min_crop_area, seed):
         self.source, self.stage, self.seed = source, stage, seed
         self.image_size, self.min_crop_area = image_size, min_crop_area
 
     def __getitem__(self, key):
-        epoch, i = key
-        rng = random.Random(f"{self.seed} {epoch} {i}")
+        step, i = key
+        rng, batch_rng = random.Random(f"{self.seed} {step} {i}"), random.Random(f"{self.seed} {step}")
         crop = random_crop(self.source.picture(i), rng, self.min_crop_area)
-        return preprocess(crop, self.image_size), *self.source.words(i, self.stage, rng)
+        return preprocess(crop, self.image_size), *self.source.words(i, self.stage, rng, batch_rng)
 
 
 def order(count, batch_size, steps, seed):
-    """Yield `steps` lists of batch_size keys (epoch, i): every epoch a new shuffle of all pairs."""
-    keys, epoch = [], 0
-    for _ in range(steps):
-        while len(keys) < batch_size:
-            keys += [(epoch, i) for i in random.Random(f"{seed} {epoch}").sample(range(count), count)]
+    """Yield the keys (step, i) of each step's batch: every epoch a new shuffle of all pairs."""
+    pairs, epoch = [], 0
+    for step in range(steps):
+        while len(pairs) < batch_size:
+            pairs += random.Random(f"{seed} epoch {epoch}").sample(range(count), count)
             epoch += 1
-        yield keys[:batch_size]
-        keys = keys[batch_size:]
+        yield [(step, i) for i in pairs[:batch_size]]
+        pairs = pairs[batch_size:]
 
 
 def collate(pairs):

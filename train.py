@@ -53,7 +53,7 @@ RECIPES = {                   # (recipe, stage)
     ("minigpt4", 1): Recipe(64, 1e-6, 1e-4, 8e-5, 5000, 5000, 4, max_text_tokens=32, mode="minigpt4"),
     # For weights/tiny and the gallery: minutes on two cores.
     ("tiny", 1): Recipe(32, 1e-5, 3e-3, 1e-4, 30, 100, 5, max_text_tokens=40, min_crop_area=0.7, eval_every=100),
-    ("tiny", 2): Recipe(16, 1e-5, 1e-3, 5e-5, 20, 100, 3, max_text_tokens=160, min_crop_area=0.7, eval_every=100),
+    ("tiny", 2): Recipe(16, 1e-5, 2e-3, 5e-5, 20, 100, 4, max_text_tokens=160, min_crop_area=0.7, eval_every=100),
 }
 
 

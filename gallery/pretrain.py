@@ -137,6 +137,25 @@ def rain(x, rng):
     return x + (rng.choice((0.1, 0.95)) - x) * streaks * rng.uniform(0.3, 0.8)
 
 
+def confetti(x, rng):
+    """Every small cell of a colour of its own, a little off."""
+    cells = x.shape[-1] // rng.choice((2, 3, 4, 5))
+    off = torch.randn(len(x), 3, cells, cells) * rng.uniform(0.06, 0.2)
+    return x + F.interpolate(off, size=x.shape[2:], mode=rng.choice(("nearest", "bicubic")))
+
+
+def brushed(x, rng):
+    """Under fine streaks of light and dark, all along one direction that bends a little: brushed metal, combed sand."""
+    length, size = rng.choice((7, 9, 13)), x.shape[-1]
+    streaks = torch.randn(1, 1, size, size)
+    streaks = F.conv2d(F.pad(streaks, (length // 2, length // 2, 0, 0)), torch.ones(1, 1, 1, length) / length**0.5)
+    angle = rng.uniform(0, math.pi)
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0]])
+    streaks = F.grid_sample(streaks, F.affine_grid(turn[None], streaks.shape, align_corners=False),
+                            padding_mode="reflection", align_corners=False)
+    return x + shake(streaks.expand(1, 3, -1, -1), rng, rng.uniform(0, 6), 24) * rng.uniform(0.06, 0.2)
+
+
 def outlined(x, rng):
     """Sharpened until every edge has a dark line."""
     soft = blur(x, rng.uniform(0.6, 2.0))
@@ -158,6 +177,8 @@ EFFECTS = {
     "fog": fog,
     "rain": rain,
     "outlined": outlined,
+    "confetti": confetti,
+    "brushed": brushed,
     "faded": lambda x, rng: gray(x) + (x - gray(x)) * rng.uniform(0, 0.4),
 }
 
@@ -181,14 +202,16 @@ def photograph(pictures, rng, share):
 
 
 def roughness(x, fields):
-    """pixels (B, 3, S, S) -> (B, 5, fields, fields): how rough each field is, across, down, and at three scales."""
+    """pixels (B, 3, S, S) -> (B, 8, fields, fields): how rough each field is, in four directions, at three scales, and
+    in colour."""
     y = x.mean(dim=1, keepdim=True)
-    kinds = [F.pad((y[..., 1:] - y[..., :-1]).abs(), (0, 1)),
-             F.pad((y[..., 1:, :] - y[..., :-1, :]).abs(), (0, 0, 0, 1))]
+    z = F.pad(y, (1, 1, 1, 1), mode="replicate")
+    kinds = [(y - other).abs() for other in (z[..., 1:-1, 2:], z[..., 2:, 1:-1], z[..., 2:, 2:], z[..., 2:, :-2])]
     for scale in (1, 2, 4):
         z = F.avg_pool2d(y, scale)
         kinds.append(F.interpolate((z - F.avg_pool2d(z, 3, 1, 1)).abs(), size=y.shape[2:]))
-    return F.adaptive_avg_pool2d(torch.cat(kinds, dim=1), fields) * 10
+    kinds.append((x - y - F.avg_pool2d(x - y, 3, 1, 1)).abs().sum(dim=1, keepdim=True))
+    return F.adaptive_avg_pool2d(torch.cat(kinds, dim=1), fields) * 15
 
 
 def draw_plain(scenes, size):
@@ -213,12 +236,12 @@ def pretrain_vision(model, steps, batch, pictures, seed):
     heads = nn.ModuleDict({
         # off every patch: the subject or none, colour, roughness
         "patch_shows": nn.Linear(model.config.vit.width, 1 + len(SUBJECTS)),
-        "patch_looks": nn.Linear(model.config.vit.width, 3 + 5),
+        "patch_looks": nn.Linear(model.config.vit.width, 3 + 8),
         # off the mean of the queries
         "subject": nn.Linear(width, len(SUBJECTS)), "place": nn.Linear(width, len(COMPOSITIONS)),
         "effect": nn.Linear(width, len(EFFECTS)),
         # off all queries: the small picture, and the roughness of its parts
-        "colours": nn.Linear(width * queries, 3 * 16 * 16), "roughness": nn.Linear(width * queries, 5 * 8 * 8)})
+        "colours": nn.Linear(width * queries, 3 * 16 * 16), "roughness": nn.Linear(width * queries, 8 * 8 * 8)})
     mean, std = torch.tensor(PIXEL_MEAN)[:, None, None], torch.tensor(PIXEL_STD)[:, None, None]
     rng, order, right = random.Random(seed), [], 0.0
 
@@ -244,7 +267,7 @@ def pretrain_vision(model, steps, batch, pictures, seed):
                 + F.mse_loss(heads["patch_looks"](patches[:, 1:]), looks)
                 + F.cross_entropy(named, subjects[chosen])
                 + 0.5 * F.cross_entropy(heads["place"](pooled), places[chosen])
-                + 0.25 * F.cross_entropy(effect, effects[:, 0]) + 0.25 * F.cross_entropy(effect, effects[:, 1])
+                + 0.5 * F.cross_entropy(effect, effects[:, 0]) + 0.5 * F.cross_entropy(effect, effects[:, 1])
                 + 3 * F.mse_loss(heads["colours"](flat), F.adaptive_avg_pool2d(x, 16).flatten(1))
                 + F.mse_loss(heads["roughness"](flat), roughness(x, 8).flatten(1)))
         right += 0.02 * ((named.argmax(1) == subjects[chosen]).float().mean().item() - right)

@@ -9,8 +9,10 @@ from PIL import Image
 
 from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, TRAINS, ArtGPT4, Config, KVCache,
                      LlamaConfig, QFormerConfig, ViTConfig, chat_prompt, instruction_prompt, load_tokenizer,
-                     open_image, preprocess, sample, trainable_names)
+                     preprocess, sample, trainable_names)
 from formats import their_names
+from command import open_image
+
 
 PHOTOS = ("photo_rgb_uint8", "photo2_rgb_uint8")
 

@@ -45,8 +45,9 @@ def test_crops_lie_in_the_picture_with_the_area_and_aspect_asked_for(size):
 
 def test_every_epoch_is_a_new_shuffle_of_all_pairs_and_a_pure_function_of_the_seed():
     batches = list(data.order(count=7, batch_size=3, steps=14, seed=1))
-    keys = [key for batch in batches for key in batch]
-    epochs = [[i for epoch, i in keys if epoch == wanted] for wanted in range(6)]
+    assert all(step == at for at, batch in enumerate(batches) for step, _ in batch)
+    pairs = [i for batch in batches for _, i in batch]
+    epochs = [pairs[start:start + 7] for start in range(0, 42, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert batches == list(data.order(7, 3, 14, seed=1))
@@ -64,8 +65,9 @@ def test_batches_are_the_same_for_any_number_of_workers(cc_sbu_align):
 def test_cc_sbu_align_gives_cleaned_captions_in_stage_1_and_whole_ones_after_an_instruction_in_stage_2(cc_sbu_align):
     source = data.CCSBUAlign(cc_sbu_align)
     assert len(source) == 5 and source.picture(3).size == (90, 50)
-    assert source.words(2, 1, random.Random(0)) == (None, "picture no 2")
-    prompt, text = source.words(2, 2, random.Random(0))
+    assert source.words(2, 1, random.Random(0), random.Random(1)) == (None, "picture no 2")
+    prompt, text = source.words(2, 2, random.Random(0), random.Random(1))
+    assert prompt == source.words(3, 2, random.Random(5), random.Random(1))[0]        # one instruction a batch
     assert text == "Picture No. 2!"
     assert prompt in [instruction_prompt(instruction) for instruction in INSTRUCTIONS]
 
