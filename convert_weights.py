@@ -30,7 +30,7 @@ import torch
 from artgpt4 import (ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig, initial_adapter, load_tokenizer,
                      read_tensors, resize_pos_embed, trainable_names)
 from command import Progress, run_command, written_beside
-from formats import DTYPES, FORMATS, Stored, add_delta, open_checkpoint, their_names
+from formats import DTYPES, FORMATS, Stored, add_delta, candidates, open_checkpoint, their_names
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Sizes: from the shapes, but for what only a config.json says
@@ -179,6 +179,19 @@ def take_adapter(checkpoint, config, shapes, llm):
     return tensors
 
 
+def int8_rows(count):
+    """What packs the rows of a matrix of `count` rows as int8, and the float32 scales (count,) that it leaves."""
+    scales, done = torch.empty(count), 0                      # in one tensor: small ones would fragment memory
+
+    def pack(rows):
+        nonlocal done
+        scale = scales[done:done + len(rows)]
+        done += len(rows)
+        torch.div(rows.abs().amax(dim=1).float().clamp(min=1e-30), 127, out=scale)
+        return (rows.float() / scale[:, None]).round().to(torch.int8)
+    return pack, scales
+
+
 def to_int8(tensors):
     """{name: Fused} with the blocks' matrices as int8, each with one float32 scale a row, absmax / 127, beside it."""
     matrices, rest = {}, {}
@@ -186,15 +199,10 @@ def to_int8(tensors):
         if not re.search(r"\.(attn|mlp)\.", name):
             rest[name] = tensor
             continue
-
-        def pack(rows, scales=(scales := [])):
-            scale = rows.float().abs().amax(dim=1).clamp(min=1e-30) / 127
-            scales.append(scale)
-            return (rows.float() / scale[:, None]).round().to(torch.int8)
+        pack, scales = int8_rows(tensor.shape[0])
         matrices[name] = replace(tensor, dtype=torch.int8, pack=pack)
-        shape = tensor.shape[:1]                              # written after its matrix, when all of it is known
-        rest[name.replace(".weight", ".scale")] = Fused(shape, torch.float32, [Stored(
-            f"{name}, scale", shape, torch.float32, lambda scales=scales: torch.cat(scales))])
+        scale = Stored(f"{name}, scale", tuple(scales.shape), torch.float32, lambda scales=scales: scales)
+        rest[name.replace(".weight", ".scale")] = fuse([scale], scale.shape)      # written after its matrix
     return matrices | dict(sorted(rest.items(), key=lambda item: -item[1].dtype.itemsize))  # keeps the tensors aligned
 
 
@@ -375,15 +383,6 @@ def export(args):
     with written_beside(args.export) as path:
         torch.save({"model": tensors}, path)
     print(f"{args.export}  {Path(args.export).stat().st_size / 1e9:.3f} GB, {len(tensors)} tensors")
-
-
-def candidates(folder):
-    """The files and the model folders in `folder`, however deep."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not any(path.glob("*.json")):
-            yield from candidates(path)
-        elif path.is_dir() or not (path.name.startswith(".") or path.suffix in (".model", ".json", ".txt", ".md")):
-            yield path
 
 
 def discover(args):

@@ -356,6 +356,15 @@ def open_checkpoint(path, *kinds):
     return Checkpoint(path, kind, tensors, config, tokenizer)
 
 
+def candidates(folder):
+    """The files and the model folders in `folder`, however deep."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not any(path.glob("*.json")):
+            yield from candidates(path)
+        elif path.is_dir() or not (path.name.startswith(".") or path.suffix in (".model", ".json", ".txt", ".md")):
+            yield path
+
+
 def add_delta(base, delta):
     """LLaMA + Vicuna delta, in float16 as the released tool adds them. v0 has more tokens: their base rows are zero."""
     tensors = {}
