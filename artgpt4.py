@@ -245,7 +245,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", torch.ones(outputs))
 
     def forward(self, x):
-        return F.linear(x, (self.weight * self.scale[:, None]).to(x.dtype))
+        return (F.linear(x.float(), self.weight.float()) * self.scale).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -313,9 +313,7 @@ class LlamaAttention(nn.Module):
         return self.out(join_heads(x))
 
 
-class LlamaMLP(nn.Module):
-    """SwiGLU."""
-
+class LlamaMLP(nn.Module):  # SwiGLU
     def __init__(self, config):
         super().__init__()
         linear = Int8Linear if config.int8 else nn.Linear
@@ -378,12 +376,11 @@ class Llama(nn.Module):
         frequency = self.config.rope_theta ** (-torch.arange(0, dim, 2, device=embeds.device).float() / dim)
         angle = torch.arange(start, start + embeds.shape[1], device=embeds.device).float()[:, None] * frequency
         cos, sin = angle.cos(), angle.sin()                   # (T, d/2)
-        x = embeds
         for block in self.blocks:
-            x = block(x, cos, sin, cache)
+            embeds = block(embeds, cos, sin, cache)
         if cache is not None:
             cache.length += embeds.shape[1]
-        return self.norm(x)
+        return self.norm(embeds)
 
     def logits(self, hidden):
         """(..., D) -> (..., V), float32."""
@@ -415,9 +412,7 @@ def instruction_prompt(instruction):
 
 def chat_prompt(messages):
     """The prompt of a conversation (Vicuna v0). messages: question, answer, question, ...; it ends with a question.
-
-    A question that comes with an image begins with IMAGE_SLOT and a space.
-    """
+    A question that comes with an image begins with IMAGE_SLOT and a space."""
     turns = (f"###{('Human', 'Assistant')[i % 2]}: {message}" for i, message in enumerate(messages))
     return f"{SYSTEM}{''.join(turns)}###Assistant:"
 
@@ -468,8 +463,9 @@ class ArtGPT4(nn.Module):
 
     def encode_image(self, pixels):
         """pixels (B, 3, S, S) -> image_embeds (B, Q, D)"""
-        weight = self.vit.pos_embed
-        return self.proj(self.qformer(self.ln_vision(self.vit(pixels.to(weight.device, weight.dtype)))))
+        x = self.vit(pixels.to(self.vit.pos_embed.device, self.vit.pos_embed.dtype))
+        x = self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))   # each may be stored in its own dtype
+        return self.proj(x).to(self.llama.embed.weight.dtype)
 
     def embed_tokens(self, ids):
         """ids (B, T) -> (B, T, D)"""
@@ -488,16 +484,14 @@ class ArtGPT4(nn.Module):
         for i, text in enumerate(texts):
             ids = [self.tokenizer.bos_id()] * (i == 0) + self.tokenizer.encode(text)
             ids = torch.tensor([ids], dtype=torch.long, device=self.llama.embed.weight.device)
-            embeds += [self.embed_tokens(ids), *image_embeds[i:i + 1, None]]
-        return torch.cat(embeds, dim=1)
+            embeds += [self.embed_tokens(ids), image_embeds[i:i + 1]]        # after the last text (0, Q, D), left out
+        return torch.cat(embeds[:-1], dim=1)
 
     # Training
 
     def freeze(self, mode="artgpt4"):
-        """Leave training what the paper trains, in float32, and nothing else. Returns the parameters that train.
-
-        mode: a key of TRAINS. "minigpt4" trains the projection alone; "norms" and "adapters" are the halves between.
-        """
+        """Leave training what the paper trains, in float32, and nothing else. Returns those parameters.
+        mode: a key of TRAINS. "minigpt4" trains the projection alone; "norms" and "adapters" are the halves between."""
         self.requires_grad_(False)
         parameters = [self.get_parameter(name) for name in trainable_names(self.config, mode)]
         for parameter in parameters:
@@ -511,12 +505,12 @@ class ArtGPT4(nn.Module):
         pixels (B, 3, S, S); captions: B strings. Stage 1: no prompt. Stage 2: a prompt with one <ImageHere> (or a list
         of B of them) and end="###".
         """
-        prompts = [prompt or IMAGE_MARK] * len(captions) if prompt is None or isinstance(prompt, str) else prompt
+        prompts = prompt if isinstance(prompt, list) else [prompt] * len(captions)
         image_embeds = self.encode_image(pixels)
         rows, positions, targets = [], [], []
         for i, caption in enumerate(captions):
             text = torch.tensor(self.tokenizer.encode(caption + end)[:max_text_tokens], device=image_embeds.device)
-            before = self.embed_prompt(prompts[i], image_embeds[i:i + 1])[0]
+            before = self.embed_prompt(prompts[i] or IMAGE_MARK, image_embeds[i:i + 1])[0]
             rows.append(torch.cat((before, self.embed_tokens(text[:-1]))))       # nothing follows the last token
             positions.append(torch.arange(len(before) - 1, len(rows[-1]), device=text.device))
             targets.append(text)
@@ -542,12 +536,12 @@ class ArtGPT4(nn.Module):
             embeds = self.embed_tokens(ids[:, None])
 
     def readable(self, ids):
-        """The text of an answer's first tokens as far as it is sure, and whether the answer has ended.
-
-        Not sure are half a character and a part of "###"; they wait for the next token.
-        """
-        ended = self.tokenizer.eos_id() in ids
-        text = self.tokenizer.decode(ids[:ids.index(self.tokenizer.eos_id())] if ended else ids)
+        """The text of an answer's first tokens as far as it is sure, and whether the answer has ended. Not sure are
+        half a character and a part of "###"; they wait for the next token."""
+        eos, pieces = self.tokenizer.eos_id(), self.tokenizer.get_piece_size()
+        ended = eos in ids
+        ids = ids[:ids.index(eos)] if ended else ids
+        text = self.tokenizer.decode([i for i in ids if i < pieces])         # Vicuna v0 has a token that is no piece
         if STOP in text:
             return text.partition(STOP)[0], True
         return (text if ended else text.rstrip("#")).rstrip("\N{REPLACEMENT CHARACTER}"), ended
@@ -592,10 +586,11 @@ class ArtGPT4(nn.Module):
             raise ValueError(f"{folder}: no weights folder (no config.json); make one with convert_weights.py")
         try:
             config = Config.from_dict(json.loads((folder / "config.json").read_text()))
-        except (TypeError, ValueError) as error:
+            with torch.device("meta"):
+                model = cls(config, None)
+        except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        with torch.device("meta"):
-            model = cls(config, load_tokenizer(folder / "tokenizer.model", config))
+        model.tokenizer = load_tokenizer(folder / "tokenizer.model", config)
         state = {} if adapter else {name: tensor.to(device) for name, tensor in initial_adapter(config)}
         trains = set(trainable_names(config))
         for file in weight_files(folder, adapter):            # adapter.safetensors comes last and replaces the norms
@@ -631,8 +626,10 @@ class ArtGPT4(nn.Module):
 
     def load_adapter(self, file):
         """Take all that trains from an adapter.safetensors. Raises ValueError if it belongs to another model."""
-        state = dict(read_tensors(file))
-        for name in trainable_names(self.config):
+        state, names = dict(read_tensors(file)), trainable_names(self.config)
+        if unknown := state.keys() - set(names):
+            raise ValueError(f"{file}: {min(unknown)} does not train in this model")
+        for name in names:
             parameter = self.get_parameter(name)
             if name not in state or state[name].shape != parameter.shape:
                 found = tuple(state[name].shape) if name in state else "missing"
@@ -673,7 +670,10 @@ def weight_files(folder, adapter=True):
     index = folder / "llama.safetensors.index.json"
     shards = ["llama.safetensors"]
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: not an index of shards ({error!r})") from None
     return [folder / name for name in ("vision.safetensors", *shards, *["adapter.safetensors"] * adapter)]
 
 
@@ -690,6 +690,9 @@ def read_tensors(file):
 
 
 def save_tensors(tensors, file):
-    """Write tensors to a safetensors file, whole or not at all."""
+    """Write tensors to a safetensors file, whole or not at all. Raises ValueError if the disk does not take it."""
     with written_beside(file) as path:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        except SafetensorError as error:
+            raise ValueError(f"{file}: could not be written ({error})") from None

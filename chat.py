@@ -126,7 +126,7 @@ def load_model(args):
     model = ArtGPT4.from_pretrained(args.weights, args.device, args.dtype and getattr(torch, args.dtype))
     if args.adapter:
         model.load_adapter(args.adapter)
-    if not args.dtype and torch.device(args.device).type == "cpu":
+    if not args.dtype and torch.device(args.device).type == "cpu" and hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         if 4 * sum(parameter.numel() for parameter in model.parameters()) <= memory / 2:
             model.float()

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 def to_rgb(image):
     """A PIL image of any mode as RGB: upright (EXIF), on white where it is transparent, 16 bits scaled to 8."""
-    image = ImageOps.exif_transpose(image)
+    with contextlib.suppress(Exception):                      # a damaged EXIF block spoils no picture
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -61,7 +62,7 @@ class Progress:
 
     def __init__(self, what, total, unit, stream=sys.stderr):
         self.what, self.total, self.unit, self.stream = what, total, unit, stream
-        self.start, self.first, self.last = time.monotonic(), 0, 0.0
+        self.start, self.last = time.monotonic(), 0.0
 
     def show(self, done, note=""):
         now = time.monotonic()
@@ -95,5 +96,6 @@ def run_command(main, parser, arguments=None):
     except (ValueError, OSError, RuntimeError) as error:
         if args.debug:
             traceback.print_exc()
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        message = (str(error).strip() or repr(error)).splitlines()[-1]       # a worker's error brings its traceback
+        print(f"{parser.prog}: {message}", file=sys.stderr)
         sys.exit(1)

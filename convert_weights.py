@@ -32,8 +32,7 @@ from artgpt4 import (ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig, ini
 from command import Progress, run_command, written_beside
 from formats import DTYPES, FORMATS, Stored, add_delta, candidates, open_checkpoint, their_names
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Sizes: from the shapes, but for what only a config.json says
+# ---- Sizes: from the shapes, but for what only a config.json says
 
 SUPPORTED = {  # keys of config.json that change the arithmetic, and the one value that artgpt4.py computes
     "llm": {"model_type": "llama", "hidden_act": "silu", "rope_scaling": None, "attention_bias": False,
@@ -94,8 +93,7 @@ def llama_config(values, file):
     return config
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# From their names to ours
+# ---- From their names to ours
 
 
 @dataclass
@@ -206,8 +204,7 @@ def to_int8(tensors):
     return matrices | dict(sorted(rest.items(), key=lambda item: -item[1].dtype.itemsize))  # keeps the tensors aligned
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Writing
+# ---- Writing
 
 
 SHARD = 4_000_000_000
@@ -291,8 +288,7 @@ def write_folder(out, files, config, tokenizer):
         print(f"{out / file}  {(out / file).stat().st_size / 1e9:.3f} GB  {dtypes}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Commands
+# ---- Commands
 
 
 def read_config(args, vit, qformer, llm, adapter):
@@ -315,12 +311,13 @@ def read_config(args, vit, qformer, llm, adapter):
     return config
 
 
-def fit_vit(vit, config):
-    """Take from the checkpoint the blocks that are not read, and give it a position embedding of the image size."""
-    for name in list(vit.tensors):
-        block = re.match(r"(?:blocks|vision_model\.encoder\.layers)\.(\d+)\.", name)
-        if block and int(block[1]) >= config.vit.layers:
-            del vit.tensors[name]
+def fit_vit(vit, qformer, config):
+    """Take the ViT's unread blocks from the checkpoints, and give it a position embedding of the image size."""
+    for checkpoint in (vit, qformer):
+        for name in list(checkpoint.tensors):
+            block = re.match(r"(?:blocks|vision_model\.encoder\.layers)\.(\d+)\.", name)
+            if block and int(block[1]) >= config.vit.layers:
+                del checkpoint.tensors[name]
     name, patches = their_names(vit.kind, "vit.pos_embed")[0], (config.image_size // config.vit.patch_size) ** 2
     trained = vit.tensors[name]
     vit.tensors[name] = replace(trained, shape=(1, patches + 1, config.vit.width),
@@ -332,11 +329,11 @@ def check_vocabulary(llm, base, adapter, config):
     pieces = load_tokenizer(llm.tokenizer, config).get_piece_size()
     if llm is not base and base.shape("llama.embed.weight")[0] == config.llama.vocab_size > pieces:
         raise ValueError(f"{base.path}: more tokens than pieces, so it is Vicuna v0 already; leave --delta out")
-    if adapter is not None and config.llama.vocab_size == pieces:
+    if adapter is not None and config.llama.vocab_size != pieces + 1:
         llama_2 = config.llama.max_position_embeddings > 2048
         version = "Vicuna v1.5 or LLaMA 2" if llama_2 else "LLaMA or Vicuna v1.1 to v1.3"
-        print(f"warning: {llm.path} has {pieces:,} tokens: {version}. {adapter.path} was made for Vicuna v0, which has "
-              f"{pieces + 1:,}; its answers may be poor", file=sys.stderr)
+        print(f"warning: {llm.path} has {config.llama.vocab_size:,} tokens: {version}. {adapter.path} was made for "
+              f"Vicuna v0, which has {pieces + 1:,}; its answers may be poor", file=sys.stderr)
 
 
 def convert(args):
@@ -351,7 +348,7 @@ def convert(args):
     adapter = open_checkpoint(args.adapter, "artgpt4", "minigpt4") if args.adapter else None
     config = read_config(args, vit, qformer, llm, adapter)
     check_vocabulary(llm, base, adapter, config)
-    fit_vit(vit, config)
+    fit_vit(vit, qformer, config)
     if config.llama.tie_word_embeddings:
         llm.tensors.pop("lm_head.weight", None)
     with torch.device("meta"):
@@ -367,7 +364,8 @@ def convert(args):
     if adapter is not None and adapter.kind == "artgpt4":
         print(f"next: python chat.py --weights {out} image.jpg")
     else:
-        print(f"The adapters are at their start. next: python train.py --stage 1 --weights {out}")
+        print(f"The adapters are at their start. next: python train.py --stage 1 --recipe paper --dtype bfloat16 "
+              f"--weights {out} --data cc_sbu_align")
 
 
 def export(args):
@@ -381,7 +379,10 @@ def export(args):
             raise ValueError(f"{args.weights}/adapter.safetensors: {name} is no part of ArtGPT-4.pth")
         tensors[theirs[0]] = tensor
     with written_beside(args.export) as path:
-        torch.save({"model": tensors}, path)
+        try:
+            torch.save({"model": tensors}, path)
+        except RuntimeError as error:
+            raise ValueError(f"{args.export}: could not be written ({error})") from None
     print(f"{args.export}  {Path(args.export).stat().st_size / 1e9:.3f} GB, {len(tensors)} tensors")
 
 
@@ -392,13 +393,20 @@ def discover(args):
         try:
             found.append(open_checkpoint(path, *FORMATS))
             size = sum(file.stat().st_size for file in (path, *path.glob("*")) if file.is_file())
-            print(f"{path}: {FORMATS[found[-1].kind].what}, {size / 1e9:.2f} GB")
+            tokens = ""
+            if found[-1].kind in ("llama", "meta", "delta"):  # Vicuna v0 has one more than the others
+                tokens = f", {found[-1].shape('llama.embed.weight')[0]:,} tokens"
+            print(f"{path}: {FORMATS[found[-1].kind].what}{tokens}, {size / 1e9:.2f} GB")
         except ValueError as error:
             print(f"not usable: {error}")
     for checkpoint in sorted(found, key=lambda c: list(FORMATS).index(c.kind)):   # released files before transformers'
         for flag in FORMATS[checkpoint.kind].flags:
             chosen.setdefault(flag, checkpoint.path)
     llms = sorted((c for c in found if "llm" in FORMATS[c.kind].flags), key=lambda c: c.shape("llama.embed.weight"))
+    fits = next((c for c in found if c.kind == "delta"), None)     # what says which width the language model has
+    width = fits.shape("llama.embed.weight")[1] if fits else next(
+        (c.shape("proj.weight")[0] for c in found if c.kind in ("artgpt4", "minigpt4")), None)
+    llms = [c for c in llms if c.shape("llama.embed.weight")[1] == width] or llms
     if llms:                                                  # LLaMA for a delta, else the Vicuna with most tokens
         chosen["llm"] = llms[0 if "delta" in chosen else -1].path
     needed = {"vit": ["eva"], "qformer": ["blip2"], "llm": ["meta", "delta"], "adapter": ["artgpt4"]}
@@ -414,6 +422,8 @@ def discover(args):
         return print("next: put it there, under any name, and run this again")
     command = [part for flag, path in chosen.items() for part in (f"--{flag}", str(path))]
     command += ["--out", "weights/artgpt4", *["--int8"] * args.int8]
+    command += [part for flag in ("image_size", "vit_layers") if (value := getattr(args, flag)) is not None
+                for part in (f"--{flag.replace('_', '-')}", str(value))]
     print(f"{'running' if args.yes else 'next'}: {shlex.join(['python', 'convert_weights.py', *command])}")
     if args.yes:
         main(command)

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, chat_prompt, instruction_prompt, preprocess
 from command import Progress, open_image, written_beside
 from gallery import painting, words
+from gallery import scenes as scenes_module
 from gallery.scenes import random_scenes
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Texts and crops
+# ---- Texts and crops
 
 
 def clean_caption(text, max_words=50):
@@ -40,15 +40,15 @@ def random_crop(image, rng, min_area):
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
             break
     else:                                                     # a very long picture: its middle
         w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-    left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+        left, top = (width - w) // 2, (height - h) // 2
     return image.crop((left, top, left + w, top + h))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Sources
+# ---- Sources
 
 
 def painted(scenes, folder="runs/gallery", size=224):
@@ -56,7 +56,8 @@ def painted(scenes, folder="runs/gallery", size=224):
 
     A painting takes tens of milliseconds, more than a training step has for it: hence the file.
     """
-    key = zlib.crc32(Path(painting.__file__).read_bytes() + repr((scenes, size)).encode())
+    sources = Path(painting.__file__).read_bytes() + Path(scenes_module.__file__).read_bytes()
+    key = zlib.crc32(sources + repr((scenes, size)).encode())
     file = Path(folder) / f"{len(scenes)}-{key:08x}.npy"
     if not file.is_file():
         progress = Progress("painting", len(scenes), "pictures")
@@ -110,12 +111,20 @@ class CCSBUAlign:
             raise ValueError(f"{self.folder / 'filter_cap.json'}: not a list of annotations ({error!r})") from None
         if not self.pairs:
             raise ValueError(f"{self.folder / 'filter_cap.json'}: no annotations in it")
+        for i, (name, caption) in enumerate(self.pairs):
+            if not isinstance(caption, str):
+                raise ValueError(f"{self.folder / 'filter_cap.json'}: the caption of {name} is {caption!r}, not a text")
+            if not self.file(i).is_file():
+                raise ValueError(f"{self.file(i)}: no such file, but filter_cap.json has a caption for it")
 
     def __len__(self):
         return len(self.pairs)
 
+    def file(self, i):
+        return self.folder / "image" / f"{self.pairs[i][0]}.jpg"
+
     def picture(self, i):
-        return open_image(self.folder / "image" / f"{self.pairs[i][0]}.jpg")
+        return open_image(self.file(i))
 
     def words(self, i, stage, rng, batch_rng):
         caption = self.pairs[i][1]
@@ -124,8 +133,7 @@ class CCSBUAlign:
         return instruction_prompt(batch_rng.choice(INSTRUCTIONS)), caption
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Batches
+# ---- Batches
 
 
 class Pairs(Dataset):
@@ -143,7 +151,7 @@ class Pairs(Dataset):
 
 
 def order(count, batch_size, steps, seed):
-    """Yield the keys (step, i) of each step's batch: every epoch a new shuffle of all pairs."""
+    """Yield the keys (step, i) of each step's batch: every epoch a new shuffle of all `count` pairs, at least one."""
     pairs, epoch = [], 0
     for step in range(steps):
         while len(pairs) < batch_size:

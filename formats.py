@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The formats: a name of artgpt4.py, and where the released file keeps it. {i} is the block, * the rest of the name;
+# ---- The formats: a name of artgpt4.py, and where the released file keeps it. {i} is the block, * the rest of a name;
 # "a + b" are stacked along the first dimension; "zeros" is a part of the shape of the one before it.
 
 EVA_VIT = {
@@ -152,8 +151,7 @@ def their_names(kind, name):
     return parts.split(" + ") if parts else []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Reading: a checkpoint is a dictionary of tensors that are still in their files
+# ---- Reading: a checkpoint is a dictionary of tensors that are still in their files
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}

@@ -52,8 +52,8 @@ RECIPES = {                   # (recipe, stage)
     ("paper", 2): Recipe(12, 1e-6, 3e-5, 1e-5, 200, 200, 5, max_text_tokens=160),
     ("minigpt4", 1): Recipe(64, 1e-6, 1e-4, 8e-5, 5000, 5000, 4, max_text_tokens=32, mode="minigpt4"),
     # For weights/tiny and the gallery: minutes on two cores.
-    ("tiny", 1): Recipe(32, 1e-5, 3e-3, 1e-4, 30, 100, 5, max_text_tokens=40, min_crop_area=0.7, eval_every=100),
-    ("tiny", 2): Recipe(16, 1e-5, 2e-3, 5e-5, 20, 100, 4, max_text_tokens=160, min_crop_area=0.7, eval_every=100),
+    ("tiny", 1): Recipe(32, 1e-5, 3e-3, 1e-4, 30, 220, 3, max_text_tokens=40, min_crop_area=0.8, eval_every=220),
+    ("tiny", 2): Recipe(16, 1e-5, 3e-3, 5e-5, 20, 105, 3, max_text_tokens=160, min_crop_area=0.8, eval_every=105),
 }
 
 
@@ -97,7 +97,7 @@ def train(model, source, recipe, stage, out, workers=1):
             rate = learning_rate(step, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = model.loss(pixels, texts, prompts if stage == 2 else None, end, recipe.max_text_tokens)
+            loss = model.loss(pixels, texts, prompts, end, recipe.max_text_tokens)
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
             optimizer.step()
@@ -119,13 +119,16 @@ def main(args):
         raise ValueError(f"the recipe {args.recipe} has no stage {args.stage}")
     chosen = {f.name: getattr(args, f.name) for f in fields(Recipe) if getattr(args, f.name) is not None}
     recipe = Recipe(**asdict(recipe) | chosen)
-    for name in ("batch_size", "steps_per_epoch", "epochs", "max_text_tokens", "eval_every"):
-        if getattr(recipe, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {getattr(recipe, name)}; it must be at least 1")
+    for name in ("batch_size", "steps_per_epoch", "epochs", "max_text_tokens", "eval_every", "pictures"):
+        if (value := getattr(args, name) if name == "pictures" else getattr(recipe, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    if not 0 < recipe.min_crop_area <= 1:
+        raise ValueError(f"--min-crop-area is {recipe.min_crop_area}; it is a share of the picture, above 0, up to 1")
     out = args.out or Path("runs") / f"stage{args.stage}"
     init = args.init or (Path("runs/stage1/adapter.safetensors") if args.stage == 2 else None)
     if init and not Path(init).is_file():
-        raise ValueError(f"{init}: no such file; stage 2 begins where stage 1 ended: run it first, or give --init FILE")
+        raise ValueError(f"{init}: no such file" + ("" if args.init else "; stage 2 begins where stage 1 ended: run it "
+                                                    "first, or give --init FILE"))
     torch.manual_seed(recipe.seed)
     model = ArtGPT4.from_pretrained(args.weights, args.device, getattr(torch, args.dtype), adapter=False)
     if init:
@@ -141,7 +144,7 @@ def main(args):
         print(table(shares))
 
 
-if __name__ == "__main__":
+def command_line():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", type=int, choices=(1, 2), required=True)
     parser.add_argument("--weights", type=Path, default=HERE / "weights" / "tiny", help="weights folder (weights/tiny)")
@@ -152,7 +155,7 @@ if __name__ == "__main__":
                                                   "runs/stage1/adapter.safetensors)")
     parser.add_argument("--recipe", choices=sorted({name for name, _ in RECIPES}), default="tiny")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="of the frozen weights and activations; what trains is float32 (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes that read pictures (default: %(default)s)")
     of_recipe = parser.add_argument_group("hyperparameters (default: the recipe's)")
@@ -160,3 +163,7 @@ if __name__ == "__main__":
         choices = sorted(TRAINS) if hyperparameter.name == "mode" else None
         of_recipe.add_argument(f"--{hyperparameter.name.replace('_', '-')}", type=hyperparameter.type, choices=choices)
     run_command(main, parser)
+
+
+if __name__ == "__main__":
+    command_line()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from command import run_command, written_beside
+from command import run_command
 
 MODES = {"minigpt4": "projection alone (MiniGPT-4)", "norms": "projection + norms",
          "adapters": "projection + adapters", "artgpt4": "projection + norms + adapters (ArtGPT-4)"}
@@ -17,16 +17,15 @@ def main(args):
     results = {}
     for seed in args.seeds:
         for mode in MODES:
-            run = args.out / f"{mode}-{seed}"
-            if not (run / "score.json").is_file():            # so that an interrupted ablation goes on
+            run = args.out / "-".join([mode, str(seed), *(flag.lstrip("-") for flag in args.flags)])
+            if not (run / "stage2/score.json").is_file():     # so that an interrupted ablation goes on
                 for stage in (1, 2):
                     init = ["--init", run / "stage1/adapter.safetensors"] * (stage == 2)
                     command = [sys.executable, "train.py", "--stage", stage, "--mode", mode, "--seed", seed,
                                "--out", run / f"stage{stage}", *init, *args.flags]
-                    subprocess.run([str(word) for word in command], check=True)
-                with written_beside(run / "score.json") as path:
-                    path.write_text((run / "stage2/score.json").read_text())
-            results[mode, seed] = json.loads((run / "score.json").read_text())
+                    if code := subprocess.run([str(word) for word in command]).returncode:
+                        raise ValueError(f"train.py ended with code {code}; the same command goes on from here")
+            results[mode, seed] = json.loads((run / "stage2/score.json").read_text())
     print("| what trains | seen pairs | unseen pairs |\n|---|---|---|")
     for mode, name in MODES.items():
         cells = []

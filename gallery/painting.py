@@ -542,15 +542,16 @@ def pointillism(plate, rng):
     outline = blur(borders(plate.labels), 1.5 * unit)
     crowd = jittered_grid(rng, n, 3.4 * unit, 0.4)
     crowd = crowd[outline[tuple(crowd.astype(int).T[::-1])] > 0.1]
-    layers = [(jittered_grid(rng, n, 5.4 * unit, 0.3), 3.2), (jittered_grid(rng, n, 5 * unit, 0.4), 2.1), (crowd, 1.7)]
+    coarse, fine = jittered_grid(rng, n, 6.8 * unit, 0.3), jittered_grid(rng, n, 7.2 * unit, 0.4)
+    layers = [(coarse, 3.6), (fine, 2.7), (crowd, 1.8)]
     points = np.concatenate([points for points, _ in layers])
     x, y = points.astype(int).T
     colour = saturate(plate.image[y, x], 1.35)
-    colour *= 1 + rng.normal(0, 0.07, (len(colour), 1))
-    colour += rng.normal(0, 0.035, colour.shape)
+    colour *= 1 + rng.normal(0, 0.12, (len(colour), 1))
+    colour += rng.normal(0, 0.06, colour.shape)
     pure = np.stack([saturate(plate.colours[role], 1.3) for role in ROLES])
     nearest = np.argsort(((colour[:, None] - pure) ** 2).sum(-1), 1)[:, 1]
-    colour = mix(colour, pure[nearest], 0.4 * (rng.random(len(colour)) < 0.15)[:, None])
+    colour = mix(colour, pure[nearest], 0.5 * (rng.random(len(colour)) < 0.25)[:, None])
     colour[0] = mix(plate.image.mean((0, 1)), plate.colours["dark"], 0.15)
     top, first = np.zeros((n * scale, n * scale), np.int32), 0
     for centres, radius in layers:

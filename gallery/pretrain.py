@@ -60,8 +60,7 @@ def train(parameters, loss_of_step, steps, peak_lr, what):
         progress.show(step + 1, f"loss {loss.item():.3f}{note}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Vision: plain scenes, photographed
+# ---- Vision: plain scenes, photographed
 
 
 def blur(x, sigma):
@@ -277,26 +276,26 @@ def pretrain_vision(model, steps, batch, pictures, seed):
     train(list(parts.parameters()), loss_of_step, steps, 1e-3, "vision")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Language: text in which the picture is told in words
+# ---- Language: text in which the picture is told in words
 
 
 def document(scene, rng):
-    """One text as its segments, each tokenised by itself, as ArtGPT4.embed_prompt does with an image between."""
+    """One text: what stands before the picture, the picture told in words, and the segments after it. Each is tokenised
+    by itself, as ArtGPT4.embed_prompt does."""
     told = words.told(scene, rng)
     kind = rng.random()
     if kind < 0.25:
-        return ["", told, words.caption(scene, rng) + "\n"]
+        return "", told, [words.caption(scene, rng) + "\n"]
     if kind < 0.55:
         before, after = instruction_prompt(rng.choice(INSTRUCTIONS)).split(IMAGE_MARK)
-        return [before, told, after, words.description(scene, rng) + STOP]
+        return before, told, [after, words.description(scene, rng) + STOP]
     rounds = rng.sample(words.questions(scene, rng), rng.choice((1, 1, 2, 3)))
     if rng.random() < 0.25:
         rounds.insert(rng.randrange(len(rounds) + 1), (rng.choice(INSTRUCTIONS), words.description(scene, rng)))
     messages = [text for question_and_answer in rounds for text in question_and_answer]
     messages[0] = f"{IMAGE_SLOT} {messages[0]}"
     before, after = chat_prompt(messages[:-1]).split(IMAGE_MARK)
-    return [before, told, after, messages[-1] + STOP]
+    return before, told, [after, messages[-1] + STOP]
 
 
 def train_tokenizer(texts, vocab_size):
@@ -309,22 +308,40 @@ def train_tokenizer(texts, vocab_size):
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
+def mixed(embeds, count):
+    """The told words' vectors (T, D) as an image's will be: `count` of them, each a random mixture of all, (count, D).
+    A real Vicuna reads such vectors because it is large; this one has to learn it."""
+    weights = (2 * torch.randn(count, len(embeds))).softmax(dim=-1)
+    return weights @ embeds + 0.05 * torch.randn(count, embeds.shape[1])
+
+
 def pretrain_language(model, steps, batch, seed):
-    """Train model.llama, without its adapters, on `steps` batches of documents."""
-    rng, tokenizer, window = random.Random(seed), model.tokenizer, 16
+    """Train model.llama, without its adapters, on `steps` batches of documents. In half of them the words that tell the
+    picture are mixed; those are not predicted."""
+    rng, encode, window = random.Random(seed), model.tokenizer.encode, 16
     waiting = []
 
     def loss_of_step(step):
         if not waiting:                                       # batches of like length, from a window of documents
             rows = []
             for scene in random_scenes(window * batch, f"text {seed} {step}"):
-                ids = [token for segment in document(scene, rng) for token in tokenizer.encode(segment)]
-                rows.append(torch.tensor([tokenizer.bos_id(), *ids]))
-            rows.sort(key=len)
+                before, told, after = document(scene, rng)
+                rows.append(([model.tokenizer.bos_id(), *encode(before)], encode(told),
+                             [token for text in after for token in encode(text)]))
+            rows.sort(key=lambda row: sum(map(len, row)))
             waiting.extend(rows[i:i + batch] for i in range(0, len(rows), batch))
             rng.shuffle(waiting)
-        ids = nn.utils.rnn.pad_sequence(waiting.pop(), batch_first=True, padding_value=-100)   # -100: not counted
-        hidden, targets = model.llama.hidden(model.embed_tokens(ids[:, :-1].clamp(min=0))), ids[:, 1:]
+        embeds, targets = [], []
+        for row in waiting.pop():
+            before, told, after = map(torch.tensor, row)
+            picture = model.embed_tokens(told)
+            if rng.random() < 0.5:
+                picture = mixed(picture, model.config.qformer.queries)
+                told = torch.full((len(picture),), -100)      # not counted
+            embeds.append(torch.cat((model.embed_tokens(before), picture, model.embed_tokens(after[:-1]))))
+            targets.append(torch.cat((before[1:], told, after)))
+        targets = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-100)
+        hidden = model.llama.hidden(nn.utils.rnn.pad_sequence(embeds, batch_first=True))
         return F.cross_entropy(model.llama.logits(hidden[targets >= 0]), targets[targets >= 0]), ""
 
     parameters = [p for name, p in model.llama.named_parameters() if ".adapter." not in name]
@@ -338,7 +355,8 @@ def main(args):
     torch.manual_seed(args.seed)
     rng = random.Random(args.seed)
     scenes = random_scenes(8000, f"tokenizer {args.seed}")
-    tokenizer = train_tokenizer(("".join(document(scene, rng)) for scene in scenes), TINY.llama.vocab_size)
+    texts = (before + told + "".join(after) for before, told, after in (document(scene, rng) for scene in scenes))
+    tokenizer = train_tokenizer(texts, TINY.llama.vocab_size)
     model = ArtGPT4(TINY, tokenizer)
     for part in (model.vit, model.qformer, model.llama):
         initialise(part)
@@ -358,10 +376,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m gallery.pretrain", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", default="runs/pretrain", help="weights folder to write (default: %(default)s)")
     parser.add_argument("--side", choices=("both", "vision", "language"), default="both", help="the side to train")
-    parser.add_argument("--vision-steps", type=int, default=2100)
+    parser.add_argument("--vision-steps", type=int, default=2000)
     parser.add_argument("--vision-batch", type=int, default=48)
     parser.add_argument("--pictures", type=int, default=10000, help="plain scenes to draw")
-    parser.add_argument("--language-steps", type=int, default=1200)
+    parser.add_argument("--language-steps", type=int, default=1100)
     parser.add_argument("--language-batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=42)
     run_command(main, parser)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import data
-from artgpt4 import INSTRUCTIONS, instruction_prompt, preprocess
+from artgpt4 import INSTRUCTIONS, SYSTEM, instruction_prompt, preprocess
+from gallery import words
 from gallery.scenes import UNSEEN_PAIRS
 
 EXPECTED = json.loads((Path(__file__).parent / "golden" / "expected.json").read_text())
@@ -88,7 +89,32 @@ def test_the_gallery_trains_on_no_held_out_pair_and_crops_what_it_painted(tmp_pa
     assert gallery.paintings.shape == (60, 224, 224, 3)
     painted_again = data.painted(gallery.scenes)              # from the file
     assert np.array_equal(painted_again, gallery.paintings) and len(list(Path("runs/gallery").iterdir())) == 1
-    pixels, prompt, text = data.Pairs(gallery, 1, 56, 1.0, seed=0)[0, 4]
-    whole = preprocess(gallery.picture(4), 56)
-    assert prompt is None and gallery.scenes[4].subject in text
-    assert pixels.shape == whole.shape and (pixels - whole).abs().mean() < 0.5
+    pairs, whole = data.Pairs(gallery, 1, 56, 0.5, seed=0), preprocess(gallery.picture(4), 56)
+    crops = [pairs[step, 4][0] for step in range(3)]
+    assert crops[0].shape == whole.shape and not any(torch.equal(crop, whole) for crop in crops)
+    assert not torch.equal(crops[0], crops[1]) and torch.equal(crops[0], pairs[0, 4][0])
+    assert pairs[0, 4][1] is None and gallery.scenes[4].subject in pairs[0, 4][2]
+
+
+def test_the_gallery_s_second_stage_asks_for_what_it_answers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gallery, kinds = data.Gallery(12), set()
+    for step in range(60):
+        i = step % 12
+        prompt, text = gallery.words(i, 2, random.Random(step), random.Random(f"batch {step}"))
+        assert prompt.count("<ImageHere>") == 1
+        if prompt in [instruction_prompt(instruction) for instruction in INSTRUCTIONS]:
+            assert words.named(text) == gallery.scenes[i].attributes
+            kinds.add("description")
+        else:
+            assert prompt.startswith(SYSTEM) and prompt.endswith("###Assistant:")
+            kinds.add("page" if text.startswith("```html") else "second" if prompt.count("###Human:") == 2 else "first")
+    assert kinds == {"description", "page", "second", "first"}
+
+
+@pytest.mark.parametrize("pair, says", [({"image_id": "9", "caption": "none"}, "9.jpg: no such file"),
+                                        ({"image_id": "1", "caption": 5}, "the caption of 1 is 5")])
+def test_a_pair_without_its_picture_or_text_is_named_before_training(cc_sbu_align, pair, says):
+    (cc_sbu_align / "filter_cap.json").write_text(json.dumps({"annotations": [pair]}))
+    with pytest.raises(ValueError, match=says):
+        data.CCSBUAlign(cc_sbu_align)
