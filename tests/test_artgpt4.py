@@ -9,7 +9,7 @@ from PIL import Image
 
 from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, TRAINS, ArtGPT4, Config, KVCache,
                      LlamaConfig, QFormerConfig, ViTConfig, chat_prompt, instruction_prompt, load_tokenizer,
-                     preprocess, sample, trainable_names)
+                     preprocess, read_tensors, sample, save_tensors, trainable_names)
 from formats import their_names
 from command import open_image
 
@@ -261,6 +261,27 @@ def test_a_photo_is_turned_as_its_exif_says(tmp_path):
 
 
 # Files
+
+
+def test_a_token_that_is_no_piece_is_not_shown(model):
+    hello = model.tokenizer.encode("a calm")
+    assert model.readable([*hello, 320]) == ("a calm", False) and model.tokenizer.get_piece_size() == 320
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"image_size": "big"}', '{"llama": {"num_attention_heads": 0}}',
+                                     '{"x": 1}'])
+def test_a_config_that_makes_no_model_is_named(weights, tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="config.json: "):
+        ArtGPT4.from_pretrained(tmp_path)
+
+
+def test_an_adapter_of_a_deeper_model_is_refused(model, weights, tmp_path):
+    deeper = dict(read_tensors(weights["artgpt4"] / "adapter.safetensors"))
+    deeper["llama.blocks.4.mlp_norm.weight"] = deeper["llama.blocks.3.mlp_norm.weight"].clone()
+    save_tensors(deeper, tmp_path / "adapter.safetensors")
+    with pytest.raises(ValueError, match="llama.blocks.4.mlp_norm.weight does not train in this model"):
+        ArtGPT4.from_pretrained(weights["artgpt4"]).load_adapter(tmp_path / "adapter.safetensors")
 
 
 def test_saving_and_loading_change_nothing(model, tmp_path):

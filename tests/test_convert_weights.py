@@ -98,6 +98,24 @@ def test_frozen_weights_keep_the_dtype_of_the_source_and_the_adapter_is_float32(
     assert adapter.keys() == set(trainable_names(ArtGPT4.from_pretrained(out).config))
 
 
+def test_files_of_different_dtypes_make_one_model(convert, vicuna, checkpoints, tmp_path, expected):
+    half = {name: tensor.half() for name, tensor in golden_tensors(RELEASED, "vicuna").items()}
+    vit = {name: tensor.half() for name, tensor in golden_tensors(RELEASED, "eva_vit_g.pth").items()}
+    torch.save(vit, tmp_path / "vit.pth")                     # as published; the Q-Former is float32
+    model = ArtGPT4.from_pretrained(convert(tmp_path / "mixed", vit=tmp_path / "vit.pth", llm=vicuna(tensors=half)))
+    with torch.inference_mode():
+        embeds = model.embed_prompt(expected["chat_prompt"], model.encode_image(expected["pixels"])[:1])
+        logits = model.llama(embeds)[0, -8:]
+    assert embeds.dtype == torch.float16
+    assert (logits - expected["chat_logits_last_8"]).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("qformer", ["blip2-hf", "blip2_pretrained_flant5xxl.pth"])
+def test_fewer_blocks_of_a_vit_may_be_kept(convert, tmp_path, qformer):
+    out = convert(tmp_path / "one", vit="blip2-hf", qformer=qformer, vit_layers=1)
+    assert ArtGPT4.from_pretrained(out).config.vit.layers == 1
+
+
 def test_what_no_adapter_file_holds_starts_as_training_does(weights):
     start, minigpt4 = (load_file(weights[name] / "adapter.safetensors") for name in ("start", "minigpt4"))
     config, vicuna = ArtGPT4.from_pretrained(weights["start"]).config, golden_tensors(RELEASED, "vicuna")
@@ -116,7 +134,7 @@ def test_the_end_says_what_was_written_and_what_to_type_next(convert, tmp_path, 
     assert f"next: python chat.py --weights {trained} image.jpg" in capsys.readouterr().out
     start = convert(tmp_path / "start", adapter=None)
     said = capsys.readouterr().out
-    assert f"next: python train.py --stage 1 --weights {start}" in said
+    assert f"next: python train.py --stage 1 --recipe paper --dtype bfloat16 --weights {start} --data cc_sbu" in said
     assert f"{start}/llama.safetensors" in said and "float32" in said
 
 
