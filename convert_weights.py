@@ -5,11 +5,9 @@
         --adapter ArtGPT-4.pth --out weights/artgpt4
     python convert_weights.py --weights weights/artgpt4 --export ArtGPT-4.pth
 
-What is notable here:
-
-- One tensor of the source is in memory at a time, and the output is written tensor after tensor, header first: a 13B
-  converts in 1 GB. A fused matrix is its parts, written one after the other.
-- All shapes are checked before the first byte is written, all values while it is. The folder appears when it is whole.
+One tensor of the source is in memory at a time, and the output is written tensor after tensor, header first: a 13B
+converts in 1 GB. A fused matrix is its parts, written one after the other. All shapes are checked before the first byte
+is written, all values while it is. The folder appears when it is whole.
 """
 import argparse
 import contextlib
@@ -403,10 +401,9 @@ def discover(args):
         for flag in FORMATS[checkpoint.kind].flags:
             chosen.setdefault(flag, checkpoint.path)
     llms = sorted((c for c in found if "llm" in FORMATS[c.kind].flags), key=lambda c: c.shape("llama.embed.weight"))
-    fits = next((c for c in found if c.kind == "delta"), None)     # what says which width the language model has
-    width = fits.shape("llama.embed.weight")[1] if fits else next(
-        (c.shape("proj.weight")[0] for c in found if c.kind in ("artgpt4", "minigpt4")), None)
-    llms = [c for c in llms if c.shape("llama.embed.weight")[1] == width] or llms
+    widths = [c.shape("llama.embed.weight")[1] for c in found if c.kind == "delta"]
+    widths += [c.shape("proj.weight")[0] for c in found if c.kind in ("artgpt4", "minigpt4")]
+    llms = [c for c in llms if c.shape("llama.embed.weight")[1] in widths[:1]] or llms      # that fits the rest
     if llms:                                                  # LLaMA for a delta, else the Vicuna with most tokens
         chosen["llm"] = llms[0 if "delta" in chosen else -1].path
     needed = {"vit": ["eva"], "qformer": ["blip2"], "llm": ["meta", "delta"], "adapter": ["artgpt4"]}

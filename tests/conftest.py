@@ -2,6 +2,7 @@
 import json
 import math
 import shutil
+import signal
 import zlib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import convert_weights
 from artgpt4 import ArtGPT4
 
 GOLDEN = Path(__file__).parent / "golden"
+signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's background job would ignore Ctrl-C
 torch.set_num_threads(1)                                      # the matrices are tiny; threads would only wait
 VICUNA_SHARDS = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
 
