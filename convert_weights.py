@@ -391,9 +391,8 @@ def discover(args):
         try:
             found.append(open_checkpoint(path, *FORMATS))
             size = sum(file.stat().st_size for file in (path, *path.glob("*")) if file.is_file())
-            tokens = ""
-            if found[-1].kind in ("llama", "meta", "delta"):  # Vicuna v0 has one more than the others
-                tokens = f", {found[-1].shape('llama.embed.weight')[0]:,} tokens"
+            rows = found[-1].kind in ("llama", "meta", "delta") and found[-1].shape("llama.embed.weight")[0]
+            tokens = f", {rows:,} tokens" if rows else ""     # Vicuna v0 has one more than the others
             print(f"{path}: {FORMATS[found[-1].kind].what}{tokens}, {size / 1e9:.2f} GB")
         except ValueError as error:
             print(f"not usable: {error}")
@@ -417,10 +416,9 @@ def discover(args):
         if args.yes:
             raise ValueError("checkpoints/ is not complete; what is missing is listed above")
         return print("next: put it there, under any name, and run this again")
-    command = [part for flag, path in chosen.items() for part in (f"--{flag}", str(path))]
-    command += ["--out", "weights/artgpt4", *["--int8"] * args.int8]
-    command += [part for flag in ("image_size", "vit_layers") if (value := getattr(args, flag)) is not None
-                for part in (f"--{flag.replace('_', '-')}", str(value))]
+    chosen |= {"out": "weights/artgpt4", "image-size": args.image_size, "vit-layers": args.vit_layers}
+    command = [part for flag, value in chosen.items() if value is not None for part in (f"--{flag}", str(value))]
+    command += ["--int8"] * args.int8
     print(f"{'running' if args.yes else 'next'}: {shlex.join(['python', 'convert_weights.py', *command])}")
     if args.yes:
         main(command)
