@@ -692,7 +692,4 @@ def read_tensors(file):
 def save_tensors(tensors, file):
     """Write tensors to a safetensors file, whole or not at all. Raises ValueError if the disk does not take it."""
     with written_beside(file) as path:
-        try:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-        except SafetensorError as error:
-            raise ValueError(f"{file}: could not be written ({error})") from None
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
 
 
 def to_rgb(image):
@@ -38,7 +39,8 @@ def open_image(path):
 
 @contextlib.contextmanager
 def written_beside(file):
-    """A path beside `file` to write to; once the block is done it is fsynced and renamed to `file`, else removed."""
+    """A path beside `file` to write to; once the block is done it is fsynced and renamed to `file`, else removed.
+    Raises ValueError, naming the file, if torch or safetensors cannot write it."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}.part")
@@ -50,6 +52,8 @@ def written_beside(file):
         with open(beside, "rb+") as written:
             os.fsync(written.fileno())
         beside.replace(file)
+    except (RuntimeError, SafetensorError) as error:          # how torch and safetensors say that the disk is full
+        raise ValueError(f"{file}: could not be written ({error})") from None
     finally:
         beside.unlink(missing_ok=True)
 

@@ -328,8 +328,8 @@ def check_vocabulary(llm, base, adapter, config):
     if llm is not base and base.shape("llama.embed.weight")[0] == config.llama.vocab_size > pieces:
         raise ValueError(f"{base.path}: more tokens than pieces, so it is Vicuna v0 already; leave --delta out")
     if adapter is not None and config.llama.vocab_size != pieces + 1:
-        llama_2 = config.llama.max_position_embeddings > 2048
-        version = "Vicuna v1.5 or LLaMA 2" if llama_2 else "LLaMA or Vicuna v1.1 to v1.3"
+        long = config.llama.max_position_embeddings > 2048
+        version = "Vicuna v1.5 or LLaMA 2" if long else "LLaMA or Vicuna v1.1 to v1.3"
         print(f"warning: {llm.path} has {config.llama.vocab_size:,} tokens: {version}. {adapter.path} was made for "
               f"Vicuna v0, which has {pieces + 1:,}; its answers may be poor", file=sys.stderr)
 
@@ -377,10 +377,7 @@ def export(args):
             raise ValueError(f"{args.weights}/adapter.safetensors: {name} is no part of ArtGPT-4.pth")
         tensors[theirs[0]] = tensor
     with written_beside(args.export) as path:
-        try:
-            torch.save({"model": tensors}, path)
-        except RuntimeError as error:
-            raise ValueError(f"{args.export}: could not be written ({error})") from None
+        torch.save({"model": tensors}, path)
     print(f"{args.export}  {Path(args.export).stat().st_size / 1e9:.3f} GB, {len(tensors)} tensors")
 
 
@@ -407,8 +404,7 @@ def discover(args):
         chosen["llm"] = llms[0 if "delta" in chosen else -1].path
     needed = {"vit": ["eva"], "qformer": ["blip2"], "llm": ["meta", "delta"], "adapter": ["artgpt4"]}
     missing = [kind for flag, kinds in needed.items() if flag not in chosen for kind in kinds if kind not in chosen]
-    if {c.kind for c in llms} == {"meta"} and "delta" not in chosen:
-        missing.append("delta")
+    missing += ["delta"] * ({c.kind for c in llms} == {"meta"} and "delta" not in chosen)
     for kind in missing:
         optional = "; without it the adapters start untrained" if kind == "artgpt4" else ""
         print(f"missing in checkpoints/: {FORMATS[kind].what}: {FORMATS[kind].published}{optional}")

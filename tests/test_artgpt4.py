@@ -1,4 +1,5 @@
 """artgpt4.py against the golden data, and what must hold of any ArtGPT-4."""
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -6,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, TRAINS, ArtGPT4, Config, KVCache,
                      LlamaConfig, QFormerConfig, ViTConfig, chat_prompt, instruction_prompt, load_tokenizer,
                      preprocess, read_tensors, sample, save_tensors, trainable_names)
+from command import open_image, written_beside
 from formats import their_names
-from command import open_image
-
 
 PHOTOS = ("photo_rgb_uint8", "photo2_rgb_uint8")
 
@@ -282,6 +283,19 @@ def test_an_adapter_of_a_deeper_model_is_refused(model, weights, tmp_path):
     save_tensors(deeper, tmp_path / "adapter.safetensors")
     with pytest.raises(ValueError, match="llama.blocks.4.mlp_norm.weight does not train in this model"):
         ArtGPT4.from_pretrained(weights["artgpt4"]).load_adapter(tmp_path / "adapter.safetensors")
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda tensors, path: save_file(tensors, path)])
+def test_a_full_disk_is_said_with_the_files_name_and_leaves_nothing(tmp_path, write):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises((ValueError, OSError), match="could not be written|File too large"):
+            with written_beside(tmp_path / "big") as path:
+                write({"x": torch.zeros(1_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_and_loading_change_nothing(model, tmp_path):
