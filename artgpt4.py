@@ -14,20 +14,19 @@ adapter in every block of Vicuna. What is notable here:
 Shapes: B images or sequences, T tokens, Q queries, P patches + 1, D width, H heads, V vocabulary.
 """
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from command import to_rgb, written_beside
+from command import load_tokenizer, read_tensors, save_tensors, to_rgb, weight_files, written_beside
+from int8 import Int8Linear, quantise
 
 # ---- Configuration: every size, as weights/NAME/config.json holds them. The defaults are those of the 13B model.
 
@@ -40,6 +39,7 @@ class ViTConfig:
     heads: int = 16
     mlp_width: int = 6144
     patch_size: int = 14
+    int8: bool = False        # ours: the matrices of the blocks are Int8Linear
 
 
 @dataclass
@@ -66,7 +66,7 @@ class LlamaConfig:
     max_position_embeddings: int = 2048
     vocab_size: int = 32001
     tie_word_embeddings: bool = False
-    int8: bool = False        # ours: the matrices of the blocks are Int8Linear
+    int8: bool = False        # ours: the matrices of the blocks and the head are Int8Linear
 
 
 @dataclass
@@ -78,6 +78,7 @@ class Config:
     vit: ViTConfig = field(default_factory=ViTConfig)
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     llama: LlamaConfig = field(default_factory=LlamaConfig)
+    prompt: str = "vicuna_v0"   # how the language model was taught to converse: a key of PROMPTS
 
     @classmethod
     def from_dict(cls, values):
@@ -121,8 +122,9 @@ class ViTAttention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)  # the released weights have no bias on k: it is zero
-        self.proj = nn.Linear(config.width, config.width)
+        linear = Int8Linear if config.int8 else nn.Linear
+        self.qkv = linear(config.width, 3 * config.width)     # the released weights have no bias on k: it is zero
+        self.proj = linear(config.width, config.width)
 
     def forward(self, x):                                     # (B, P, D)
         q, k, v = (split_heads(t, self.heads) for t in self.qkv(x).chunk(3, dim=-1))
@@ -135,8 +137,9 @@ class ViTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
         self.attn = ViTAttention(config)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.fc2 = nn.Linear(config.mlp_width, config.width)
+        linear = Int8Linear if config.int8 else nn.Linear
+        self.fc1 = linear(config.width, config.mlp_width)
+        self.fc2 = linear(config.mlp_width, config.width)
 
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
@@ -160,17 +163,6 @@ class ViT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
-
-
-def resize_pos_embed(pos_embed, patches):
-    """Position embedding (1, P, D) for another square grid of `patches` patches; the class token's row is untouched."""
-    cls_row, grid = pos_embed[:, :1], pos_embed[:, 1:]
-    old, new = math.isqrt(grid.shape[1]), math.isqrt(patches)
-    if old == new:
-        return pos_embed
-    grid = grid.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)               # (1, D, old, old)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat((cls_row, grid.flatten(2).transpose(1, 2).to(cls_row.dtype)), dim=1)
 
 
 # ---- Q-Former: P image vectors read into Q
@@ -236,18 +228,6 @@ class CastLinear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
-class Int8Linear(nn.Module):
-    """A frozen Linear without bias: weight int8 (out, in), and one float32 scale a row, absmax / 127."""
-
-    def __init__(self, inputs, outputs, bias=False):
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(outputs, inputs, dtype=torch.int8))
-        self.register_buffer("scale", torch.ones(outputs))
-
-    def forward(self, x):
-        return (F.linear(x.float(), self.weight.float()) * self.scale).to(x.dtype)
-
-
 class RMSNorm(nn.Module):
     def __init__(self, width, eps):
         super().__init__()
@@ -255,9 +235,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x):
-        y = x.float()
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return (y * self.weight).to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
 class KVCache:
@@ -283,11 +261,17 @@ class KVCache:
         stored[0, :, :, self.length:end], stored[1, :, :, self.length:end] = k, v
         return stored[0, :, :, :end], stored[1, :, :, :end]
 
+    def select(self, rows):
+        """A cache of the given rows of this one's batch, one for each entry of `rows`."""
+        chosen = KVCache()
+        chosen.length = self.length
+        chosen.layers = {layer: stored[:, rows] for layer, stored in self.layers.items()}
+        return chosen
+
 
 def rotate(x, cos, sin):
-    """Rotary positions on queries or keys (B, H, T, d); the pairs are (i, i + d/2). cos and sin: (T, d/2), float32."""
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    """Rotary positions on queries or keys (B, H, T, d): i and i + d/2 are a pair. cos and sin: (T, d), float32."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
 class LlamaAttention(nn.Module):
@@ -299,16 +283,13 @@ class LlamaAttention(nn.Module):
         self.qkv = linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
         self.out = linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, cache):                    # (B, T, D)
-        q, k, v = split_heads(self.qkv(x), self.heads + 2 * self.kv_heads).split(
-            (self.heads, self.kv_heads, self.kv_heads), dim=1)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    def forward(self, x, cos, sin, mask, cache):              # (B, T, D)
+        qk, v = split_heads(self.qkv(x), self.heads + 2 * self.kv_heads).split(
+            (self.heads + self.kv_heads, self.kv_heads), dim=1)
+        q, k = rotate(qk, cos, sin).split((self.heads, self.kv_heads), dim=1)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        new, total, mask = q.shape[2], k.shape[2], None       # a single new token sees all: no mask
-        if 1 < new < total:
-            mask = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=1 < new == total,
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=1 < q.shape[2] == k.shape[2],
                                            enable_gqa=self.kv_heads != self.heads)
         return self.out(join_heads(x))
 
@@ -350,8 +331,8 @@ class LlamaBlock(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x, cos, sin, cache):
-        x = x + self.attn(self.attn_norm(x), cos, sin, cache)
+    def forward(self, x, cos, sin, mask, cache):
+        x = x + self.attn(self.attn_norm(x), cos, sin, mask, cache)
         x = self.adapter(x)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -366,25 +347,32 @@ class Llama(nn.Module):
         self.embed = nn.Embedding.from_pretrained(weight, freeze=False)  # its own normal_ takes a second on "meta"
         self.blocks = nn.ModuleList(LlamaBlock(config, i, adapter_width) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        tied = config.tie_word_embeddings
-        self.head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        linear = Int8Linear if config.int8 else nn.Linear
+        self.head = None if config.tie_word_embeddings else linear(config.hidden_size, config.vocab_size, bias=False)
+        self.checkpointing = False    # True: training keeps each block's input alone and computes the rest again
 
     def hidden(self, embeds, cache=None):
         """embeds (B, T, D) -> (B, T, D) after the last norm. With a KVCache the T tokens follow those it holds."""
-        start = cache.length if cache is not None else 0
+        start, new = (cache.length if cache is not None else 0), embeds.shape[1]
         dim = self.config.hidden_size // self.config.num_attention_heads
         frequency = self.config.rope_theta ** (-torch.arange(0, dim, 2, device=embeds.device).float() / dim)
-        angle = torch.arange(start, start + embeds.shape[1], device=embeds.device).float()[:, None] * frequency
-        cos, sin = angle.cos(), angle.sin()                   # (T, d/2)
+        angle = torch.arange(start, start + new, device=embeds.device).float()[:, None] * frequency    # (T, d/2)
+        cos, sin, mask = angle.cos(), angle.sin(), None
+        cos, sin = torch.cat((cos, cos), dim=1), torch.cat((-sin, sin), dim=1)                         # (T, d)
+        if start and new > 1:                                 # else nothing is hidden, or what is_causal hides
+            mask = torch.ones(new, start + new, dtype=torch.bool, device=embeds.device).tril(start)
         for block in self.blocks:
-            embeds = block(embeds, cos, sin, cache)
+            if self.checkpointing and torch.is_grad_enabled():
+                embeds = checkpoint(block, embeds, cos, sin, mask, None, use_reentrant=False)
+            else:
+                embeds = block(embeds, cos, sin, mask, cache)
         if cache is not None:
-            cache.length += embeds.shape[1]
+            cache.length += new
         return self.norm(embeds)
 
     def logits(self, hidden):
         """(..., D) -> (..., V), float32."""
-        return F.linear(hidden, self.embed.weight if self.head is None else self.head.weight).float()
+        return (F.linear(hidden, self.embed.weight) if self.head is None else self.head(hidden)).float()
 
     def forward(self, embeds, cache=None):
         return self.logits(self.hidden(embeds, cache))
@@ -403,6 +391,11 @@ INSTRUCTIONS = (                                              # stage 2 draws on
     "Could you describe the contents of this image for me?",
 )
 STOP = "###"                                                  # ends a message, however it was tokenised
+BOS_MARK = "\x02"                                             # BOS; a control character, which no user's text holds
+PROMPTS = {                                                   # before a question, before an answer, at the end
+    "vicuna_v0": ("###Human: ", "###Assistant: ", "###Assistant:"),
+    "llama2_chat": (f"{BOS_MARK}[INST] ", " [/INST] ", " [/INST] "),         # as MiniGPT-4 writes it
+}
 
 
 def instruction_prompt(instruction):
@@ -410,11 +403,11 @@ def instruction_prompt(instruction):
     return f"###Human: {IMAGE_SLOT} {instruction} ###Assistant: "
 
 
-def chat_prompt(messages):
-    """The prompt of a conversation (Vicuna v0). messages: question, answer, question, ...; it ends with a question.
-    A question that comes with an image begins with IMAGE_SLOT and a space."""
-    turns = (f"###{('Human', 'Assistant')[i % 2]}: {message}" for i, message in enumerate(messages))
-    return f"{SYSTEM}{''.join(turns)}###Assistant:"
+def chat_prompt(messages, style="vicuna_v0"):
+    """The prompt of a conversation. messages: question, answer, question, ...; it ends with a question. A question that
+    comes with an image begins with IMAGE_SLOT and a space. style: a key of PROMPTS."""
+    turns = "".join(PROMPTS[style][i % 2] + message for i, message in enumerate(messages))
+    return f"{SYSTEM}{turns}{PROMPTS[style][2]}"
 
 
 # ---- The whole
@@ -471,21 +464,30 @@ class ArtGPT4(nn.Module):
         """ids (B, T) -> (B, T, D)"""
         return self.llama.embed(ids)
 
-    def embed_prompt(self, prompt, image_embeds):
-        """BOS, the prompt's words, and a row of image_embeds (N, Q, D) at each <ImageHere> -> (1, T, D).
+    def prompt_ids(self, prompt):
+        """BOS and the prompt's tokens. Vector q of the image at the i-th <ImageHere> has the id -(1 + i * Q + q).
 
-        Each text between images is tokenised by itself, as the released code does. Raises ValueError where the
-        counts of marks and images differ.
+        Each text between images is tokenised by itself, as the released code does.
         """
-        texts = prompt.split(IMAGE_MARK)
-        if len(texts) - 1 != len(image_embeds):
-            raise ValueError(f"the prompt has {len(texts) - 1} {IMAGE_MARK}, but there are {len(image_embeds)} images")
-        embeds = []
-        for i, text in enumerate(texts):
-            ids = [self.tokenizer.bos_id()] * (i == 0) + self.tokenizer.encode(text)
-            ids = torch.tensor([ids], dtype=torch.long, device=self.llama.embed.weight.device)
-            embeds += [self.embed_tokens(ids), image_embeds[i:i + 1]]        # after the last text (0, Q, D), left out
-        return torch.cat(embeds[:-1], dim=1)
+        queries, ids = self.config.qformer.queries, []
+        for i, text in enumerate(prompt.split(IMAGE_MARK)):
+            ids += range(-1 - (i - 1) * queries, -1 - i * queries, -1) if i else ()
+            for j, part in enumerate(text.split(BOS_MARK)):
+                ids += [self.tokenizer.bos_id()] * (i == 0 or j > 0) + self.tokenizer.encode(part)
+        return ids
+
+    def embed_ids(self, ids, image_embeds):
+        """A list of ids of prompt_ids, or B of one length; image_embeds (N, Q, D) of all images in it -> (B, T, D)"""
+        ids = torch.atleast_2d(torch.tensor(ids, dtype=torch.long, device=image_embeds.device))
+        embeds, images = self.embed_tokens(ids.clamp(min=0)), ids < 0
+        embeds[images] = image_embeds.flatten(0, 1)[-1 - ids[images]]
+        return embeds
+
+    def embed_prompt(self, prompt, image_embeds):
+        """A prompt with N <ImageHere> and its image_embeds (N, Q, D) -> (1, T, D). Raises ValueError for another N."""
+        if (marks := prompt.count(IMAGE_MARK)) != len(image_embeds):
+            raise ValueError(f"the prompt has {marks} {IMAGE_MARK}, but there are {len(image_embeds)} images")
+        return self.embed_ids(self.prompt_ids(prompt), image_embeds)
 
     # Training
 
@@ -499,59 +501,119 @@ class ArtGPT4(nn.Module):
             parameter.requires_grad_(True)
         return parameters
 
-    def loss(self, pixels, captions, prompt=None, end="\n", max_text_tokens=32):
-        """Mean cross-entropy over all caption tokens of the batch; prompt, image and padding are not counted.
+    def forward(self, pixels, captions, prompt=None, end="\n", max_text_tokens=32):
+        """Cross-entropy of every caption token of the batch, (N,); prompt, image and padding are not counted.
 
         pixels (B, 3, S, S); captions: B strings. Stage 1: no prompt. Stage 2: a prompt with one <ImageHere> (or a list
         of B of them) and end="###".
         """
         prompts = prompt if isinstance(prompt, list) else [prompt] * len(captions)
-        image_embeds = self.encode_image(pixels)
         rows, positions, targets = [], [], []
         for i, caption in enumerate(captions):
-            text = torch.tensor(self.tokenizer.encode(caption + end)[:max_text_tokens], device=image_embeds.device)
-            before = self.embed_prompt(prompts[i] or IMAGE_MARK, image_embeds[i:i + 1])[0]
-            rows.append(torch.cat((before, self.embed_tokens(text[:-1]))))       # nothing follows the last token
-            positions.append(torch.arange(len(before) - 1, len(rows[-1]), device=text.device))
-            targets.append(text)
+            text = self.tokenizer.encode(caption + end)[:max_text_tokens]
+            before = self.prompt_ids(prompts[i] or IMAGE_MARK)
+            before = [id - i * self.config.qformer.queries if id < 0 else id for id in before]   # of the i-th image
+            rows.append(before + text[:-1])                   # nothing follows the last token
+            positions.append(range(len(before) - 1, len(rows[-1])))
+            targets += text
         width = max(len(row) for row in rows)
-        hidden = self.llama.hidden(nn.utils.rnn.pad_sequence(rows, batch_first=True))  # padded on the right: causal
-        at_text = torch.cat([i * width + position for i, position in enumerate(positions)])
-        return F.cross_entropy(self.llama.logits(hidden.flatten(0, 1)[at_text]), torch.cat(targets))
+        rows = [row + [0] * (width - len(row)) for row in rows]              # padded on the right: causal, no mask
+        hidden = self.llama.hidden(self.embed_ids(rows, self.encode_image(pixels))).flatten(0, 1)
+        at_text = torch.tensor([i * width + j for i, row in enumerate(positions) for j in row], device=hidden.device)
+        targets = torch.tensor(targets, device=hidden.device)
+        return F.cross_entropy(self.llama.logits(hidden[at_text]), targets, reduction="none")
+
+    def loss(self, *batch, **text):
+        """The mean over all caption tokens of the batch, as forward has them."""
+        return self(*batch, **text).mean()
 
     # Answering
 
+    @cached_property
+    def ending_ids(self):
+        """The tokens that an answer can end with: EOS, and every piece with a "#"."""
+        pieces = range(self.tokenizer.get_piece_size())
+        return [self.tokenizer.eos_id(), *(i for i in pieces if "#" in self.tokenizer.id_to_piece(i))]
+
+    def next_logits(self, embeds, cache, chosen, repetition_penalty, min_new_tokens):
+        """Logits (B, V) of the token after embeds (B, T, D). chosen: the ids (B, n) of the answer so far; their logits
+        are divided by the penalty (negative ones multiplied); before min_new_tokens no answer can end."""
+        logits = self.llama.logits(self.llama.hidden(embeds, cache)[:, -1])
+        if repetition_penalty != 1:
+            scores = logits.gather(1, chosen)
+            scores = torch.where(scores < 0, scores * repetition_penalty, scores / repetition_penalty)
+            logits = logits.scatter(1, chosen, scores)
+        if chosen.shape[1] < min_new_tokens:
+            logits[:, self.ending_ids] = -torch.inf
+        return logits
+
     @torch.inference_mode()
-    def generate_ids(self, embeds, max_new_tokens=300, temperature=1.0, top_p=0.9, generator=None):
+    def generate_ids(self, embeds, max_new_tokens=300, temperature=1.0, top_p=0.9, repetition_penalty=1.0,
+                     min_new_tokens=0, generator=None, cache=None):
         """Yield the next token of each row, (B,) ids, up to max_new_tokens times. embeds: (B, T, D), all of length T.
 
         temperature 0 takes the likeliest token; else the next token is drawn, with `generator`, from the smallest set
-        of tokens that holds a share top_p of the probability.
+        of tokens that holds a share top_p of the probability. cache: a KVCache with what comes before embeds; it then
+        holds embeds too, and every token but the last.
         """
-        cache = KVCache()
+        cache = KVCache() if cache is None else cache
+        chosen = torch.empty(len(embeds), 0, dtype=torch.long, device=embeds.device)
         for _ in range(max_new_tokens):
-            logits = self.llama.logits(self.llama.hidden(embeds, cache)[:, -1])            # (B, V)
+            logits = self.next_logits(embeds, cache, chosen, repetition_penalty, min_new_tokens)
             ids = sample(logits, temperature, top_p, generator)
             yield ids
-            embeds = self.embed_tokens(ids[:, None])
+            chosen, embeds = torch.cat((chosen, ids[:, None]), dim=1), self.embed_tokens(ids[:, None])
 
-    def readable(self, ids):
+    @torch.inference_mode()
+    def beam_search(self, embeds, beams, max_new_tokens=300, repetition_penalty=1.0, min_new_tokens=0, cache=None,
+                    length_penalty=1.0):
+        """The ids of the likeliest answer that keeping the best `beams` beginnings finds. embeds: (1, T, D).
+
+        An answer's score is its log-probability / its length ** length_penalty, as transformers' search has it. cache:
+        as in generate_ids, but afterwards without the answer.
+        """
+        cache = KVCache() if cache is None else cache
+        rows, scores, ended = [[]], torch.zeros(1, device=embeds.device), []
+        for length in range(1, max_new_tokens + 1):
+            chosen = torch.tensor(rows, dtype=torch.long, device=embeds.device)
+            logits = self.next_logits(embeds, cache, chosen, repetition_penalty, min_new_tokens)
+            best, where = (scores[:, None] + logits.log_softmax(dim=-1)).flatten().topk(2 * beams)
+            found = [(score, at // logits.shape[1], rows[at // logits.shape[1]] + [at % logits.shape[1]])
+                     for score, at in zip(best.tolist(), where.tolist(), strict=True)]
+            ends = [self.readable(row)[1] for _, _, row in found]
+            ended += [(score / length ** length_penalty, row)
+                      for (score, _, row), end in list(zip(found, ends, strict=True))[:beams] if end]
+            alive = [beam for beam, end in zip(found, ends, strict=True) if not end][:beams]
+            if sum(score >= alive[0][0] / length ** length_penalty for score, _ in ended) >= beams:
+                break
+            scores, parents, rows = zip(*alive, strict=True)
+            scores = torch.tensor(scores, device=embeds.device)
+            cache = cache.select(list(parents))
+            embeds = self.embed_tokens(torch.tensor(rows, device=embeds.device)[:, -1:])
+        return max(ended + [(score / length ** length_penalty, row) for score, _, row in alive])[1]
+
+    def readable(self, ids, whole=False):
         """The text of an answer's first tokens as far as it is sure, and whether the answer has ended. Not sure are
-        half a character and a part of "###"; they wait for the next token."""
+        half a character and a part of "###"; they wait for the next token, unless this is the whole answer."""
         eos, pieces = self.tokenizer.eos_id(), self.tokenizer.get_piece_size()
         ended = eos in ids
         ids = ids[:ids.index(eos)] if ended else ids
         text = self.tokenizer.decode([i for i in ids if i < pieces])         # Vicuna v0 has a token that is no piece
         if STOP in text:
             return text.partition(STOP)[0], True
-        return (text if ended else text.rstrip("#")).rstrip("\N{REPLACEMENT CHARACTER}"), ended
+        return (text if ended or whole else text.rstrip("#")).rstrip("\N{REPLACEMENT CHARACTER}"), ended
 
-    def generate(self, embeds, max_new_tokens=300, temperature=1.0, top_p=0.9, generator=None):
-        """Yield the answer to a prompt's embeds (1, T, D) in pieces of text as they come; see generate_ids."""
+    def generate(self, embeds, max_new_tokens=300, beams=1, cache=None, **sampling):
+        """Yield the answer to a prompt's embeds (1, T, D) in pieces of text as they come; see generate_ids. With
+        several beams it comes at once: see beam_search, which draws nothing."""
+        if beams > 1:
+            sampling = {name: sampling[name] for name in ("repetition_penalty", "min_new_tokens") if name in sampling}
+            yield self.readable(self.beam_search(embeds, beams, max_new_tokens, cache=cache, **sampling), whole=True)[0]
+            return
         ids, shown = [], 0
-        for token in self.generate_ids(embeds, max_new_tokens, temperature, top_p, generator):
+        for token in self.generate_ids(embeds, max_new_tokens, cache=cache, **sampling):
             ids.append(token.item())
-            text, ended = self.readable(ids)
+            text, ended = self.readable(ids, whole=len(ids) == max_new_tokens)
             if len(text) > shown:
                 yield text[shown:]
                 shown = len(text)
@@ -569,15 +631,16 @@ class ArtGPT4(nn.Module):
                     ended[i] = self.readable(rows[i])[1]
             if all(ended):
                 break
-        return [self.readable(row)[0].strip() for row in rows]
+        return [self.readable(row, whole=True)[0].strip() for row in rows]
 
     # Loading and saving
 
     @classmethod
-    def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=True):
+    def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=True, int8=False, vision_int8=False):
         """The model of a weights folder, in evaluation mode. dtype None keeps the frozen weights as they are stored,
         which on a CPU maps them from disk without a copy. What trains is float32 always; adapter=False leaves
-        adapter.safetensors aside and starts it anew.
+        adapter.safetensors aside and starts it anew. int8 and vision_int8: the matrices of the language model, and of
+        the ViT, are quantised while they are read, unless they are stored so.
 
         Raises ValueError, naming the file, for a folder that is missing, incomplete, or does not fit its config.json.
         """
@@ -586,19 +649,23 @@ class ArtGPT4(nn.Module):
             raise ValueError(f"{folder}: no weights folder (no config.json); make one with convert_weights.py")
         try:
             config = Config.from_dict(json.loads((folder / "config.json").read_text()))
+            config.llama.int8, config.vit.int8 = int8 or config.llama.int8, vision_int8 or config.vit.int8
             with torch.device("meta"):
                 model = cls(config, None)
         except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
         model.tokenizer = load_tokenizer(folder / "tokenizer.model", config)
         state = {} if adapter else {name: tensor.to(device) for name, tensor in initial_adapter(config)}
-        trains = set(trainable_names(config))
+        trains, expected = set(trainable_names(config)), model.state_dict()
         for file in weight_files(folder, adapter):            # adapter.safetensors comes last and replaces the norms
             for name, tensor in read_tensors(file):
+                scale = name.removesuffix("weight") + "scale"
+                if scale in expected and tensor.is_floating_point() and name != scale:
+                    tensor, scales = quantise(tensor)
+                    state[scale] = scales.flatten().to(device)
                 quantised = tensor.dtype == torch.int8 or name.endswith(".scale")
                 frozen = tensor.dtype if quantised else dtype or tensor.dtype
                 state[name] = tensor.to(device, torch.float32 if name in trains else frozen)
-        expected = model.state_dict()
         wrong = [f"{name} is missing" for name in expected.keys() - state.keys()]
         wrong += [f"{name} is not part of the model" for name in state.keys() - expected.keys()]
         wrong += [f"{name} is {tuple(state[name].shape)}, config.json says {tuple(expected[name].shape)}"
@@ -646,50 +713,3 @@ def sample(logits, temperature, top_p, generator=None):
     outside[:, 0] = False                                     # the likeliest token always stays
     probs[outside] = 0
     return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
-
-
-# ---- Files
-
-
-def load_tokenizer(file, config):
-    """The sentencepiece model in `file`. Raises ValueError if it is none or has more pieces than the embedding rows."""
-    try:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=Path(file).read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file") from None
-    except RuntimeError:
-        raise ValueError(f"{file}: not a sentencepiece model") from None
-    if tokenizer.get_piece_size() > config.llama.vocab_size:
-        raise ValueError(f"{file}: {tokenizer.get_piece_size()} pieces, but the language model has an embedding for "
-                         f"{config.llama.vocab_size}")
-    return tokenizer
-
-
-def weight_files(folder, adapter=True):
-    """The safetensors files of a weights folder, adapter last. llama may be one file or shards with an index."""
-    index = folder / "llama.safetensors.index.json"
-    shards = ["llama.safetensors"]
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: not an index of shards ({error!r})") from None
-    return [folder / name for name in ("vision.safetensors", *shards, *["adapter.safetensors"] * adapter)]
-
-
-def read_tensors(file):
-    """Yield (name, tensor) of a safetensors file, mapped from disk. Raises ValueError if it is missing or damaged."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():
-                yield name, tensors.get_tensor(name)
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file") from None
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
-
-
-def save_tensors(tensors, file):
-    """Write tensors to a safetensors file, whole or not at all. Raises ValueError if the disk does not take it."""
-    with written_beside(file) as path:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

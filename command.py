@@ -1,5 +1,7 @@
-"""What the commands share: pictures from files, files that are whole or not there, progress and errors as one line."""
+"""What the commands share: pictures, tensors and tokenizers from files; files that are whole or not there; progress;
+errors in one line."""
 import contextlib
+import json
 import os
 import sys
 import time
@@ -7,8 +9,10 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+import sentencepiece
 from PIL import Image, ImageOps, UnidentifiedImageError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 
 def to_rgb(image):
@@ -56,6 +60,50 @@ def written_beside(file):
         raise ValueError(f"{file}: could not be written ({error})") from None
     finally:
         beside.unlink(missing_ok=True)
+
+
+def load_tokenizer(file, config):
+    """The sentencepiece model in `file`. Raises ValueError if it is none or has more pieces than the embedding rows."""
+    try:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=Path(file).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
+    except RuntimeError:
+        raise ValueError(f"{file}: not a sentencepiece model") from None
+    if tokenizer.get_piece_size() > config.llama.vocab_size:
+        raise ValueError(f"{file}: {tokenizer.get_piece_size()} pieces, but the language model has an embedding for "
+                         f"{config.llama.vocab_size}")
+    return tokenizer
+
+
+def weight_files(folder, adapter=True):
+    """The safetensors files of a weights folder, adapter last. llama may be one file or shards with an index."""
+    index = folder / "llama.safetensors.index.json"
+    shards = ["llama.safetensors"]
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: not an index of shards ({error!r})") from None
+    return [folder / name for name in ("vision.safetensors", *shards, *["adapter.safetensors"] * adapter)]
+
+
+def read_tensors(file):
+    """Yield (name, tensor) of a safetensors file, mapped from disk. Raises ValueError if it is missing or damaged."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():
+                yield name, tensors.get_tensor(name)
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+
+
+def save_tensors(tensors, file):
+    """Write tensors to a safetensors file, whole or not at all. Raises ValueError if the disk does not take it."""
+    with written_beside(file) as path:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 
 
 class Progress:

@@ -25,10 +25,9 @@ from pathlib import Path
 
 import torch
 
-from artgpt4 import (ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig, initial_adapter, load_tokenizer,
-                     read_tensors, resize_pos_embed, trainable_names)
-from command import Progress, run_command, written_beside
-from formats import DTYPES, FORMATS, Stored, add_delta, candidates, open_checkpoint, their_names
+from artgpt4 import PROMPTS, ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig, initial_adapter, trainable_names
+from command import Progress, load_tokenizer, read_tensors, run_command, written_beside
+from formats import DTYPES, FORMATS, Stored, add_delta, candidates, open_checkpoint, resize_pos_embed, their_names
 
 # ---- Sizes: from the shapes, but for what only a config.json says
 
@@ -344,7 +343,7 @@ def convert(args):
     base = open_checkpoint(args.llm, "llama", "meta")
     llm = add_delta(base, open_checkpoint(args.delta, "delta")) if args.delta else base
     adapter = open_checkpoint(args.adapter, "artgpt4", "minigpt4") if args.adapter else None
-    config = read_config(args, vit, qformer, llm, adapter)
+    config = replace(read_config(args, vit, qformer, llm, adapter), prompt=args.prompt)
     check_vocabulary(llm, base, adapter, config)
     fit_vit(vit, qformer, config)
     if config.llama.tie_word_embeddings:
@@ -430,6 +429,7 @@ def main(arguments=None):
     parser.add_argument("--out", metavar="FOLDER", help="the weights folder to make")
     parser.add_argument("--vit-layers", metavar="N", type=int, help="blocks of the ViT to keep (default: 39 of 40)")
     parser.add_argument("--image-size", metavar="N", type=int, help="pixels a side (default: what the ViT has)")
+    parser.add_argument("--prompt", choices=PROMPTS, default="vicuna_v0", help="what --llm was taught (%(default)s)")
     parser.add_argument("--int8", action="store_true", help="store the language model's large matrices as int8")
     parser.add_argument("--yes", action="store_true", help="with no other argument: run the command that is found")
     parser.add_argument("--export", metavar="FILE", help="write what trains of --weights as the released ArtGPT-4.pth")

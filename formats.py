@@ -7,6 +7,7 @@ torch.load runs with weights_only=True: a pickle that would run code is refused.
 """
 import contextlib
 import json
+import math
 import pickle
 import re
 import struct
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 # ---- The formats: a name of artgpt4.py, and where the released file keeps it. {i} is the block, * the rest of a name;
@@ -361,6 +363,17 @@ def candidates(folder):
             yield from candidates(path)
         elif path.is_dir() or not (path.name.startswith(".") or path.suffix in (".model", ".json", ".txt", ".md")):
             yield path
+
+
+def resize_pos_embed(pos_embed, patches):
+    """Position embedding (1, P, D) for another square grid of `patches` patches; the class token's row is untouched."""
+    cls_row, grid = pos_embed[:, :1], pos_embed[:, 1:]
+    old, new = math.isqrt(grid.shape[1]), math.isqrt(patches)
+    if old == new:
+        return pos_embed
+    grid = grid.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)               # (1, D, old, old)
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat((cls_row, grid.flatten(2).transpose(1, 2).to(cls_row.dtype)), dim=1)
 
 
 def add_delta(base, delta):

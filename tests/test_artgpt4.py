@@ -1,4 +1,5 @@
 """artgpt4.py against the golden data, and what must hold of any ArtGPT-4."""
+import math
 import resource
 import subprocess
 import sys
@@ -91,6 +92,13 @@ def test_greedy_answers_are_the_golden_ones(model, minigpt4, chat, expected):
 
 
 @torch.no_grad()
+def test_beam_search_finds_the_golden_answers(model, minigpt4, chat, expected):
+    with torch.no_grad():
+        context = minigpt4.embed_prompt(expected["chat_prompt"], expected["minigpt4_image_embeds"][:1])
+    for answerer, embeds, golden in ((model, chat, "beam3_ids"), (minigpt4, context, "minigpt4_beam3_ids")):
+        assert answerer.beam_search(embeds, beams=3, max_new_tokens=16) == expected[golden].tolist()
+
+
 def test_losses_reach_the_golden_data(model, expected):
     losses = [model.loss(expected["pixels"], expected["captions"], prompt, end="###", max_text_tokens=24)
               for prompt in expected["prompt_list"]]
@@ -171,11 +179,11 @@ def test_answers_of_a_batch_are_those_of_one_at_a_time(model, expected):
 
 def answer_in_pieces(model, monkeypatch, ids):
     """What generate yields when the language model answers `ids`."""
-    monkeypatch.setattr(model, "generate_ids", lambda *_: (torch.tensor([token]) for token in ids))
-    return list(model.generate(None))
+    monkeypatch.setattr(model, "generate_ids", lambda *_, **__: (torch.tensor([token]) for token in ids))
+    return list(model.generate(None, max_new_tokens=len(ids)))
 
 
-@pytest.mark.parametrize("text", ["a calm sea", "日本 à la carte, naïve — œuvre", "# one ## two", "🎨"])
+@pytest.mark.parametrize("text", ["a calm sea", "日本 à la carte, naïve — œuvre", "# one ## two", "🎨", "one ##"])
 def test_generate_yields_whole_characters_that_join_to_the_answer(model, monkeypatch, text):
     pieces = answer_in_pieces(model, monkeypatch, model.tokenizer.encode(text))
     assert "".join(pieces) == text
@@ -189,6 +197,69 @@ def test_generate_ends_at_the_stop_mark_however_it_is_tokenised(model, monkeypat
         assert "".join(pieces).strip() == "a boat"
     pieces = answer_in_pieces(model, monkeypatch, [*encode("a boat #"), model.tokenizer.eos_id(), *encode("more")])
     assert "".join(pieces) == "a boat #"
+
+
+def test_a_beam_that_ends_early_wins_by_its_mean_log_probability(model, monkeypatch):
+    stop, go = model.tokenizer.eos_id(), 100
+    odds = {(): {go: 0.6, stop: 0.4}, (go,): {go: 0.5, stop: 0.5}, (go, go): {go: 0.9, stop: 0.1}}
+
+    def logits(embeds, cache, chosen, *_):
+        found = torch.full((len(chosen), 321), -1e9)
+        for row, ids in zip(found, chosen.tolist(), strict=True):
+            for token, share in odds.get(tuple(ids), {7: 1e-9}).items():     # the second beam is a poor one
+                row[token] = math.log(share)
+        return found
+    monkeypatch.setattr(model, "next_logits", logits)
+    monkeypatch.setattr(KVCache, "select", lambda cache, rows: cache)
+    embeds = torch.zeros(1, 1, 96)
+    # the means: 0.4; (0.6 0.5) ** 1/2 = 0.55; (0.6 0.5 0.9) ** 1/3 = 0.65
+    assert model.beam_search(embeds, beams=2, max_new_tokens=3) == [go, go, go]
+    assert model.beam_search(embeds, beams=2, max_new_tokens=3, length_penalty=0.0) == [stop]
+
+
+def test_a_repetition_penalty_and_a_minimum_length_change_the_logits_as_they_say(model, chat):
+    chosen = torch.tensor([[5, 300, 5]])
+    plain, penalised, unending = (model.next_logits(chat, KVCache(), chosen, *how) for how in ((1, 0), (2, 0), (1, 4)))
+    for token in range(321):
+        before, after = plain[0, token].item(), penalised[0, token].item()
+        assert after == pytest.approx((before / 2 if before > 0 else before * 2) if token in (5, 300) else before)
+    ends = {i for i in range(320) if "#" in model.tokenizer.id_to_piece(i)} | {model.tokenizer.eos_id()}
+    assert set((unending == -torch.inf).nonzero()[:, 1].tolist()) == ends
+    assert torch.equal(model.next_logits(chat, KVCache(), chosen, 1, 3), plain)
+
+
+def test_beams_are_penalised_as_single_answers_are(model, chat):
+    once = {"repetition_penalty": 1e6, "min_new_tokens": 12}
+    ids = model.beam_search(chat, beams=3, max_new_tokens=12, **once)
+    assert len(set(ids)) == 12 and not set(ids) & set(model.ending_ids)
+    greedy = [token.item() for token in model.generate_ids(chat, 12, temperature=0, **once)]
+    assert len(set(greedy)) == 12
+    assert "".join(model.generate(chat, 12, beams=3, temperature=0.7, **once)) == model.readable(ids, whole=True)[0]
+
+
+def test_a_cache_that_lives_on_gives_the_logits_of_the_whole_prompt(model, expected):
+    first = model.prompt_ids(chat_prompt([f"{IMAGE_SLOT} What is this?"]))
+    longer = model.prompt_ids(chat_prompt([f"{IMAGE_SLOT} What is this?", "A boat.", "And the mood?"]))
+    image, cache = expected["image_embeds"][:1], KVCache()
+    with torch.inference_mode():
+        model.llama(model.embed_ids(first, image), cache)
+        list(model.generate_ids(model.embed_ids(longer[len(first):], image), 3, temperature=0, cache=cache))
+        assert cache.length == len(longer) + 2
+        cache.length = len(longer)
+        once_more = model.llama(model.embed_ids([70, 71], image), cache)[:, -1]
+        assert close(once_more, model.llama(model.embed_ids([*longer, 70, 71], image))[:, -1])
+    assert longer[:len(first)] == first
+
+
+def test_the_llama_2_chat_prompt_is_that_of_minigpt4(model):
+    prompt = chat_prompt([f"{IMAGE_SLOT} What is this?", "A boat.", "Where?"], "llama2_chat")
+    assert prompt.replace("\x02", "<s>") == (
+        "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to "
+        "you. Please answer my questions.<s>[INST] <Img><ImageHere></Img> What is this? [/INST] A boat.<s>[INST] Where"
+        "? [/INST] ")
+    ids, bos = model.prompt_ids(prompt), model.tokenizer.bos_id()
+    assert ids[0] == bos and ids.count(bos) == 3 and [i for i in ids if i < 0] == [-1, -2, -3, -4, -5, -6]
+    assert ids[ids.index(bos, 1) + 1:ids.index(-1)] == model.tokenizer.encode("[INST] <Img>")
 
 
 def test_sample_draws_from_the_nucleus_in_proportion():

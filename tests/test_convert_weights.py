@@ -65,7 +65,8 @@ def vicuna(tmp_path):
 def test_sizes_follow_from_the_files(weights):
     config = json.loads((weights["artgpt4"] / "config.json").read_text())
     assert config["image_size"] == 56 and config["adapter_width"] == 24 and config["ln_vision_eps"] == 1e-5
-    assert config["vit"] == {"width": 176, "layers": 2, "heads": 2, "mlp_width": 768, "patch_size": 14}
+    assert config["vit"] == {"width": 176, "layers": 2, "heads": 2, "mlp_width": 768, "patch_size": 14,
+                             "int8": False}
     assert config["qformer"] == {"width": 128, "layers": 4, "heads": 2, "mlp_width": 192, "queries": 6,
                                  "cross_every": 2}
     assert config["llama"]["num_key_value_heads"] == 4 and config["llama"]["vocab_size"] == 321
@@ -238,7 +239,7 @@ def test_rows_of_q_and_k_rotate_as_meta_rotates_them():
 
     def by_us(weight):
         states = (x @ half_split(weight, dim).T).view(1, tokens, heads, dim).transpose(1, 2)
-        return rotate(states, angle.cos(), angle.sin())[0]
+        return rotate(states, torch.cat((angle.cos(),) * 2, 1), torch.cat((-angle.sin(), angle.sin()), 1))[0]
     scores = by_us(q_weight) @ by_us(k_weight).mT             # (H, T, T)
     torch.testing.assert_close(scores, by_meta(q_weight) @ by_meta(k_weight).mT, rtol=1e-4, atol=1e-4)
 
