@@ -1,27 +1,39 @@
-"""Image-text pairs for both stages of training: the gallery, and cc_sbu_align.
+"""Image-text pairs for both stages of training: the gallery, tar files, cc_sbu_align, a folder of one's own pictures.
 
-A source knows how many pairs it has and gives picture(i) and words(i, stage, rng, batch_rng) -> (prompt, text), where
-batch_rng draws alike for all pairs of a batch. Which pair comes when, how it is cropped and which of its texts is taken
-are a pure function of seed, step and pair, for any number of workers.
+A source gives picture(i) and words(i, stage, rng, batch_rng) -> (prompt, text), where batch_rng draws alike for all
+pairs of a batch. Which pair comes when, how it is cropped and which of its texts is taken are a pure function of seed,
+epoch, step and pair, for any number of workers and processes.
 """
+import contextlib
+import io
 import json
 import math
+import os
 import random
 import re
+import warnings
 import zlib
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
-from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, chat_prompt, instruction_prompt, preprocess
-from command import Progress, open_image, written_beside
+from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, chat_prompt, instruction_prompt
+from command import Progress, to_rgb, written_beside
 from gallery import painting, words
 from gallery import scenes as scenes_module
 from gallery.scenes import random_scenes
+from shards import PICTURES, TarFiles, expand
+
+DRAFT = 4                       # see decode()
+MAX_BAD, RECENT = 50, 1000      # so many bad samples of so many in a row: 5 %
+TRIES = 20                      # to read a sample or one in its place: where 5 % are bad, so many in a row never are
 
 # ---- Texts and crops
 
@@ -70,7 +82,23 @@ def painted(scenes, folder="runs/gallery", size=224):
     return np.load(file, mmap_mode="r")
 
 
-class Gallery:
+class SampleError(ValueError):
+    """Why a sample cannot be trained on: it will be skipped."""
+
+
+class Source:
+    """What sources share. Each has len, name(i), picture(i, size) and words(i, ...), which may raise SampleError."""
+
+    def text_length(self, i):
+        """About how long the text of pair i will be, in any unit, known without reading it."""
+        return 0
+
+    def order(self, seed, epoch):
+        """The numbers of all pairs, in the order of an epoch."""
+        return random.Random(f"{seed} epoch {epoch}").sample(range(len(self)), len(self))
+
+
+class Gallery(Source):
     """The embedded default: painted scenes, and what gallery/words.py says about each."""
 
     def __init__(self, pictures):
@@ -80,7 +108,10 @@ class Gallery:
     def __len__(self):
         return len(self.scenes)
 
-    def picture(self, i):
+    def name(self, i):
+        return f"painting {i}"
+
+    def picture(self, i, size=0):
         return Image.fromarray(self.paintings[i])
 
     def words(self, i, stage, rng, batch_rng):
@@ -97,76 +128,248 @@ class Gallery:
         return chat_prompt([f"{IMAGE_SLOT} {first}", *others]), answer
 
 
-class CCSBUAlign:
-    """cc_sbu_align: filter_cap.json and image/ID.jpg. Raises ValueError if the folder is not laid out so."""
+@contextlib.contextmanager
+def sample_errors():
+    """Whatever goes wrong with a sample, a damaged file can raise anything, becomes a SampleError of one line."""
+    try:
+        yield
+    except Exception as error:
+        raise SampleError(" ".join(str(error).split()) or repr(error)) from None
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
+
+def decode(content, size=0):
+    """The bytes of a picture file -> RGB: upright (EXIF), on white where transparent; CMYK, palette, 16 bits converted.
+
+    Raises ValueError, or whatever Pillow does, if it is damaged, has more pixels than Pillow thinks safe (89 million)
+    or a side of 1 pixel. With a size, a JPEG may come at 1/2, 1/4 or 1/8, if that leaves it DRAFT * size pixels a side.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            annotations = json.loads((self.folder / "filter_cap.json").read_text(encoding="utf-8"))["annotations"]
-            self.pairs = [(str(pair["image_id"]), pair["caption"]) for pair in annotations]
-        except FileNotFoundError:
-            raise ValueError(f"{folder}: no filter_cap.json in it; --data takes the folder cc_sbu_align") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.folder / 'filter_cap.json'}: not a list of annotations ({error!r})") from None
-        if not self.pairs:
-            raise ValueError(f"{self.folder / 'filter_cap.json'}: no annotations in it")
-        for i, (name, caption) in enumerate(self.pairs):
+            image = Image.open(io.BytesIO(content))
+        except UnidentifiedImageError:
+            raise ValueError("not a picture that Pillow can read") from None
+    if min(image.size) < 2:
+        raise ValueError(f"{image.width} x {image.height} pixels are no picture")
+    if size:
+        image.draft(None, (DRAFT * size, DRAFT * size))
+    return to_rgb(image)
+
+
+class Captioned(Source):
+    """A picture file and a caption each: a subclass has picture_file(i), its bytes, and caption(i)."""
+
+    def picture(self, i, size=0):
+        with sample_errors():
+            return decode(self.picture_file(i), size)
+
+    def words(self, i, stage, rng, batch_rng):
+        with sample_errors():
+            caption = self.caption(i)
             if not isinstance(caption, str):
-                raise ValueError(f"{self.folder / 'filter_cap.json'}: the caption of {name} is {caption!r}, not a text")
-            if not self.file(i).is_file():
-                raise ValueError(f"{self.file(i)}: no such file, but filter_cap.json has a caption for it")
+                raise ValueError(f"the caption is {caption!r:.40}, not a text")
+            caption.encode()                                  # JSON can hold what UTF-8 cannot
+            text = clean_caption(caption) if stage == 1 else caption
+            if not text.strip():
+                raise ValueError("the caption is empty")
+        return (None if stage == 1 else instruction_prompt(batch_rng.choice(INSTRUCTIONS))), text
+
+
+class Shards(TarFiles, Captioned):
+    """img2dataset's tar files."""
+
+
+class PictureFiles(Captioned):
+    """Pairs (path of a picture, its caption as a text or the path of one)."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
 
     def __len__(self):
         return len(self.pairs)
 
-    def file(self, i):
-        return self.folder / "image" / f"{self.pairs[i][0]}.jpg"
+    def name(self, i):
+        return self.pairs[i][0].name
 
-    def picture(self, i):
-        return open_image(self.file(i))
+    def picture_file(self, i):
+        return self.pairs[i][0].read_bytes()
 
-    def words(self, i, stage, rng, batch_rng):
+    def caption(self, i):
         caption = self.pairs[i][1]
-        if stage == 1:
-            return None, clean_caption(caption)
-        return instruction_prompt(batch_rng.choice(INSTRUCTIONS)), caption
+        return caption.read_text(encoding="utf-8-sig").strip() if isinstance(caption, Path) else caption
+
+    def text_length(self, i):
+        caption = self.pairs[i][1]
+        return len(str(caption)) if not isinstance(caption, Path) else caption.is_file() and caption.stat().st_size
+
+
+def cc_sbu_align(folder):
+    """The folder with filter_cap.json and image/ID.jpg. Raises ValueError if filter_cap.json is not what it is there."""
+    file = folder / "filter_cap.json"
+    try:
+        annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
+        pairs = [(folder / "image" / f"{pair['image_id']}.jpg", pair["caption"]) for pair in annotations]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not a list of annotations ({error!r})") from None
+    if not pairs:
+        raise ValueError(f"{file}: no annotations in it")
+    return PictureFiles(pairs)
+
+
+def own_pictures(folder):
+    """A folder of NAME.jpg (.png, .webp, ...) with NAME.txt beside, the caption in UTF-8. Raises ValueError if none is."""
+    files = sorted(folder.iterdir())
+    pairs = [(file, file.with_suffix(".txt")) for file in files if file.suffix.lower() in PICTURES]
+    if not set(files) & {text for _, text in pairs}:
+        raise ValueError(f"{folder}: {len(pairs)} pictures, none with a caption NAME.txt beside it; {TAKES}")
+    return PictureFiles(pairs)
+
+
+TAKES = "--data takes img2dataset's tar files, a folder of them or of pictures with captions, or cc_sbu_align"
+
+
+def open_source(spec=None, index_folder="runs/index", pictures=2000):
+    """The training data that --data names; so many pictures of the gallery if it names none.
+
+    spec: tar files by name or pattern ('laion/{00000..00301}.tar', 'laion/*.tar') or a folder of them, whose indices are
+    kept in index_folder; or the folder cc_sbu_align; or one of pictures with captions. Raises ValueError if it is none.
+    """
+    if spec is None:
+        return Gallery(pictures)
+    paths = expand(str(spec))
+    tars = [tar for path in paths for tar in (sorted(path.glob("*.tar")) if path.is_dir() else [path])]
+    if tars and all(tar.suffix == ".tar" for tar in tars):
+        return Shards(tars, index_folder)
+    if len(paths) == 1 and paths[0].is_dir():
+        return (cc_sbu_align if (paths[0] / "filter_cap.json").is_file() else own_pictures)(paths[0])
+    raise ValueError(f"{spec}: {next((tar for tar in tars if tar.suffix != '.tar'), 'nothing')} is no tar file; {TAKES}")
 
 
 # ---- Batches
 
 
+class Batch(NamedTuple):
+    pixels: torch.Tensor    # (B, 3, S, S), normalised
+    prompts: list           # B, None in stage 1
+    texts: list             # B
+    skipped: list           # {"step" (from 1), "sample", "reason"} of each bad sample that another one stands for
+
+
 class Pairs(Dataset):
-    """(step, i) -> (pixels (3, S, S), prompt or None, text) of a source's pair i, as it is seen in that step."""
+    """(step, epoch, i) -> (pixels uint8 (S, S, 3), prompt or None, text, skipped) of a source's pair i, or if it is bad
+    of another one, the same in every run. Raises ValueError if TRIES in a row are bad."""
 
     def __init__(self, source, stage, image_size, min_crop_area, seed):
         self.source, self.stage, self.seed = source, stage, seed
         self.image_size, self.min_crop_area = image_size, min_crop_area
 
     def __getitem__(self, key):
-        step, i = key
-        rng, batch_rng = random.Random(f"{self.seed} {step} {i}"), random.Random(f"{self.seed} {step}")
-        crop = random_crop(self.source.picture(i), rng, self.min_crop_area)
-        return preprocess(crop, self.image_size), *self.source.words(i, self.stage, rng, batch_rng)
-
-
-def order(count, batch_size, steps, seed):
-    """Yield the keys (step, i) of each step's batch: every epoch a new shuffle of all `count` pairs, at least one."""
-    pairs, epoch = [], 0
-    for step in range(steps):
-        while len(pairs) < batch_size:
-            pairs += random.Random(f"{seed} epoch {epoch}").sample(range(count), count)
-            epoch += 1
-        yield [(step, i) for i in pairs[:batch_size]]
-        pairs = pairs[batch_size:]
+        step, epoch, i = key
+        others, skipped = random.Random(f"{self.seed} {epoch} instead of {i}"), []
+        for _ in range(TRIES):
+            rng, batch_rng = random.Random(f"{self.seed} {epoch} {i}"), random.Random(f"{self.seed} {step}")
+            try:
+                prompt, text = self.source.words(i, self.stage, rng, batch_rng)
+                crop = random_crop(self.source.picture(i, self.image_size), rng, self.min_crop_area)
+                pixels = crop.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+                return torch.from_numpy(np.array(pixels)), prompt, text, skipped
+            except SampleError as error:
+                skipped.append({"step": step + 1, "sample": self.source.name(i), "reason": str(error)})
+                i = others.randrange(len(self.source))
+        raise ValueError(f"nothing usable in the training data: {TRIES} samples in a row are bad, the last of them "
+                         f"{skipped[-1]['sample']}: {skipped[-1]['reason']}")
 
 
 def collate(pairs):
-    pixels, prompts, texts = zip(*pairs, strict=True)
-    return torch.stack(pixels), list(prompts), list(texts)
+    pixels, prompts, texts, skipped = zip(*pairs, strict=True)
+    pixels = torch.stack(pixels).permute(0, 3, 1, 2).float().div_(255)             # as artgpt4.preprocess does
+    pixels = pixels.sub_(torch.tensor(PIXEL_MEAN)[:, None, None]).div_(torch.tensor(PIXEL_STD)[:, None, None])
+    return Batch(pixels, list(prompts), list(texts), sum(skipped, []))
 
 
-def batches(source, stage, image_size, batch_size, steps, seed, min_crop_area=0.5, workers=1):
-    """`steps` batches: pixels (B, 3, S, S), B prompts (None in stage 1), B texts."""
-    return DataLoader(Pairs(source, stage, image_size, min_crop_area, seed), collate_fn=collate, num_workers=workers,
-                      batch_sampler=list(order(len(source), batch_size, steps, seed)))
+def global_batches(source, batch_size, steps, seed, first_step=0, window=0):
+    """Yield the keys (step, epoch, i) of the batch of each step from first_step on; every epoch has its own order.
+
+    With a window, the pairs of so many batches are sorted by the length of their texts and cut into batches anew, which
+    come in random order: a batch has texts of like length, so little of it is padding.
+    """
+    @lru_cache(2)
+    def order(epoch):
+        return source.order(seed, epoch)
+    span = max(window, 1)
+    for first in range(first_step // span * span, steps, span):
+        places = (divmod(at, len(source)) for at in range(first * batch_size, (first + span) * batch_size))
+        pairs = [(epoch, int(order(epoch)[at])) for epoch, at in places]
+        if window > 1:
+            pairs.sort(key=lambda pair: source.text_length(pair[1]))
+        which = random.Random(f"{seed} window {first}").sample(range(span), span)
+        for step in range(max(first, first_step), min(first + span, steps)):
+            at = which[step - first] * batch_size
+            yield [(step, *pair) for pair in pairs[at:at + batch_size]]
+
+
+def alone(_):
+    """A worker in a process group of its own: Ctrl-C is for the main process, which ends its workers itself."""
+    os.setpgid(0, 0)
+
+
+def batches(source, stage, image_size, batch_size, steps, seed, min_crop_area=0.5, workers=1, first_step=0, rank=0,
+            world=1, accumulate=1, window=0):
+    """For each step from first_step on, the `accumulate` batches of process `rank` of `world`, which together hold
+    batch_size pairs in all processes. Raises ValueError if that does not divide, or nothing usable is found."""
+    size, rest = divmod(batch_size, world * accumulate)
+    if rest or not size:
+        raise ValueError(f"a batch of {batch_size} cannot be shared by {world} processes x {accumulate} parts each")
+    keys = (batch[part * size:(part + 1) * size]
+            for batch in global_batches(source, batch_size, steps, seed, first_step, window)
+            for part in range(rank, world * accumulate, world))
+    loader = DataLoader(Pairs(source, stage, image_size, min_crop_area, seed), batch_sampler=keys, collate_fn=collate,
+                        num_workers=workers, worker_init_fn=alone, generator=torch.Generator(),
+                        multiprocessing_context="fork" if workers and os.name == "posix" else None)
+
+    def micro_batches():
+        try:
+            yield from loader
+        except ValueError as error:                           # a worker's brings its traceback
+            raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
+    return zip(*[micro_batches()] * accumulate, strict=True)
+
+
+class Skipped:
+    """Counts the samples that were skipped, and names them in `file`, a line of JSON each.
+
+    state: that of a checkpoint to go on from. One process of all calls cut(steps done) before the first step.
+    """
+
+    def __init__(self, file, state=None):
+        self.file, self.count, self.recent = Path(file), 0, deque(maxlen=RECENT)
+        if state:
+            self.count = state["count"]
+            self.recent.extend(state["recent"])
+
+    @property
+    def state(self):
+        return {"count": self.count, "recent": list(self.recent)}
+
+    def cut(self, step):
+        """Keep what the file says of the first `step` steps: the others will come again."""
+        kept = []
+        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []:
+            with contextlib.suppress(ValueError):             # half a line, where a run was killed
+                kept += [line + "\n"] * (json.loads(line)["step"] <= step)
+        with written_beside(self.file) as path:
+            path.write_text("".join(kept), encoding="utf-8")
+
+    def add(self, batches):
+        """How many were skipped for the batches of one step. Raises ValueError if more than MAX_BAD of RECENT samples
+        in a row were bad."""
+        skipped = [entry for batch in batches for entry in batch.skipped]
+        self.count += len(skipped)
+        self.recent.extend([1] * len(skipped) + [0] * sum(len(batch.texts) for batch in batches))
+        if skipped:
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(entry) + "\n" for entry in skipped))
+        if sum(self.recent) > MAX_BAD:
+            raise ValueError(f"{self.file}: {sum(self.recent)} of the last {len(self.recent)} samples were bad, more "
+                             f"than {MAX_BAD} of {RECENT}; mend the training data or leave them out")
+        return len(skipped)
