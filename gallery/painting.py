@@ -30,8 +30,12 @@ class Shape:
     light: float = 0.0        # -1 is the palette's dark, 0 the role's colour, 1 the palette's highlight
     shading: float = 0.16     # how much lighter the lit side is, and darker the other side
     towards: tuple = (1, 0.5)   # where the shading runs to, from light to dark
-    subject: bool = False
+    name: str = ""            # of SUBJECTS or THINGS; none for scenery
     fine: bool = False        # too thin to be cut in glass
+
+    @property
+    def subject(self):
+        return bool(self.name)
 
 
 @dataclass(frozen=True)
@@ -279,21 +283,187 @@ def castle(rng):
     return shapes + [Shape(windows, "accent", 0.0), Shape([gate], "dark", 0.0)]
 
 
-# Name -> (function, settings it may stand in)
-SUBJECT_SHAPES = {
-    "mountain": (mountain, ("land", "water")), "lighthouse": (lighthouse, ("water",)),
-    "sailing boat": (sailing_boat, ("water",)), "windmill": (windmill, ("land",)), "cottage": (cottage, ("land",)),
-    "tree": (tree, ("land",)), "bridge": (bridge, ("water",)), "vase of flowers": (vase_of_flowers, ("room",)),
-    "cat": (cat, ("room", "land")), "castle": (castle, ("land",)),
-}
+# ---- figures ----
+
+def limb(width, *points):
+    """A bent limb, round at its joints."""
+    return ([line(*a, *b, width) for a, b in zip(points, points[1:], strict=False)]
+            + [oval(u, v, width / 2, steps=10) for u, v in points])
 
 
-def subject_shapes(subject, rng, x, y, height, mirrored):
-    """The subject's shapes in the picture: middle at x, foot at y, `height` tall; mirrored when lit from the right."""
+def head(u, v, size, towards=1, bun=False):
+    """A head of radius `size` that looks to `towards`, with its hair; the face is the paler shape."""
+    hair = [oval(u - towards * 0.3 * size, v + 0.22 * size, size * 1.06, size * 1.02, steps=18)]
+    if bun:
+        hair.append(oval(u - towards * 1.3 * size, v + 0.35 * size, size * 0.55, steps=12))
+    return [Shape(hair, "dark", 0.02, 0.05),
+            Shape([oval(u + towards * 0.22 * size, v - 0.12 * size, size * 0.86, size * 0.9, steps=18)],
+                  "accent", 0.25, 0.1)]
+
+
+def dancer(rng):
+    swing, kick, low = rng.uniform(-0.04, 0.04), rng.uniform(0.3, 0.4), rng.uniform(0.3, 0.34)
+    hem = [(0.3 + swing, low), (0.2 + swing, low - 0.06), (0.08 + swing, low - 0.02), (-0.06 + swing, low - 0.07),
+           (-0.18 + swing, low - 0.02), (-0.28 + swing, low + 0.03)]
+    legs = limb(0.062, (0.02, 0.36), (0.0, 0.18), (-0.02, 0.02)) + limb(0.062, (0.08, 0.36), (0.24, 0.24), (kick, 0.1))
+    arms = limb(0.058, (-0.08, 0.7), (-0.24, 0.8), (-0.3, 0.97)) + limb(0.058, (0.08, 0.7), (0.24, 0.8), (0.3, 0.97))
+    shoes = [oval(0.02, 0.015, 0.06, 0.025, steps=10), oval(kick + 0.02, 0.1, 0.05, 0.035, steps=10)]
+    return [Shape(legs, "accent", 0.05, 0.1), Shape(shoes, "dark", 0.1), Shape(arms, "accent", 0.2, 0.1),
+            Shape([[(-0.11, 0.72), (0.11, 0.72), (0.08, 0.5), *hem, (-0.08, 0.5)]], "main", 0.0, 0.25, (1, 0.3)),
+            Shape([[(-0.085, 0.53), (0.085, 0.53), (0.085, 0.48), (-0.085, 0.48)]], "dark", 0.2, 0.0),
+            Shape([box(-0.03, 0.7, 0.03, 0.78)], "accent", 0.1, 0.0),
+            *head(0.01, 0.85, 0.088, rng.choice((-1, 1)), True)]
+
+
+def mourner(rng):
+    """Sitting on a block, bent over, the head on the knees' height and the hands before the face."""
+    back, down, role = rng.uniform(0.6, 0.66), rng.uniform(0.02, 0.06), rng.choice(["main", "main", "dark"])
+    block = [(-0.4, 0), (-0.36, 0.26), (0.06, 0.27), (0.09, 0)]
+    trunk = [(-0.3, 0.24), (-0.34, 0.44), (-0.24, back), (-0.02, back + 0.12), (0.14, back + 0.06), (0.14, back - 0.1),
+             (0.0, 0.42), (0.04, 0.25)]
+    thigh = limb(0.15, (-0.14, 0.34), (0.22, 0.4)) + limb(0.11, (0.22, 0.4), (0.2, 0.06))
+    return [Shape([block], "ground", -0.5, 0.2), Shape(thigh, "dark", 0.22 if role == "dark" else 0.08, 0.1),
+            Shape([oval(0.25, 0.035, 0.1, 0.04, steps=12)], "dark", 0.0),
+            Shape([trunk], role, 0.05, 0.22, (1, 0.4)), *head(0.22, back - down, 0.125),
+            Shape(limb(0.085, (0.04, back - 0.02), (0.2, 0.42)), role, -0.3, 0.1),
+            Shape(limb(0.075, (0.2, 0.43), (0.31, back - 0.12)), "accent", 0.1, 0.1)]
+
+
+def wanderer(rng):
+    """Walking with long steps, a staff in the hand, a bundle on the back and a hat."""
+    step, lean = rng.uniform(0.19, 0.24), rng.uniform(0.02, 0.05)
+    coat = [(-0.09, 0.76), (0.11 + lean, 0.77), (0.14, 0.55), (0.15, 0.34), (-0.17, 0.32), (-0.11, 0.55)]
+    legs = limb(0.085, (-0.03, 0.4), (-0.07, 0.2), (-step, 0.03)), limb(0.085, (0.04, 0.4), (0.13, 0.22), (step, 0.03))
+    shoes = [oval(-step + 0.03, 0.025, 0.065, 0.03, steps=10), oval(step + 0.04, 0.025, 0.07, 0.03, steps=10)]
+    brim = [(lean - 0.14, 0.88), (lean + 0.19, 0.88), (lean + 0.19, 0.915), (lean - 0.14, 0.915)]
+    crown = [(lean - 0.075, 0.905), (lean + 0.115, 0.905), (lean + 0.085, 1.0), (lean - 0.045, 1.0)]
+    return [Shape([line(0.33, 0, 0.27, 0.86, 0.028)], "dark", 0.1, 0.0), Shape(legs[0], "dark", 0.28, 0.1),
+            Shape(legs[1], "dark", 0.12, 0.1), Shape(shoes, "dark", -0.1, 0.0),
+            Shape([oval(-0.18, 0.63, 0.12, 0.13, steps=18)], "accent", -0.3, 0.2),
+            Shape([coat], "main", 0.05, 0.25, (1, 0.2)), *head(lean + 0.02, 0.835, 0.085),
+            Shape([brim, crown], "dark", 0.12, 0.1),
+            Shape(limb(0.075, (0.02, 0.71), (0.09, 0.54), (0.25, 0.56)), "main", -0.3, 0.1),
+            Shape([oval(0.285, 0.565, 0.04, steps=10)], "accent", 0.2)]
+
+
+def couple(rng):
+    """Two people who hold each other, face to face."""
+    tall = rng.uniform(0.87, 0.9)
+    dress = [(0.03, 0.68), (0.17, 0.68), (0.18, 0.5), (0.3, 0.07), (0.18, 0.03), (0.0, 0.06), (0.05, 0.48)]
+    coat = [(-0.2, 0.75), (-0.01, 0.75), (0.0, 0.55), (-0.02, 0.34), (-0.22, 0.34), (-0.23, 0.55)]
+    legs = limb(0.085, (-0.16, 0.36), (-0.17, 0.03)) + limb(0.085, (-0.07, 0.36), (-0.06, 0.03))
+    shoes = [oval(-0.15, 0.025, 0.07, 0.028, steps=10), oval(-0.03, 0.025, 0.07, 0.028, steps=10)]
+    return [Shape(legs, "dark", 0.15, 0.1), Shape(shoes, "dark", -0.1), Shape([coat], "dark", 0.3, 0.2, (1, 0)),
+            Shape([dress], "main", 0.1, 0.25, (1, 0.2)),
+            *head(-0.09, tall, 0.088), *head(0.075, tall - 0.095, 0.083, -1, True),
+            Shape(limb(0.066, (0.13, 0.64), (0.0, 0.57), (-0.17, 0.66)), "accent", 0.1, 0.1),
+            Shape(limb(0.072, (-0.16, 0.7), (-0.08, 0.52), (0.13, 0.49)), "dark", 0.42, 0.1),
+            Shape([oval(0.16, 0.49, 0.035, steps=10)], "accent", 0.25)]
+
+
+# ---- things around the subject ----
+
+def birds(rng):
+    shapes = []
+    for u, v, s in ((-0.5, 0.3, 0.3), (0.0, 0.75, 0.36), (0.55, 0.4, 0.32), (0.2, 0.05, 0.25)):
+        u, v, lift = u + rng.uniform(-0.08, 0.08), v + rng.uniform(-0.08, 0.08), rng.uniform(0.4, 0.65) * s
+        shapes += [[(u, v - 0.1 * s), (u + side * 0.5 * s, v + lift), (u + side * s, v + 0.5 * lift),
+                    (u + side * 0.5 * s, v + lift - 0.3 * s), (u, v - 0.38 * s)] for side in (-1, 1)]
+    return [Shape(shapes, "dark", 0.0, 0.0)]
+
+
+def balloon(rng):
+    r, middle = rng.uniform(0.34, 0.38), 0.64
+    stripes = [[(u0 * r * k, middle + r * v) for u0, k, v in ((a, cos(t), sin(t)) for t in (i * pi / 12 - pi / 2
+               for i in range(13)))] + [(b * r * cos(t), middle + r * sin(t)) for t in (pi / 2 - i * pi / 12
+               for i in range(13))] for a, b in ((-1, -0.55), (-0.2, 0.2), (0.55, 1))]
+    return [Shape([oval(0, middle, r), [(-0.8 * r, middle - 0.6 * r), (0.8 * r, middle - 0.6 * r), (0.09, 0.18),
+                                        (-0.09, 0.18)]], "accent", 0.1, 0.2),
+            Shape(stripes, "main", -0.05, 0.2), Shape([box(-0.09, 0, 0.09, 0.13)], "dark", 0.15),
+            Shape([line(s * 0.08, 0.13, s * 0.08, 0.2, 0.02) for s in (-1, 1)], "dark", 0.0, 0.0, fine=True)]
+
+
+def rainbow(rng):
+    def band(outer, inner):
+        return oval(0, 0, outer, start=0, stop=pi, steps=40) + oval(0, 0, inner, start=pi, stop=0, steps=40)
+    return [Shape([band(1 - i * 0.075, 0.925 - i * 0.075)], role, light, 0.0)
+            for i, (role, light) in enumerate((("main", 0.1), ("accent", 0.35), ("ground", 0.1), ("accent", 0.6)))]
+
+
+def firs(rng):
+    shapes = []
+    for u, tall in ((-0.2, rng.uniform(0.7, 0.8)), (0.14, 1.0)):
+        shapes.append(Shape([box(u - 0.035, 0, u + 0.035, 0.16)], "dark", 0.1))
+        for i in range(3):
+            low, half = tall * (0.12 + 0.26 * i), tall * (0.27 - 0.06 * i)
+            shapes.append(Shape([[(u - half, low), (u + half, low), (u, min(tall, low + 0.45 * tall))]],
+                                "main", -0.5 + 0.1 * i, 0.15, (1, 0)))
+    return shapes
+
+
+def fence(rng):
+    count, gap = 9, 1 / 9
+    posts = [[(u - 0.022, 0), (u + 0.022, 0), (u + 0.022, 0.125), (u, 0.155), (u - 0.022, 0.125)]
+             for u in (-0.5 + gap * (i + 0.5) + rng.uniform(-0.01, 0.01) for i in range(count))]
+    rails = [line(-0.6, v, 0.6, v + rng.uniform(-0.005, 0.005), 0.02) for v in (0.045, 0.1)]
+    return [Shape(rails, "dark", 0.3, 0.1), Shape(posts, "accent", 0.1, 0.1)]
+
+
+def rowboat(rng):
+    oar = rng.uniform(0.6, 0.75)
+    hull = [(-0.62, 0.42), (-0.5, 0.1), (-0.38, 0), (0.38, 0), (0.5, 0.1), (0.62, 0.42), (0.4, 0.33), (-0.4, 0.33)]
+    inside = [(-0.6, 0.42), (-0.4, 0.33), (0.4, 0.33), (0.6, 0.42), (0.3, 0.46), (-0.3, 0.46)]
+    return [Shape([inside], "dark", 0.0, 0.0), Shape([hull], "main", 0.05, 0.25, (0, 1)),
+            Shape([line(-0.1, 0.55, -oar, -0.05, 0.055), line(0.1, 0.55, oar, -0.05, 0.055)], "accent", 0.1, 0.0),
+            Shape([line(-0.5, 0.2, 0.5, 0.2, 0.05)], "accent", 0.2, 0.0)]
+
+
+def candle(rng):
+    top = rng.uniform(0.62, 0.7)
+    flame = [(0, 1), (0.07, top + 0.15), (0.05, top + 0.05), (0, top + 0.02), (-0.05, top + 0.05), (-0.07, top + 0.15)]
+    return [Shape([oval(0, top + 0.14, 0.2, 0.24)], "accent", 0.1, 0.0),
+            Shape([oval(0, 0.05, 0.26, 0.06), box(-0.11, 0.04, 0.11, 0.14)], "dark", 0.2, 0.1),
+            Shape([box(-0.075, 0.1, 0.075, top)], "accent", 0.5, 0.3, (1, 0)), Shape([flame], "main", 0.2, 0.0),
+            Shape([line(0, top, 0, top + 0.06, 0.025)], "dark", 0.0, 0.0)]
+
+
+def apples(rng):
+    at = ((-0.36, 0.3), (0.36, 0.3), (0.0, 0.34), (0.02, 0.8))
+    return [part for u, v in at for part in (
+        Shape([oval(u, v, 0.32, 0.3)], "main", rng.uniform(-0.15, 0.2), 0.35),
+        Shape([line(u, v + 0.24, u + 0.06, v + 0.42, 0.05)], "dark", 0.0, 0.0),
+        Shape([oval(u - 0.1, v + 0.1, 0.07, 0.06, steps=10)], "accent", 0.5, 0.0))]
+
+
+SHAPES_OF = {"mountain": mountain, "lighthouse": lighthouse, "sailing boat": sailing_boat, "windmill": windmill,
+             "cottage": cottage, "tree": tree, "bridge": bridge, "vase of flowers": vase_of_flowers, "cat": cat,
+             "castle": castle, "dancer": dancer, "mourner": mourner, "wanderer": wanderer, "couple": couple,
+             "birds": birds, "balloon": balloon, "rainbow": rainbow, "firs": firs, "fence": fence, "rowboat": rowboat,
+             "candle": candle, "apples": apples}
+
+
+def placed(name, rng, x, y, height, mirrored):
+    """A subject's or a thing's shapes in the picture: middle at x, foot at y, `height` tall; mirrored when lit from the
+    right."""
     side = -1 if mirrored else 1
-    return [replace(shape, subject=True, towards=(side * shape.towards[0], shape.towards[1]),
+    return [replace(shape, name=name, towards=(side * shape.towards[0], shape.towards[1]),
                     parts=[[(x + u * side * height, y - v * height) for u, v in part] for part in shape.parts])
-            for shape in SUBJECT_SHAPES[subject][0](rng)]
+            for shape in SHAPES_OF[name](rng)]
+
+
+def thing_places(x, foot, horizon, side, taken):
+    """thing -> (x, foot, height), where the subject stands at x and the sun on `side` of the middle. `taken`: the
+    subject's half width, beyond which is room."""
+    if abs(x - 0.5) < 0.1:
+        near, other = x - side * taken, x + side * taken
+    else:
+        inward = 1 if x < 0.5 else -1
+        near, other = x + inward * taken, x + inward * (taken + 0.27)
+    near, other = (min(max(place, 0.15), 0.85) for place in (near, other))
+    return {"balloon": (0.5 - side * 0.31, 0.35, 0.28), "birds": (0.5 - side * 0.02, 0.21, 0.165),
+            "rainbow": (0.5 - side * 0.12, horizon + 0.02, 0.58), "firs": (near, foot - 0.015, 0.34),
+            "fence": (0.5, 0.985, 1), "rowboat": (other, 0.95, 0.21), "candle": (near, foot + 0.02, 0.32),
+            "apples": (other, foot + 0.035, 0.14)}
 
 
 # ---- scenery and composition ----
@@ -353,18 +523,24 @@ def compose(scene):
     far = scene.composition == "far away"
     x = {"to the left": 0.3, "to the right": 0.7}.get(scene.composition, 0.5) + rng.uniform(-0.03, 0.03)
     height = rng.uniform(0.355, 0.4) if far else rng.uniform(0.58, 0.7)
+    if scene.things and not far:
+        height *= 0.88
     foot = rng.uniform(0.8, 0.84) if far else rng.uniform(0.85, 0.9)
     horizon = foot - (rng.uniform(0.04, 0.09) if far else rng.uniform(0.12, 0.2))
     side = {"to the left": 1, "to the right": -1}.get(scene.composition) or rng.choice([-1, 1])
     sun = (0.5 + side * rng.uniform(0.2, 0.34), rng.uniform(0.14, 0.27))
-    setting = rng.choice(SUBJECT_SHAPES[scene.subject][1])
-    night = scene.palette == "moonlight"
-    shapes = scenery(rng, setting, horizon, sun, night)
-    if setting != "water":
+    shapes = scenery(rng, scene.setting, horizon, sun, night=scene.palette == "moonlight")
+    places = thing_places(x, foot, horizon, side, taken=0.38 if not far else 0.29)
+    around = {thing: placed(thing, rng, *places[thing], mirrored=side > 0) for thing in scene.things}
+    for thing in ("rainbow", "balloon", "birds", "firs"):     # behind the subject
+        shapes += around.pop(thing, ())
+    if scene.setting != "water":
         shadow = oval(x - side * height * 0.12, foot, height * 0.5, height * 0.045)
         shapes.append(Shape([shadow], "ground", -0.45, 0.1, fine=True))
-    shapes += subject_shapes(scene.subject, rng, x, foot, height, mirrored=side > 0)
-    return shapes, sun, foot, setting == "water"
+    shapes += placed(scene.subject, rng, x, foot, height, mirrored=side > 0)
+    for thing in around.values():
+        shapes += thing
+    return shapes, sun, foot, scene.setting == "water"
 
 
 def scene_colours(scene):

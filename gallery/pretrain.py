@@ -4,7 +4,8 @@ The vision side (ViT, ln_vision, Q-Former) learns from plain, unpainted scenes, 
 glass, weather and film, as the real one did from photographs. The language side learns from text, in which the picture
 is told in a few words where later its vectors stand. Neither sees a painting, nor a held-out pair of subject and style.
 What the vision side learns is read off by heads that are thrown away: off the patches, what each shows and how it
-looks; off the queries, what the subject is, where it stands, what was done to the photograph, and its small picture.
+looks; off the queries, what the subject is, where it stands, what is around it, what was done to the photograph, and
+its small picture.
 """
 import argparse
 import io
@@ -22,14 +23,17 @@ from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD
 from command import Progress, run_command
 from gallery import words
 from gallery.painting import draw, render
-from gallery.scenes import COMPOSITIONS, SUBJECTS, random_scenes
+from gallery.scenes import COMPOSITIONS, SUBJECTS, THINGS, random_scenes
 
 TINY = Config(
     image_size=112, adapter_width=48,
     vit=ViTConfig(width=176, layers=6, heads=2, mlp_width=704, patch_size=14),
     qformer=QFormerConfig(width=128, layers=4, heads=2, mlp_width=512, queries=16),
     llama=LlamaConfig(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-                      num_key_value_heads=4, max_position_embeddings=1024, vocab_size=1000))
+                      num_key_value_heads=4, max_position_embeddings=1024, vocab_size=1200))
+
+
+SHOWN = ("", *SUBJECTS, *THINGS)                              # what a patch may show, scenery first
 
 
 def initialise(module):
@@ -214,31 +218,33 @@ def roughness(x, fields):
 
 
 def draw_plain(scenes, size):
-    """The scenes unpainted, uint8 (N, size, size, 3), and where the subject is in each, uint8 (N, size, size)."""
+    """The scenes unpainted, uint8 (N, size, size, 3), and what each pixel shows, uint8 (N, size, size): a number of
+    SHOWN."""
     progress = Progress("drawing plain scenes", len(scenes), "pictures")
     drawn = np.empty((len(scenes), size, size, 3), dtype=np.uint8)
-    masks = np.empty((len(scenes), size, size), dtype=np.uint8)
+    shown = np.empty((len(scenes), size, size), dtype=np.uint8)
     for i, scene in enumerate(scenes):
         drawn[i] = draw(scene, size)
-        masks[i] = render(scene, size).per_shape(lambda shape: shape.subject)
+        shown[i] = render(scene, size).per_shape(lambda shape: SHOWN.index(shape.name))
         progress.show(i + 1)
-    return drawn, masks
+    return drawn, shown
 
 
 def pretrain_vision(model, steps, batch, pictures, seed):
     """Train model.vit, ln_vision and qformer on `pictures` plain scenes."""
     size, queries, width = model.config.image_size, model.config.qformer.queries, model.config.qformer.width
     scenes, margin, fields = random_scenes(pictures, f"plain {seed}"), 16, size // model.config.vit.patch_size
-    drawn, masks = draw_plain(scenes, size + margin)
+    drawn, shown = draw_plain(scenes, size + margin)
     subjects = torch.tensor([SUBJECTS.index(scene.subject) for scene in scenes])
     places = torch.tensor([COMPOSITIONS.index(scene.composition) for scene in scenes])
+    things = torch.tensor([[float(thing in scene.things) for thing in THINGS] for scene in scenes])
     heads = nn.ModuleDict({
-        # off every patch: the subject or none, colour, roughness
-        "patch_shows": nn.Linear(model.config.vit.width, 1 + len(SUBJECTS)),
+        # off every patch: what it shows, colour, roughness
+        "patch_shows": nn.Linear(model.config.vit.width, len(SHOWN)),
         "patch_looks": nn.Linear(model.config.vit.width, 3 + 8),
         # off the mean of the queries
         "subject": nn.Linear(width, len(SUBJECTS)), "place": nn.Linear(width, len(COMPOSITIONS)),
-        "effect": nn.Linear(width, len(EFFECTS)),
+        "things": nn.Linear(width, len(THINGS)), "effect": nn.Linear(width, len(EFFECTS)),
         # off all queries: the small picture, and the roughness of its parts
         "colours": nn.Linear(width * queries, 3 * 16 * 16), "roughness": nn.Linear(width * queries, 8 * 8 * 8)})
     mean, std = torch.tensor(PIXEL_MEAN)[:, None, None], torch.tensor(PIXEL_STD)[:, None, None]
@@ -256,15 +262,15 @@ def pretrain_vision(model, steps, batch, pictures, seed):
         found = model.qformer(patches)                                                    # (B, Q, D)
         pooled, flat = found.mean(dim=1), found.flatten(1)
 
-        share = F.adaptive_avg_pool2d(torch.from_numpy(masks[window]).float()[:, None], fields).flatten(1)
-        shows = torch.zeros(*share.shape, 1 + len(SUBJECTS))
-        shows[..., 0] = 1 - share
-        shows.scatter_(2, 1 + subjects[chosen][:, None, None].expand(-1, share.shape[1], 1), share[..., None])
+        shows = torch.from_numpy(shown[window][:, ::2, ::2]).long()                       # every other pixel will do
+        shows = F.adaptive_avg_pool2d(F.one_hot(shows, len(SHOWN)).permute(0, 3, 1, 2).float(), fields)
+        shows = shows.flatten(2).transpose(1, 2)                                          # (B, P - 1, classes)
         looks = torch.cat((F.adaptive_avg_pool2d(x, fields), roughness(x, fields)), dim=1).flatten(2).transpose(1, 2)
         named, effect = heads["subject"](pooled), heads["effect"](pooled)
         loss = (3 * F.cross_entropy(heads["patch_shows"](patches[:, 1:]).flatten(0, 1), shows.flatten(0, 1))
                 + F.mse_loss(heads["patch_looks"](patches[:, 1:]), looks)
                 + F.cross_entropy(named, subjects[chosen])
+                + 3 * F.binary_cross_entropy_with_logits(heads["things"](pooled), things[chosen])
                 + 0.5 * F.cross_entropy(heads["place"](pooled), places[chosen])
                 + 0.5 * F.cross_entropy(effect, effects[:, 0]) + 0.5 * F.cross_entropy(effect, effects[:, 1])
                 + 3 * F.mse_loss(heads["colours"](flat), F.adaptive_avg_pool2d(x, 16).flatten(1))
@@ -284,13 +290,16 @@ def document(scene, rng):
     by itself, as ArtGPT4.embed_prompt does."""
     told = words.told(scene, rng)
     kind = rng.random()
-    if kind < 0.25:
+    if kind < 0.2:
         return "", told, [words.caption(scene, rng) + "\n"]
-    if kind < 0.55:
+    if kind < 0.45:
         before, after = instruction_prompt(rng.choice(INSTRUCTIONS)).split(IMAGE_MARK)
         return before, told, [after, words.description(scene, rng) + STOP]
-    rounds = rng.sample(words.questions(scene, rng), rng.choice((1, 1, 2, 3)))
-    if rng.random() < 0.25:
+    if kind > 0.9:
+        rounds = words.dialogue(scene, rng)
+    else:
+        rounds = rng.sample(words.questions(scene, rng), rng.choice((1, 1, 2, 3)))
+    if kind < 0.6:
         rounds.insert(rng.randrange(len(rounds) + 1), (rng.choice(INSTRUCTIONS), words.description(scene, rng)))
     messages = [text for question_and_answer in rounds for text in question_and_answer]
     messages[0] = f"{IMAGE_SLOT} {messages[0]}"
@@ -372,14 +381,18 @@ def main(args):
     print(f"{args.out}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
 
 
-if __name__ == "__main__":
+def command_line():
     parser = argparse.ArgumentParser(prog="python -m gallery.pretrain", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", default="runs/pretrain", help="weights folder to write (default: %(default)s)")
     parser.add_argument("--side", choices=("both", "vision", "language"), default="both", help="the side to train")
     parser.add_argument("--vision-steps", type=int, default=2000)
     parser.add_argument("--vision-batch", type=int, default=48)
     parser.add_argument("--pictures", type=int, default=10000, help="plain scenes to draw")
-    parser.add_argument("--language-steps", type=int, default=1100)
+    parser.add_argument("--language-steps", type=int, default=1300)
     parser.add_argument("--language-batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=42)
-    run_command(main, parser)
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main, command_line())

@@ -1,9 +1,22 @@
-"""What a gallery scene is: five attributes and a seed, and which of them training never sees."""
+"""What a gallery scene is: its attributes and a seed, and which of them training never sees."""
 import random
 from dataclasses import dataclass
 
-SUBJECTS = ("mountain", "lighthouse", "sailing boat", "windmill", "cottage", "tree", "bridge", "vase of flowers",
-            "cat", "castle")
+# What stands in a picture, and the settings it may stand in. A figure's posture tells what it feels.
+SETTINGS_OF = {
+    "mountain": ("land", "water"), "lighthouse": ("water",), "sailing boat": ("water",), "windmill": ("land",),
+    "cottage": ("land",), "tree": ("land",), "bridge": ("water",), "vase of flowers": ("room",),
+    "cat": ("room", "land"), "castle": ("land",),
+    "dancer": ("land",), "mourner": ("land",), "wanderer": ("land",), "couple": ("land",),
+}
+SUBJECTS = tuple(SETTINGS_OF)
+EMOTION_OF = {"dancer": "joy", "mourner": "grief", "wanderer": "longing", "couple": "love"}
+FIGURES = tuple(EMOTION_OF)
+
+# What may stand around the subject, and in which settings.
+THINGS = {"birds": ("land", "water"), "balloon": ("land", "water"), "rainbow": ("land", "water"), "firs": ("land",),
+          "fence": ("land",), "rowboat": ("water",), "candle": ("room",), "apples": ("room",)}
+
 STYLES = ("ink wash", "pointillism", "stained glass", "woodcut", "oil", "watercolour")
 COMPOSITIONS = ("in the centre", "to the left", "to the right", "far away")
 
@@ -53,6 +66,14 @@ class Scene:
     palette: str
     composition: str
     seed: int     # decides everything that has no name: exact places, sizes, shades, strokes
+    things: tuple = ()   # of THINGS, all of them at home in one setting
+
+    @property
+    def setting(self):
+        """"land", "water" or "room": one of the subject's settings that hold every thing."""
+        settings = [setting for setting in SETTINGS_OF[self.subject]
+                    if all(setting in THINGS[thing] for thing in self.things)]
+        return settings[self.seed % len(settings)]
 
     @property
     def mood(self):
@@ -64,12 +85,16 @@ class Scene:
         return {"subject": self.subject, "style": self.style, "palette": self.palette, "mood": self.mood}
 
 
-def random_scenes(count, seed, pairs=SEEN_PAIRS):
-    """`count` scenes, each (subject, style) of `pairs` about equally often; a pure function of its arguments."""
+def random_scenes(count, seed, pairs=SEEN_PAIRS, alone=0.5):
+    """`count` scenes, each (subject, style) of `pairs` about equally often; a pure function of its arguments. In a
+    share `alone` of them the subject stands alone, in the others with one to three things."""
     rng = random.Random(seed)
     scenes = []
     while len(scenes) < count:
         for subject, style in rng.sample(pairs, len(pairs)):
+            setting = rng.choice(SETTINGS_OF[subject])
+            around = [thing for thing, settings in THINGS.items() if setting in settings]
+            number = 0 if rng.random() < alone else rng.randint(1, min(3, len(around)))
             scenes.append(Scene(subject, style, rng.choice(list(PALETTES)), rng.choice(COMPOSITIONS),
-                                rng.randrange(2**31)))
+                                rng.randrange(2**31), tuple(sorted(rng.sample(around, number)))))
     return scenes[:count]
