@@ -364,19 +364,20 @@ def couple(rng):
 # ---- things around the subject ----
 
 def birds(rng):
-    shapes = []
+    wings = []
     for u, v, s in ((-0.5, 0.3, 0.3), (0.0, 0.75, 0.36), (0.55, 0.4, 0.32), (0.2, 0.05, 0.25)):
         u, v, lift = u + rng.uniform(-0.08, 0.08), v + rng.uniform(-0.08, 0.08), rng.uniform(0.4, 0.65) * s
-        shapes += [[(u, v - 0.1 * s), (u + side * 0.5 * s, v + lift), (u + side * s, v + 0.5 * lift),
-                    (u + side * 0.5 * s, v + lift - 0.3 * s), (u, v - 0.38 * s)] for side in (-1, 1)]
-    return [Shape(shapes, "dark", 0.0, 0.0)]
+        wings += [[(u, v - 0.1 * s), (u + side * 0.5 * s, v + lift), (u + side * s, v + 0.5 * lift),
+                   (u + side * 0.5 * s, v + lift - 0.3 * s), (u, v - 0.38 * s)] for side in (-1, 1)]
+    return [Shape(wings, "dark", 0.0, 0.0)]
 
 
 def balloon(rng):
-    r, middle = rng.uniform(0.34, 0.38), 0.64
-    stripes = [[(u0 * r * k, middle + r * v) for u0, k, v in ((a, cos(t), sin(t)) for t in (i * pi / 12 - pi / 2
-               for i in range(13)))] + [(b * r * cos(t), middle + r * sin(t)) for t in (pi / 2 - i * pi / 12
-               for i in range(13))] for a, b in ((-1, -0.55), (-0.2, 0.2), (0.55, 1))]
+    r, middle, up = rng.uniform(0.34, 0.38), 0.64, [i * pi / 12 - pi / 2 for i in range(13)]
+
+    def meridian(bulge, angles):
+        return [(bulge * r * cos(a), middle + r * sin(a)) for a in angles]
+    stripes = [meridian(left, up) + meridian(right, up[::-1]) for left, right in ((-1, -0.55), (-0.2, 0.2), (0.55, 1))]
     return [Shape([oval(0, middle, r), [(-0.8 * r, middle - 0.6 * r), (0.8 * r, middle - 0.6 * r), (0.09, 0.18),
                                         (-0.09, 0.18)]], "accent", 0.1, 0.2),
             Shape(stripes, "main", -0.05, 0.2), Shape([box(-0.09, 0, 0.09, 0.13)], "dark", 0.15),
