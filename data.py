@@ -5,13 +5,10 @@ pairs of a batch. Which pair comes when, how it is cropped and which of its text
 epoch, step and pair, for any number of workers and processes.
 """
 import contextlib
-import io
 import json
 import math
 import os
 import random
-import re
-import warnings
 import zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -21,43 +18,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, chat_prompt, instruction_prompt
-from command import Progress, to_rgb, written_beside
+from command import Progress, written_beside
 from gallery import painting, words
 from gallery import scenes as scenes_module
 from gallery.scenes import random_scenes
-from shards import PICTURES, TarFiles, expand
+from sources import SampleError, Shards, Source, cc_sbu_align, clean_caption, expand, own_pictures
 
-DRAFT = 4                       # see decode()
 MAX_BAD, RECENT = 50, 1000      # so many bad samples of so many in a row: 5 %
 TRIES = 20                      # to read a sample or one in its place: where 5 % are bad, so many in a row never are
-
-# ---- Texts and crops
-
-
-def clean_caption(text, max_words=50):
-    """The caption cleaner of stage 1: lower case, marks to spaces, runs of spaces to one, at most max_words words."""
-    text = re.sub(r'[.!"()*#:;~]', " ", text.lower())
-    return " ".join(re.sub(r"\s{2,}", " ", text).strip().split(" ")[:max_words])
-
-
-def random_crop(image, rng, min_area):
-    """Random resized crop, without the resizing: a share min_area to 1 of the area, aspect 3/4 to 4/3 (log-uniform)."""
-    width, height = image.size
-    for _ in range(10):
-        area = width * height * rng.uniform(min_area, 1)
-        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
-            break
-    else:                                                     # a very long picture: its middle
-        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        left, top = (width - w) // 2, (height - h) // 2
-    return image.crop((left, top, left + w, top + h))
 
 
 # ---- Sources
@@ -80,22 +52,6 @@ def painted(scenes, folder="runs/gallery", size=224):
                 progress.show(i + 1)
             array.flush()
     return np.load(file, mmap_mode="r")
-
-
-class SampleError(ValueError):
-    """Why a sample cannot be trained on: it will be skipped."""
-
-
-class Source:
-    """What sources share. Each has len, name(i), picture(i, size) and words(i, ...), which may raise SampleError."""
-
-    def text_length(self, i):
-        """About how long the text of pair i will be, in any unit, known without reading it."""
-        return 0
-
-    def order(self, seed, epoch):
-        """The numbers of all pairs, in the order of an epoch."""
-        return random.Random(f"{seed} epoch {epoch}").sample(range(len(self)), len(self))
 
 
 class Gallery(Source):
@@ -128,111 +84,11 @@ class Gallery(Source):
         return chat_prompt([f"{IMAGE_SLOT} {first}", *others]), answer
 
 
-@contextlib.contextmanager
-def sample_errors():
-    """Whatever goes wrong with a sample, a damaged file can raise anything, becomes a SampleError of one line."""
-    try:
-        yield
-    except Exception as error:
-        raise SampleError(" ".join(str(error).split()) or repr(error)) from None
-
-
-def decode(content, size=0):
-    """The bytes of a picture file -> RGB: upright (EXIF), on white where transparent; CMYK, palette, 16 bits converted.
-
-    Raises ValueError, or whatever Pillow does, if it is damaged, has more pixels than Pillow thinks safe (89 million)
-    or a side of 1 pixel. With a size, a JPEG may come at 1/2, 1/4 or 1/8, if that leaves it DRAFT * size pixels a side.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(content))
-        except UnidentifiedImageError:
-            raise ValueError("not a picture that Pillow can read") from None
-    if min(image.size) < 2:
-        raise ValueError(f"{image.width} x {image.height} pixels are no picture")
-    if size:
-        image.draft(None, (DRAFT * size, DRAFT * size))
-    return to_rgb(image)
-
-
-class Captioned(Source):
-    """A picture file and a caption each: a subclass has picture_file(i), its bytes, and caption(i)."""
-
-    def picture(self, i, size=0):
-        with sample_errors():
-            return decode(self.picture_file(i), size)
-
-    def words(self, i, stage, rng, batch_rng):
-        with sample_errors():
-            caption = self.caption(i)
-            if not isinstance(caption, str):
-                raise ValueError(f"the caption is {caption!r:.40}, not a text")
-            caption.encode()                                  # JSON can hold what UTF-8 cannot
-            text = clean_caption(caption) if stage == 1 else caption
-            if not text.strip():
-                raise ValueError("the caption is empty")
-        return (None if stage == 1 else instruction_prompt(batch_rng.choice(INSTRUCTIONS))), text
-
-
-class Shards(TarFiles, Captioned):
-    """img2dataset's tar files."""
-
-
-class PictureFiles(Captioned):
-    """Pairs (path of a picture, its caption as a text or the path of one)."""
-
-    def __init__(self, pairs):
-        self.pairs = pairs
-
-    def __len__(self):
-        return len(self.pairs)
-
-    def name(self, i):
-        return self.pairs[i][0].name
-
-    def picture_file(self, i):
-        return self.pairs[i][0].read_bytes()
-
-    def caption(self, i):
-        caption = self.pairs[i][1]
-        return caption.read_text(encoding="utf-8-sig").strip() if isinstance(caption, Path) else caption
-
-    def text_length(self, i):
-        caption = self.pairs[i][1]
-        return len(str(caption)) if not isinstance(caption, Path) else caption.is_file() and caption.stat().st_size
-
-
-def cc_sbu_align(folder):
-    """The folder with filter_cap.json and image/ID.jpg. Raises ValueError if filter_cap.json is not what it is there."""
-    file = folder / "filter_cap.json"
-    try:
-        annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
-        pairs = [(folder / "image" / f"{pair['image_id']}.jpg", pair["caption"]) for pair in annotations]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not a list of annotations ({error!r})") from None
-    if not pairs:
-        raise ValueError(f"{file}: no annotations in it")
-    return PictureFiles(pairs)
-
-
-def own_pictures(folder):
-    """A folder of NAME.jpg (.png, .webp, ...) with NAME.txt beside, the caption in UTF-8. Raises ValueError if none is."""
-    files = sorted(folder.iterdir())
-    pairs = [(file, file.with_suffix(".txt")) for file in files if file.suffix.lower() in PICTURES]
-    if not set(files) & {text for _, text in pairs}:
-        raise ValueError(f"{folder}: {len(pairs)} pictures, none with a caption NAME.txt beside it; {TAKES}")
-    return PictureFiles(pairs)
-
-
-TAKES = "--data takes img2dataset's tar files, a folder of them or of pictures with captions, or cc_sbu_align"
-
-
 def open_source(spec=None, index_folder="runs/index", pictures=2000):
     """The training data that --data names; so many pictures of the gallery if it names none.
 
-    spec: tar files by name or pattern ('laion/{00000..00301}.tar', 'laion/*.tar') or a folder of them, whose indices are
-    kept in index_folder; or the folder cc_sbu_align; or one of pictures with captions. Raises ValueError if it is none.
+    spec: tar files by name or pattern ('laion/{00000..00301}.tar', 'laion/*.tar') or a folder of them, whose indices
+    are kept in index_folder; the folder cc_sbu_align; or one of pictures with captions. Raises ValueError otherwise.
     """
     if spec is None:
         return Gallery(pictures)
@@ -242,10 +98,28 @@ def open_source(spec=None, index_folder="runs/index", pictures=2000):
         return Shards(tars, index_folder)
     if len(paths) == 1 and paths[0].is_dir():
         return (cc_sbu_align if (paths[0] / "filter_cap.json").is_file() else own_pictures)(paths[0])
-    raise ValueError(f"{spec}: {next((tar for tar in tars if tar.suffix != '.tar'), 'nothing')} is no tar file; {TAKES}")
+    other = next((tar for tar in tars if tar.suffix != ".tar"), spec)
+    raise ValueError(f"{other}: not a tar file; --data takes img2dataset's tar files, a folder of them or of pictures "
+                     "with captions, or cc_sbu_align")
 
 
 # ---- Batches
+
+
+def random_crop(image, rng, min_area):
+    """Random resized crop, without the resizing: a share min_area to 1 of the area, aspect 3/4 to 4/3 (log-uniform)."""
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * rng.uniform(min_area, 1)
+        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+            break
+    else:                                                     # a very long picture: its middle
+        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        left, top = (width - w) // 2, (height - h) // 2
+    return image.crop((left, top, left + w, top + h))
 
 
 class Batch(NamedTuple):
@@ -282,9 +156,13 @@ class Pairs(Dataset):
 
 def collate(pairs):
     pixels, prompts, texts, skipped = zip(*pairs, strict=True)
-    pixels = torch.stack(pixels).permute(0, 3, 1, 2).float().div_(255)             # as artgpt4.preprocess does
-    pixels = pixels.sub_(torch.tensor(PIXEL_MEAN)[:, None, None]).div_(torch.tensor(PIXEL_STD)[:, None, None])
-    return Batch(pixels, list(prompts), list(texts), sum(skipped, []))
+    return Batch(torch.stack(pixels), list(prompts), list(texts), sum(skipped, []))
+
+
+def normalised(pixels):
+    """Pixels uint8 (B, S, S, 3) as artgpt4.preprocess gives them, float32 (B, 3, S, S)."""
+    pixels = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    return pixels.sub_(torch.tensor(PIXEL_MEAN)[:, None, None]).div_(torch.tensor(PIXEL_STD)[:, None, None])
 
 
 def global_batches(source, batch_size, steps, seed, first_step=0, window=0):
@@ -329,7 +207,8 @@ def batches(source, stage, image_size, batch_size, steps, seed, min_crop_area=0.
 
     def micro_batches():
         try:
-            yield from loader
+            for batch in loader:                              # as bytes: a quarter of what the floats are
+                yield batch._replace(pixels=normalised(batch.pixels))
         except ValueError as error:                           # a worker's brings its traceback
             raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from None
     return zip(*[micro_batches()] * accumulate, strict=True)
