@@ -14,9 +14,11 @@ from torch import nn
 OUTLIER = 6.0                                                 # the paper's threshold, in units of the activation
 
 
-def quantise(rows):
-    """Rows (N, D) of floats -> int8 (N, D) and float32 scales (N, 1), absmax / 127, with rows = int8 * scale."""
-    scale = rows.abs().amax(dim=-1, keepdim=True).float().clamp_(min=1e-30).div_(127)
+def quantise(rows, largest=None):
+    """Rows (N, D) of floats -> int8 (N, D) and float32 scales (N, 1), absmax / 127, with rows = int8 * scale.
+    largest: the absmax (N, 1), if it is known."""
+    largest = rows.abs().amax(dim=-1, keepdim=True) if largest is None else largest
+    scale = largest.float().clamp(min=1e-30).div_(127)
     return (rows / scale).round_().to(torch.int8), scale
 
 
@@ -38,11 +40,12 @@ def int8_linear(x, weight, scale, outlier=OUTLIER):
     outlier: columns of x with a value above it are multiplied exactly; infinity is the plain scheme.
     """
     x, exact = x.float(), None
-    if x.abs().max() > outlier:
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    if largest.max().item() > outlier:
         columns = (x.abs().amax(dim=0) > outlier).nonzero()[:, 0]
-        exact = x[:, columns] @ weight[:, columns].float().t()
-        x = x.index_fill(1, columns, 0)
-    rows, row_scale = quantise(x)
+        exact = x[:, columns] @ weight.t().index_select(0, columns).float()
+        x, largest = x.index_fill(1, columns, 0), None
+    rows, row_scale = quantise(x, largest)
     y = int_matmul(rows, weight) * row_scale                  # (N, out)
     return (y if exact is None else y.add_(exact)).mul_(scale)
 
@@ -71,5 +74,10 @@ class Int8Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs), requires_grad=False) if bias else None
 
     def forward(self, x):                                     # (..., in) -> (..., out)
-        y = Int8Matmul.apply(x.flatten(0, -2), self.weight, self.scale).unflatten(0, x.shape[:-1])
+        rows = x.flatten(0, -2)
+        if rows.requires_grad and torch.is_grad_enabled():
+            y = Int8Matmul.apply(rows, self.weight, self.scale)
+        else:
+            y = int8_linear(rows, self.weight, self.scale).to(x.dtype)
+        y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
