@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import sys
 import zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
@@ -186,9 +187,11 @@ def global_batches(source, batch_size, steps, seed, first_step=0, window=0):
             yield [(step, *pair) for pair in pairs[at:at + batch_size]]
 
 
-def alone(_):
-    """A worker in a process group of its own: Ctrl-C is for the main process, which ends its workers itself."""
+def quiet_worker(_):
+    """Ctrl-C is for the main process, which ends its workers itself: they get a process group of their own. What they
+    raise is raised there as well, so they print nothing, not even when it is killed while they hand a batch over."""
     os.setpgid(0, 0)
+    sys.excepthook = lambda *_: None
 
 
 def batches(source, stage, image_size, batch_size, steps, seed, min_crop_area=0.5, workers=1, first_step=0, rank=0,
@@ -202,7 +205,7 @@ def batches(source, stage, image_size, batch_size, steps, seed, min_crop_area=0.
             for batch in global_batches(source, batch_size, steps, seed, first_step, window)
             for part in range(rank, world * accumulate, world))
     loader = DataLoader(Pairs(source, stage, image_size, min_crop_area, seed), batch_sampler=keys, collate_fn=collate,
-                        num_workers=workers, worker_init_fn=alone, generator=torch.Generator(),
+                        num_workers=workers, worker_init_fn=quiet_worker, generator=torch.Generator(),
                         multiprocessing_context="fork" if workers and os.name == "posix" else None)
 
     def micro_batches():

@@ -91,11 +91,12 @@ def test_a_run_that_goes_on_sees_what_it_would_have_seen_without_reading_what_ca
 def test_a_window_has_batches_of_like_length_in_random_order(source):
     def spread(batches):
         return [max(found) - min(found) for found in ([source.text_length(i) for *_, i in b] for b in batches)]
+    def pairs_of(batches):
+        return sorted(pair for batch in batches for _, *pair in batch)
     plain, sorted_ = (list(data.global_batches(source, 3, 64, 1, window=window)) for window in (0, 8))
     assert sum(spread(sorted_)) < 0.4 * sum(spread(plain))
     for first in range(0, 64, 8):
-        here, there = (sorted(key[1:] for batch in found[first:first + 8] for key in batch) for found in (plain, sorted_))
-        assert here == there
+        assert pairs_of(plain[first:first + 8]) == pairs_of(sorted_[first:first + 8])
     lengths = [source.text_length(batch[0][2]) for batch in sorted_[:8]]
     assert lengths != sorted(lengths)
 
@@ -199,8 +200,8 @@ def test_workers_die_quietly_with_the_run(cc_sbu_align):
         import contextlib, multiprocessing, sys, data
         steps = data.batches(data.open_source(sys.argv[1]), 1, 28, 4, 10**6, 1, workers=2)
         next(steps)
-        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
         with contextlib.suppress(KeyboardInterrupt):
+            print(*[child.pid for child in multiprocessing.active_children()], flush=True)
             for step in steps:
                 pass
     """
@@ -210,7 +211,7 @@ def test_workers_die_quietly_with_the_run(cc_sbu_align):
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
         assert len(run.stdout.readline().split()) == 2
         os.killpg(run.pid, end)
-        errors = run.communicate(timeout=60)[1]               # ends when the workers have ended: they hold the pipe too
+        errors = run.communicate(timeout=60)[1]               # which waits for the workers: they hold the pipe
         assert errors == "", end
 
 
