@@ -151,10 +151,9 @@ class ViT(nn.Module):
 
     def __init__(self, config, image_size):
         super().__init__()
-        patches = (image_size // config.patch_size) ** 2
         self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, config.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, (image_size // config.patch_size) ** 2 + 1, config.width))
         self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.layers))
 
     def forward(self, pixels):
@@ -240,9 +239,7 @@ class RMSNorm(nn.Module):
 
 class KVCache:
     """The keys and values of the first `length` tokens, for every layer. Setting `length` back forgets what came after.
-
-    Room is doubled when it runs out, so a token's cost does not grow with copying.
-    """
+    Room is doubled when it runs out, so a token's cost does not grow with copying."""
 
     def __init__(self):
         self.length = 0
@@ -412,7 +409,7 @@ def chat_prompt(messages, style="vicuna_v0"):
 
 # ---- The whole
 
-# What freeze(mode) leaves training beside the projection
+# What trains beside the projection, which is all that trains in "minigpt4"; the last two are the paper's halves.
 TRAINS = {"artgpt4": ("norms", "adapters"), "minigpt4": (), "norms": ("norms",), "adapters": ("adapters",)}
 
 
@@ -432,12 +429,10 @@ def trainable_names(config, mode="artgpt4"):
 def initial_adapter(config):
     """Yield (name, float32 tensor) of projection and adapters as training starts them; the norms start as LLaMA's own.
     One module at a time is in memory."""
-    def parts(name, module):
-        return ((f"{name}.{part}", tensor) for part, tensor in module.state_dict().items())
     width = config.llama.hidden_size
-    yield from parts("proj", CastLinear(config.qformer.width, width))
+    yield from CastLinear(config.qformer.width, width).state_dict(prefix="proj.").items()
     for i in range(config.llama.num_hidden_layers if config.adapter_width else 0):
-        yield from parts(f"llama.blocks.{i}.adapter", Adapter(width, config.adapter_width))
+        yield from Adapter(width, config.adapter_width).state_dict(prefix=f"llama.blocks.{i}.adapter.").items()
 
 
 class ArtGPT4(nn.Module):
@@ -460,15 +455,9 @@ class ArtGPT4(nn.Module):
         x = self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))   # each may be stored in its own dtype
         return self.proj(x).to(self.llama.embed.weight.dtype)
 
-    def embed_tokens(self, ids):
-        """ids (B, T) -> (B, T, D)"""
-        return self.llama.embed(ids)
-
     def prompt_ids(self, prompt):
         """BOS and the prompt's tokens. Vector q of the image at the i-th <ImageHere> has the id -(1 + i * Q + q).
-
-        Each text between images is tokenised by itself, as the released code does.
-        """
+        Each text between images is tokenised by itself, as the released code does."""
         queries, ids = self.config.qformer.queries, []
         for i, text in enumerate(prompt.split(IMAGE_MARK)):
             ids += range(-1 - (i - 1) * queries, -1 - i * queries, -1) if i else ()
@@ -479,7 +468,7 @@ class ArtGPT4(nn.Module):
     def embed_ids(self, ids, image_embeds):
         """A list of ids of prompt_ids, or B of one length; image_embeds (N, Q, D) of all images in it -> (B, T, D)"""
         ids = torch.atleast_2d(torch.tensor(ids, dtype=torch.long, device=image_embeds.device))
-        embeds, images = self.embed_tokens(ids.clamp(min=0)), ids < 0
+        embeds, images = self.llama.embed(ids.clamp(min=0)), ids < 0
         embeds[images] = image_embeds.flatten(0, 1)[-1 - ids[images]]
         return embeds
 
@@ -492,8 +481,7 @@ class ArtGPT4(nn.Module):
     # Training
 
     def freeze(self, mode="artgpt4"):
-        """Leave training what the paper trains, in float32, and nothing else. Returns those parameters.
-        mode: a key of TRAINS. "minigpt4" trains the projection alone; "norms" and "adapters" are the halves between."""
+        """Leave training what mode, a key of TRAINS, says beside the projection, in float32. Returns those parameters."""
         self.requires_grad_(False)
         parameters = [self.get_parameter(name) for name in trainable_names(self.config, mode)]
         for parameter in parameters:
@@ -503,10 +491,8 @@ class ArtGPT4(nn.Module):
 
     def forward(self, pixels, captions, prompt=None, end="\n", max_text_tokens=32):
         """Cross-entropy of every caption token of the batch, (N,); prompt, image and padding are not counted.
-
         pixels (B, 3, S, S); captions: B strings. Stage 1: no prompt. Stage 2: a prompt with one <ImageHere> (or a list
-        of B of them) and end="###".
-        """
+        of B of them) and end="###"."""
         prompts = prompt if isinstance(prompt, list) else [prompt] * len(captions)
         rows, positions, targets = [], [], []
         for i, caption in enumerate(captions):
@@ -551,45 +537,42 @@ class ArtGPT4(nn.Module):
     def generate_ids(self, embeds, max_new_tokens=300, temperature=1.0, top_p=0.9, repetition_penalty=1.0,
                      min_new_tokens=0, generator=None, cache=None):
         """Yield the next token of each row, (B,) ids, up to max_new_tokens times. embeds: (B, T, D), all of length T.
-
         temperature 0 takes the likeliest token; else the next token is drawn, with `generator`, from the smallest set
         of tokens that holds a share top_p of the probability. cache: a KVCache with what comes before embeds; it then
-        holds embeds too, and every token but the last.
-        """
+        holds embeds too, and every token but the last."""
         cache = KVCache() if cache is None else cache
         chosen = torch.empty(len(embeds), 0, dtype=torch.long, device=embeds.device)
         for _ in range(max_new_tokens):
             logits = self.next_logits(embeds, cache, chosen, repetition_penalty, min_new_tokens)
             ids = sample(logits, temperature, top_p, generator)
             yield ids
-            chosen, embeds = torch.cat((chosen, ids[:, None]), dim=1), self.embed_tokens(ids[:, None])
+            chosen, embeds = torch.cat((chosen, ids[:, None]), dim=1), self.llama.embed(ids[:, None])
 
     @torch.inference_mode()
     def beam_search(self, embeds, beams, max_new_tokens=300, repetition_penalty=1.0, min_new_tokens=0, cache=None,
                     length_penalty=1.0):
-        """The ids of the likeliest answer that keeping the best `beams` beginnings finds. embeds: (1, T, D).
-
-        An answer's score is its log-probability / its length ** length_penalty, as transformers' search has it. cache:
-        as in generate_ids, but afterwards without the answer.
-        """
+        """The ids of the likeliest answer that keeping the best `beams` beginnings finds. embeds: (1, T, D). Its score
+        is log-probability / length ** length_penalty. cache: as in generate_ids, but afterwards without the answer."""
         cache = KVCache() if cache is None else cache
         rows, scores, ended = [[]], torch.zeros(1, device=embeds.device), []
         for length in range(1, max_new_tokens + 1):
             chosen = torch.tensor(rows, dtype=torch.long, device=embeds.device)
             logits = self.next_logits(embeds, cache, chosen, repetition_penalty, min_new_tokens)
             best, where = (scores[:, None] + logits.log_softmax(dim=-1)).flatten().topk(2 * beams)
-            found = [(score, at // logits.shape[1], rows[at // logits.shape[1]] + [at % logits.shape[1]])
-                     for score, at in zip(best.tolist(), where.tolist(), strict=True)]
-            ends = [self.readable(row)[1] for _, _, row in found]
-            ended += [(score / length ** length_penalty, row)
-                      for (score, _, row), end in list(zip(found, ends, strict=True))[:beams] if end]
-            alive = [beam for beam, end in zip(found, ends, strict=True) if not end][:beams]
+            alive = []
+            for rank, (score, at) in enumerate(zip(best.tolist(), where.tolist(), strict=True)):
+                parent, token = divmod(at, logits.shape[1])
+                row = rows[parent] + [token]
+                if not self.readable(row)[1]:
+                    alive = [*alive, (score, parent, row)][:beams]
+                elif rank < beams:
+                    ended.append((score / length ** length_penalty, row))
             if sum(score >= alive[0][0] / length ** length_penalty for score, _ in ended) >= beams:
                 break
             scores, parents, rows = zip(*alive, strict=True)
             scores = torch.tensor(scores, device=embeds.device)
             cache = cache.select(list(parents))
-            embeds = self.embed_tokens(torch.tensor(rows, device=embeds.device)[:, -1:])
+            embeds = self.llama.embed(torch.tensor(rows, device=embeds.device)[:, -1:])
         return max(ended + [(score / length ** length_penalty, row) for score, _, row in alive])[1]
 
     def readable(self, ids, whole=False):
@@ -622,8 +605,7 @@ class ArtGPT4(nn.Module):
 
     def answers(self, embeds, **sampling):
         """The whole answers to B prompts of equal length, embeds (B, T, D) -> B strings; sampling: see generate_ids."""
-        rows = [[] for _ in embeds]
-        ended = [False] * len(rows)
+        rows, ended = [[] for _ in embeds], [False] * len(embeds)
         for ids in self.generate_ids(embeds, **sampling):
             for i, token in enumerate(ids.tolist()):
                 if not ended[i]:
@@ -649,10 +631,11 @@ class ArtGPT4(nn.Module):
             raise ValueError(f"{folder}: no weights folder (no config.json); make one with convert_weights.py")
         try:
             config = Config.from_dict(json.loads((folder / "config.json").read_text()))
+            chat_prompt([], config.prompt)                    # is it one of PROMPTS?
             config.llama.int8, config.vit.int8 = int8 or config.llama.int8, vision_int8 or config.vit.int8
             with torch.device("meta"):
                 model = cls(config, None)
-        except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, KeyError) as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
         model.tokenizer = load_tokenizer(folder / "tokenizer.model", config)
         state = {} if adapter else {name: tensor.to(device) for name, tensor in initial_adapter(config)}
@@ -660,7 +643,7 @@ class ArtGPT4(nn.Module):
         for file in weight_files(folder, adapter):            # adapter.safetensors comes last and replaces the norms
             for name, tensor in read_tensors(file):
                 scale = name.removesuffix("weight") + "scale"
-                if scale in expected and tensor.is_floating_point() and name != scale:
+                if scale in expected and tensor.is_floating_point():
                     tensor, scales = quantise(tensor)
                     state[scale] = scales.flatten().to(device)
                 quantised = tensor.dtype == torch.int8 or name.endswith(".scale")

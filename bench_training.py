@@ -18,7 +18,7 @@ from command import load_tokenizer
 
 HERE = Path(__file__).resolve().parent
 PROMPT = f"###Human: {IMAGE_SLOT} Describe this image in detail. ###Assistant: "
-SMALL = Config(224, 1e-5, 256, ViTConfig(352, 8, 4, 1536), QFormerConfig(layers=4),
+SMALL = Config(224, 1e-5, 256, ViTConfig(352, 8, 4, 1536), QFormerConfig(),
                LlamaConfig(1024, 2816, 8, 16, 16, vocab_size=32000))
 SIZES = {"width 1024, 8 layers, batch 8": (SMALL, 8),
          "width 1536, 12 layers, batch 4": (

@@ -343,11 +343,11 @@ def pretrain_language(model, steps, batch, seed):
         embeds, targets = [], []
         for row in waiting.pop():
             before, told, after = map(torch.tensor, row)
-            picture = model.embed_tokens(told)
+            picture = model.llama.embed(told)
             if rng.random() < 0.5:
                 picture = mixed(picture, model.config.qformer.queries)
                 told = torch.full((len(picture),), -100)      # not counted
-            embeds.append(torch.cat((model.embed_tokens(before), picture, model.embed_tokens(after[:-1]))))
+            embeds.append(torch.cat((model.llama.embed(before), picture, model.llama.embed(after[:-1]))))
             targets.append(torch.cat((before[1:], told, after)))
         targets = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-100)
         hidden = model.llama.hidden(nn.utils.rnn.pad_sequence(embeds, batch_first=True))

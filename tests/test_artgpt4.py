@@ -72,7 +72,7 @@ def test_prompts_are_the_released_ones_letter_by_letter(expected):
 @torch.no_grad()
 def test_prompts_are_tokenised_segment_by_segment(model, expected, kind):
     image = expected["image_embeds"][:1]
-    first, last = (model.embed_tokens(torch.tensor([ids])) for ids in expected[f"{kind}_segments_ids"])
+    first, last = (model.llama.embed(torch.tensor([ids])) for ids in expected[f"{kind}_segments_ids"])
     assert torch.equal(model.embed_prompt(expected[f"{kind}_prompt"], image), torch.cat((first, image, last), dim=1))
 
 

@@ -171,7 +171,7 @@ def test_the_vit_and_the_qformer_may_come_from_different_formats(convert, tmp_pa
 @torch.no_grad()
 def test_grouped_queries_tied_embeddings_and_rope_theta_reach_the_golden_data(convert, tmp_path, expected_hf):
     model = ArtGPT4.from_pretrained(convert(tmp_path / "gqa", llm="llama-gqa", adapter=None))
-    assert close(model.llama(model.embed_tokens(expected_hf["gqa_ids"])), expected_hf["gqa_logits"])
+    assert close(model.llama(model.llama.embed(expected_hf["gqa_ids"])), expected_hf["gqa_logits"])
 
 
 def test_rope_theta_is_also_read_where_newer_releases_keep_it(convert, vicuna, tmp_path):
@@ -222,7 +222,7 @@ def test_grouped_queries_of_meta_shards_reach_the_golden_data(convert, tmp_path,
     shutil.copy(GOLDEN / "tokenizer.model", meta)
     model = ArtGPT4.from_pretrained(convert(tmp_path / "out", llm=meta, adapter=None))
     with torch.no_grad():
-        assert close(model.llama(model.embed_tokens(expected_hf["gqa_ids"])), expected_hf["gqa_logits"])
+        assert close(model.llama(model.llama.embed(expected_hf["gqa_ids"])), expected_hf["gqa_logits"])
 
 
 def test_rows_of_q_and_k_rotate_as_meta_rotates_them():
