@@ -22,12 +22,14 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 .side { display: flex; flex-wrap: wrap; gap: 1.2rem; } .side > * { flex: 1 1 16rem; min-width: 0; }
 .side > img { flex: 0 0 auto; align-self: flex-start; } img { max-width: 100%; border-radius: 4px; }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; } .faint { color: var(--faint); }
-svg { max-width: 100%; height: auto; font: 12px system-ui, "DejaVu Sans", sans-serif; fill: var(--ink); }
+.name { font-weight: 600; margin-top: 0; } .score { border-left: 3px solid var(--s0); padding-left: .7rem; }
+svg { display: block; max-width: 100%; height: auto; margin: 1rem 0; fill: var(--ink);
+ font: 12px system-ui, "DejaVu Sans", sans-serif; }
 svg .grid { stroke: var(--line); fill: none; } svg .axis { stroke: var(--faint); fill: none; }
 svg .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; } svg .faint { fill: var(--faint); }
 """ + "".join(f"svg .s{i} {{ fill: var(--s{i}); }} svg .curve.s{i} {{ fill: none; stroke: var(--s{i}); }}\n"
               for i in range(6))
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 320, 64, 16, 56, 48          # of a chart and its margins, pixels
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 330, 64, 16, 66, 48          # of a chart and its margins, pixels
 
 
 def page(title, body):
@@ -125,7 +127,7 @@ def line_chart(series, title, x_label="", y_label="", log_y=False):
     series = {name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y) and (y > 0 or not log_y)]
               for name, points in series.items()}
     xs, ys = zip(*[point for points in series.values() for point in points] or [(0, 1)], strict=True)
-    left, right = min(xs), max(max(xs), min(xs) + 1e-9 + abs(min(xs)) * 1e-6)
+    left, right = min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1
     margin = (max(ys) - min(ys)) * 0.05 or abs(max(ys)) * 0.1 or 1
     low, high = (min(ys) / 1.1, max(ys) * 1.1) if log_y else (min(ys) - margin, max(ys) + margin)
     y, shapes = y_axis(low, high, log_y)
