@@ -24,7 +24,8 @@ from torch import nn
 from artgpt4 import ArtGPT4, Config, Int8Linear, KVCache, LlamaConfig, preprocess
 from bench_peers import peers
 from bench_training import memory_table, train_table
-from command import open_image, run_command
+from command import load_tokenizer, open_image, run_command
+from conversation import Conversation, Round
 from int8 import int8_linear, int_matmul, quantise
 
 HERE = Path(__file__).resolve().parent
@@ -206,8 +207,32 @@ def int8_error_table(model, weights):
     small = ArtGPT4.from_pretrained(weights, vision_int8=True)
     with torch.inference_mode():
         found, exact = small.encode_image(pixels), model.encode_image(pixels)
-    rows.append([f"image_embeds of {weights}", "ViT in int8", error(found, exact)])
+    rows.append([f"image_embeds of {Path(weights).name}", "ViT in int8", error(found, exact)])
     return table(["what", "how", "relative error"], rows)
+
+
+def rounds_table(model, rounds):
+    """A conversation about one picture: how long its rounds wait for their first token, and how long each would if
+    nothing were kept of the ones before."""
+    talk, rows = Conversation(model, temperature=0.0, min_new_tokens=24, max_new_tokens=24), []
+    talk.add_image(open_image(sorted((HERE / "samples").glob("*.png"))[0]))
+    for i in range(1, rounds + 1):
+        question, before = f"What do you see in part {i} of this painting?", talk.rounds
+        ids = talk.prompt_ids([*before, Round(talk.waiting, question)])
+        known = next((j for j, (a, b) in enumerate(zip(talk.cached, ids, strict=False)) if a != b), len(talk.cached))
+        anew = Conversation(model, temperature=0.0)
+        anew.image_embeds, anew.rounds, anew.waiting = talk.image_embeds, before, talk.waiting
+        times = []
+        for each in (anew, talk):
+            start = time.perf_counter()
+            pieces = each.answer(question)
+            next(pieces)
+            times.append(time.perf_counter() - start)
+        list(pieces)
+        rows.append([str(i), str(len(ids)), str(len(ids) - known), f"{times[1]:.3f} s", f"{times[0]:.3f} s"])
+        if talk.dropped:
+            raise ValueError(f"--rounds: after {i - 1} rounds the context of {talk.context} tokens is full")
+    return table(["round", "prompt, tokens", "of them new", "first token after", "without the cache"], rows)
 
 
 def main(args):
@@ -224,7 +249,16 @@ def main(args):
     else:
         weights = args.weights or HERE / "weights" / "tiny"
         model = ArtGPT4.from_pretrained(weights, device, dtype, int8=args.int8, vision_int8=args.vision_int8)
-        name = str(weights)
+        name = weights.name
+    if args.rounds:
+        if model.tokenizer is None:                           # noise, a letter a token
+            model.tokenizer = load_tokenizer(HERE / "weights/tiny/tokenizer.model", model.config)
+            model.readable = lambda ids, whole=False: ("x" * len(ids), False)
+        print(rounds_table(model, args.rounds))
+        return
+    if args.int8_error:
+        print(int8_error_table(model, args.weights or HERE / "weights" / "tiny"))
+        return
     limits = machine(device)
     print(limits_table(limits), "", sep="\n", flush=True)
     precision = "int8" if model.config.llama.int8 else args.dtype
