@@ -84,7 +84,7 @@ def train_table(random_model, steps=8):
         loss = trainer.step()
         times.append(time.perf_counter() - start)
     return (f"a training step, float32, LLaMA 1024 x 8 layers, ViT 352 x 8, batch 8, {trainer.tokens} tokens each: "
-            f"{statistics.median(times[1:]):.2f} s (from {min(times[1:]):.2f} to {max(times[1:]):.2f}), loss {loss:.3f}")
+            f"{statistics.median(times[1:]):.2f} s ({min(times[1:]):.2f} to {max(times[1:]):.2f}), loss {loss:.3f}")
 
 
 def measured_memory(name, random_model):
