@@ -29,7 +29,7 @@ svg .grid { stroke: var(--line); fill: none; } svg .axis { stroke: var(--faint);
 svg .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; } svg .faint { fill: var(--faint); }
 """ + "".join(f"svg .s{i} {{ fill: var(--s{i}); }} svg .curve.s{i} {{ fill: none; stroke: var(--s{i}); }}\n"
               for i in range(6))
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 330, 64, 16, 66, 48          # of a chart and its margins, pixels
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 340, 64, 16, 66, 48          # of a chart and its margins, pixels
 
 
 def page(title, body):
@@ -153,7 +153,7 @@ def bar_chart(groups, series, title, y_label="", high=None, spread=None):
     high = high or 1.15 * max([value for row in series.values() for value in row if value is not None] + [1e-9])
     y, shapes = y_axis(0, high)
     room = (WIDTH - LEFT - RIGHT) / max(len(groups), 1)
-    bar = min(0.8 * room / max(len(series), 1), 60)
+    bar = min(0.86 * room / max(len(series), 1), 60)
     for g, group in enumerate(groups):
         middle = LEFT + (g + 0.5) * room
         shapes.append(f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{escape(group)}</text>')
