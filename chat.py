@@ -3,112 +3,160 @@
     python chat.py picture.jpg                             several rounds; Ctrl-C stops an answer, Ctrl-D or /quit ends
     python chat.py picture.jpg --prompt "What is this?"    one answer, alone on stdout
     python chat.py picture.jpg < questions.txt             a question a line, an answer to each, one conversation
+    python chat.py --resume talk.json                      goes on with what /save talk.json wrote
+
+A line that begins with "/" is a command; /help lists them.
 """
 import argparse
 import contextlib
 import os
 import re
 import sys
+import time
 import warnings
 from pathlib import Path
 
 import torch
 
-from artgpt4 import IMAGE_MARK, IMAGE_SLOT, ArtGPT4, chat_prompt, preprocess
-from command import open_image, run_command
+from artgpt4 import ArtGPT4
+from command import open_image, run_command, written_beside
+from conversation import SETTINGS, Conversation, plain, read_json, to_json, to_markdown
+from terminal import Terminal, clean, typed_path
 
 HERE = Path(__file__).resolve().parent
-MAX_CONTEXT = 2000                                            # tokens of prompt and answer, as in the released code
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")        # control characters but tab and newline
+HTML = re.compile(r"<(?:!doctype|html|head|title|style|body|main|header|section|article|div|h1|p)\b"
+                  r".*?(?:</html>|(?=```)|\Z)", re.IGNORECASE | re.DOTALL)
+COMMANDS = {                                                  # argument, what it does
+    "/image": ("PATH", "a further picture; the next question comes with it"),
+    "/again": ("", "another answer to the last question (at temperature 0 the same)"),
+    "/reset": ("", "forget what was said, and all pictures but the last"),
+    "/set": ("[NAME VALUE]", "change how answers are made, temperature for example; alone: show all"),
+    "/save": ("FILE", "write the conversation: FILE.md to be read, FILE.json for --resume"),
+    "/page": ("FILE", "write the HTML of the last answer, for a browser"),
+    "/help": ("", "show this"),
+    "/quit": ("", "end, as Ctrl-D does"),
+}
 
 
-def plain(text):
-    """Text as it may stand in a prompt: a "###" in it starts no message and <ImageHere> is no image; a space breaks
-    them. Control characters go, and what is not Unicode becomes "?"."""
-    text = CONTROL.sub("", text.encode(errors="replace").decode())
-    return re.sub("#(?=##)", "# ", text).replace(IMAGE_MARK, f"< {IMAGE_MARK[1:]}").strip()
+class Session:
+    """A conversation, and the lines that someone types or a pipe brings."""
 
+    def __init__(self, conversation, terminal):
+        self.conversation, self.terminal = conversation, terminal
+        self.written = set()                                  # files that may be written again
 
-class Conversation:
-    """Rounds of question and answer about one picture.
+    def say(self, question=None):
+        """Print the answer as it comes, and to someone who reads it how fast it came."""
+        talk, start, first = self.conversation, time.perf_counter(), None
+        pieces = talk.answer(question)
+        if talk.dropped:
+            print(f"(the context of {talk.context} tokens is full: the oldest {talk.dropped} of {len(talk.rounds)} "
+                  "rounds dropped)", file=sys.stderr)
+        with contextlib.closing(pieces):
+            try:
+                for piece in pieces:
+                    first = first or time.perf_counter() - start
+                    print(piece, end="", flush=True)
+            finally:
+                print(flush=True)
+        if first and sys.stdout.isatty():
+            speed = talk.new_tokens / (time.perf_counter() - start)
+            self.terminal.note(f"{talk.new_tokens} tokens, {speed:.1f} tokens/s, first words after {first:.2f} s")
 
-    image: PIL; sampling: what ArtGPT4.generate takes beside the prompt and max_new_tokens.
-    """
+    def show(self, image, file):
+        self.terminal.show(image)
+        self.terminal.note(f"{file}, {image.width} x {image.height}")
 
-    def __init__(self, model, image, max_new_tokens, sampling):
-        self.model, self.max_new_tokens, self.sampling = model, max_new_tokens, sampling
-        self.context = min(MAX_CONTEXT, model.config.llama.max_position_embeddings)
-        self.rounds = []                                      # (question, answer), oldest first
-        with torch.inference_mode():
-            self.image_embeds = model.encode_image(preprocess(image, model.config.image_size)[None])
-
-    @torch.inference_mode()
-    def embed(self, rounds, question):
-        """The prompt's embeds (1, T, D). The image stands in the first question, whichever that is by now."""
-        messages = [plain(text) for text in (*(text for pair in rounds for text in pair), question)]
-        messages[0] = f"{IMAGE_SLOT} {messages[0]}"
-        return self.model.embed_prompt(chat_prompt(messages), self.image_embeds)
-
-    def fit(self, question):
-        """Forget the oldest rounds until prompt and answer fit into the context -> embeds (1, T, D), room for the
-        answer in tokens. Raises ValueError if the question alone is too long."""
-        rounds, embeds = self.rounds, self.embed(self.rounds, question)
-        while rounds and embeds.shape[1] + self.max_new_tokens > self.context:
-            rounds = rounds[1:]
-            embeds = self.embed(rounds, question)
-        room = self.context - embeds.shape[1]
-        if room < 1:
-            raise ValueError(f"the question makes a prompt of {embeds.shape[1]} tokens, but the context is "
-                             f"{self.context}; ask a shorter one")
-        if dropped := len(self.rounds) - len(rounds):
-            print(f"(the context of {self.context} tokens is full: the oldest {dropped} of {len(self.rounds)} rounds "
-                  "dropped)", file=sys.stderr)
-        self.rounds = rounds
-        return embeds, min(room, self.max_new_tokens)
-
-    def say(self, question):
-        """Print the answer as it comes, and keep the round; of an answer that Ctrl-C stops, what was said."""
-        embeds, max_new_tokens = self.fit(question)
-        text = said = ""
-        try:
-            for piece in self.model.generate(embeds, max_new_tokens, **self.sampling):
-                text += piece
-                printable = CONTROL.sub("", text).strip()
-                print(printable[len(said):], end="", flush=True)
-                said = printable
-        finally:
-            if said:
-                self.rounds = [*self.rounds, (question, said)]
-            print(flush=True)
-
-
-def typed_line():
-    """A line typed at the prompt, which is on stderr if stdout is not the terminal; Ctrl-C and Ctrl-D are /quit."""
-    try:
-        if sys.stdout.isatty():
-            return input("> ")
-        print("> ", end="", file=sys.stderr, flush=True)
-        return input()
-    except (EOFError, KeyboardInterrupt):
-        print(file=sys.stderr)
-        return "/quit"
-
-
-def converse(conversation):
-    """Answer the lines of stdin up to /quit. On a terminal neither Ctrl-C nor a question too long ends it."""
-    terminal = sys.stdin.isatty()
-    sys.stdin.reconfigure(errors="replace")
-    for line in iter(typed_line, None) if terminal else sys.stdin:
-        if line.strip() in ("/quit", "/exit"):
+    def set(self, name, value):
+        if not name:
+            print(*(f"{name} {value}" for name, value in self.conversation.settings.items()), sep="\n", file=sys.stderr)
             return
+        if name not in SETTINGS:
+            raise ValueError(f"/set {name}: there are {', '.join(SETTINGS)}")
         try:
-            if plain(line):
-                conversation.say(line)
-        except (KeyboardInterrupt, ValueError) as error:
-            if not terminal:
+            self.conversation.set(name, SETTINGS[name][0](value))
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"/set {name}: {error}") from None
+        self.terminal.note(f"{name} {self.conversation.settings[name]}")
+
+    def save(self, file):
+        if file.suffix == ".json":
+            self.write(file, to_json(self.conversation))
+        elif file.suffix == ".md":
+            self.write(file, to_markdown(self.conversation, file.parent))
+        else:
+            raise ValueError(f"{file}: /save writes FILE.md, to be read, or FILE.json, for --resume")
+
+    def page(self, file):
+        html = HTML.search(self.conversation.rounds[-1].answer) if self.conversation.rounds else None
+        if not html:
+            raise ValueError('the last answer has no HTML; ask for some: "Write a web page for this painting."')
+        self.write(file, html[0].strip() + "\n")
+
+    def write(self, file, text):
+        """Write a new file, or again one that this session wrote."""
+        if file.exists() and file.resolve() not in self.written:
+            raise ValueError(f"{file}: exists already; give another name, or remove it first")
+        try:
+            with written_beside(file) as beside:
+                beside.write_text(text, encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise ValueError(f"{file}: {error.strerror}") from None
+        self.written.add(file.resolve())
+        self.terminal.note(f"{file} written")
+
+    def obey(self, line):
+        """Do what a /command says. Raises ValueError, in one line, if it cannot be done."""
+        command, _, argument = line.partition(" ")
+        argument = argument.strip()
+        if command not in COMMANDS:
+            raise ValueError(f"{command} is no command; /help lists them")
+        if COMMANDS[command][0] in ("PATH", "FILE") and not argument:
+            raise ValueError(f"{command} needs a {COMMANDS[command][0]}")
+        if command == "/image":
+            file = typed_path(argument)
+            image = open_image(file)
+            self.show(image, file)
+            self.conversation.add_image(image, file.resolve())
+        elif command == "/again":
+            self.say()
+        elif command == "/reset":
+            self.conversation.reset()
+            self.terminal.note("forgotten; the picture stays")
+        elif command == "/set":
+            self.set(*re.fullmatch(r"([^\s=]*)[\s=]*(.*)", argument).groups())
+        elif command == "/save":
+            self.save(typed_path(argument))
+        elif command == "/page":
+            self.page(typed_path(argument))
+        elif command == "/help":
+            print(*(f"{f'{name} {what}':<18} {text}" for name, (what, text) in COMMANDS.items()),
+                  "Ctrl-C stops an answer. Any other line is a question.", sep="\n", file=sys.stderr)
+
+    def run(self):
+        """Answer and obey line by line, up to /quit. What cannot be done is one line, and the conversation goes on ->
+        whether all was done. Ctrl-C ends an answer, or what a pipe has asked for."""
+        done = True
+        for line in map(str.strip, self.terminal.lines()):
+            if line == "/quit":
+                break
+            try:
+                if line.startswith("/"):
+                    self.obey(clean(line))
+                elif plain(line):
+                    self.say(line)
+            except BrokenPipeError:                           # nobody reads on
                 raise
-            if isinstance(error, ValueError):
-                print(error, file=sys.stderr)
+            except KeyboardInterrupt:
+                if not self.terminal.typed:
+                    raise
+            except (ValueError, OSError, RuntimeError) as error:
+                print(clean((str(error).strip() or repr(error)).splitlines()[-1]), file=sys.stderr)
+                done = False
+        return done
+
+
+# ---- The command
 
 
 def sample_image():
@@ -123,48 +171,54 @@ def sample_image():
 def load_model(args):
     """The model that the flags describe. Without --dtype a CPU computes in float32 if half of its memory holds that:
     it is slow in half precision."""
-    model = ArtGPT4.from_pretrained(args.weights, args.device, args.dtype and getattr(torch, args.dtype))
+    model = ArtGPT4.from_pretrained(args.weights, args.device, args.dtype and getattr(torch, args.dtype),
+                                    int8=args.int8, vision_int8=args.vision_int8)
     if args.adapter:
         model.load_adapter(args.adapter)
     if not args.dtype and torch.device(args.device).type == "cpu" and hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if 4 * sum(parameter.numel() for parameter in model.parameters()) <= memory / 2:
+        if sum(p.numel() * (4 if p.is_floating_point() else 1) for p in model.parameters()) <= memory / 2:
             model.float()
     return model
+
+
+def precision(model):
+    """What a model computes in, in words."""
+    int8 = [part for part, config in (("language", model.config.llama), ("vision", model.config.vit)) if config.int8]
+    dtype = str(model.llama.embed.weight.dtype).removeprefix("torch.")
+    return f"{dtype}, {' and '.join(int8)} in int8" if int8 else dtype
 
 
 def main(args):
     warnings.filterwarnings("ignore", module="PIL")
     sys.stdout.reconfigure(errors="replace")
-    file = args.image or sample_image()
-    image = open_image(file)
-    model = load_model(args)
-    generator = torch.Generator(args.device)
-    generator.seed() if args.seed is None else generator.manual_seed(args.seed)
-    sampling = {"temperature": args.temperature, "top_p": args.top_p, "generator": generator}
-    conversation = Conversation(model, image, args.max_new_tokens, sampling)
-    if args.prompt:
-        conversation.say(args.prompt)
-        return
-    if sys.stdin is None:
+    if sys.stdin is None and not args.prompt:
         raise ValueError("standard input is closed; ask with --prompt TEXT")
-    if sys.stdin.isatty():
-        with contextlib.suppress(ImportError):                # some builds of Python have none
-            import readline  # noqa: F401 - input() edits lines with it
-        dtype = str(model.llama.embed.weight.dtype).removeprefix("torch.")
-        print(f"{file}, {image.width} x {image.height}; {args.weights} in {dtype}.\n"
-              "Ctrl-C stops an answer, Ctrl-D or /quit ends.", file=sys.stderr)
-    converse(conversation)
-
-
-def number(kind, low, high):
-    """An argparse type: an int or float from low to high."""
-    def parse(text):
-        with contextlib.suppress(ValueError):
-            if low <= kind(text) <= high:
-                return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} from {low} to {high}")
-    return parse
+    rounds, waiting, settings = read_json(args.resume) if args.resume else ([], [], {})
+    files = [file for images, _, _ in rounds for file in images] + waiting
+    if args.image or not args.resume:
+        files.append(str(Path(args.image or sample_image()).resolve()))
+        waiting = waiting + files[-1:]
+    images = [open_image(file) for file in files]
+    settings |= {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    model = load_model(args)
+    session = Session(Conversation(model, **settings), Terminal(args.plain))
+    if not args.prompt:
+        for file, image in zip(files, images, strict=True):
+            session.show(image, file)
+        session.terminal.note(f"{args.weights} in {precision(model)}; /help lists commands")
+    for image in images:
+        session.conversation.add_image(image)
+    session.conversation.rounds, session.conversation.waiting = rounds, waiting
+    if args.prompt:
+        session.say(args.prompt)
+        return
+    if args.resume:
+        session.written.add(Path(args.resume).resolve())
+        for _, question, answer in rounds:
+            session.terminal.note(f"> {question}\n{answer}")
+    if not session.run() and not session.terminal.typed:
+        sys.exit(1)
 
 
 def device(text):
@@ -188,19 +242,20 @@ def command_line():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", nargs="?", help="a picture in any format that Pillow reads; default: one of samples/")
     parser.add_argument("--prompt", type=question_text, metavar="TEXT", help="ask this, print the answer alone and end")
+    parser.add_argument("--resume", metavar="FILE", help="go on with a conversation that /save wrote as JSON")
+    parser.add_argument("--plain", action="store_true", help="on a terminal too: no picture and no colours")
     parser.add_argument("--weights", type=Path, default=HERE / "weights" / "tiny", metavar="FOLDER",
                         help="default: weights/tiny")
     parser.add_argument("--adapter", type=Path, metavar="FILE", help="another adapter.safetensors, as train.py writes")
-    parser.add_argument("--temperature", type=number(float, 0, 10), default=1.0, metavar="X",
-                        help="0: always the likeliest word; default: 1.0")
-    parser.add_argument("--top-p", type=number(float, 0.001, 1), default=0.9, metavar="X",
-                        help="draw from the likeliest words that hold this share of the probability; default: 0.9")
-    parser.add_argument("--max-new-tokens", type=number(int, 1, MAX_CONTEXT), default=300, metavar="N",
-                        help="the longest answer; default: 300")
-    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), metavar="N", help="same seed, same answers")
+    for name, (kind, default, what) in SETTINGS.items():
+        what += f"; default: {default}" * (default is not None)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=what,
+                            metavar="X" if isinstance(default, float) else "N")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
                         help="default: on a CPU float32 if half of its memory holds that, else as stored")
+    parser.add_argument("--int8", action="store_true", help="the language model's matrices as int8, a byte a weight")
+    parser.add_argument("--vision-int8", action="store_true", help="the ViT's matrices as int8")
     return parser
 
 

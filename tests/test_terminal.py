@@ -1,0 +1,79 @@
+"""terminal.py: what goes to which terminal, without one."""
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from terminal import PALETTE, clean, colours_of, half_blocks, typed_path
+
+
+class Stream(io.TextIOWrapper):
+    def __init__(self, terminal=True, encoding="utf-8"):
+        super().__init__(io.BytesIO(), encoding=encoding)
+        self.isatty = lambda: terminal
+
+
+@pytest.mark.parametrize("environment, stream, colours", [
+    ({"COLORTERM": "truecolor"}, Stream(), 2 ** 24),
+    ({"COLORTERM": "24bit", "NO_COLOR": ""}, Stream(), 2 ** 24),
+    ({}, Stream(), 256),
+    ({"COLORTERM": "yes"}, Stream(), 256),
+    ({"COLORTERM": "truecolor", "NO_COLOR": "1"}, Stream(), 0),
+    ({"COLORTERM": "truecolor", "TERM": "dumb"}, Stream(), 0),
+    ({"TERM": "vt220"}, Stream(), 0),
+    ({"TERM": None}, Stream(), 0),
+    ({"COLORTERM": "truecolor"}, Stream(terminal=False), 0),
+    ({"COLORTERM": "truecolor"}, Stream(encoding="latin-1"), 0),
+])
+def test_colours_go_where_they_are_seen(environment, stream, colours, monkeypatch):
+    for name, value in ({"TERM": "xterm-256color", "COLORTERM": None, "NO_COLOR": None} | environment).items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert colours_of(stream) == colours
+
+
+def test_two_pixels_are_one_character():
+    pixels = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [9, 8, 7]]], dtype=np.uint8)
+    assert half_blocks(Image.fromarray(pixels), 80, 24, 2 ** 24) == (
+        "\x1b[38;2;255;0;0;48;2;0;0;255m\u2580\x1b[38;2;0;255;0;48;2;9;8;7m\u2580\x1b[0m")
+    assert half_blocks(Image.fromarray(pixels), 80, 24, 256) == (
+        "\x1b[38;5;196;48;5;21m\u2580\x1b[38;5;46;48;5;232m\u2580\x1b[0m")
+
+
+@pytest.mark.parametrize("size, columns, rows", [
+    ((200, 100), 40, 10), ((100, 200), 12, 12), ((3000, 3), 40, 1), ((3, 3000), 1, 12), ((8, 6), 8, 3), ((1, 1), 1, 1)])
+def test_a_picture_keeps_its_proportions_in_the_room_there_is(size, columns, rows):
+    lines = half_blocks(Image.new("RGB", size), 40, 12, 256).split("\n")
+    assert (len(lines), {line.count("\u2580") for line in lines}) == (rows, {columns})
+
+
+def test_256_colours_are_the_nearest_ones():
+    pixels = np.random.RandomState(0).randint(0, 256, (2, 50, 3)).astype(np.uint8)
+    text = half_blocks(Image.fromarray(pixels), 80, 24, 256)
+    codes = re.findall(r"38;5;(\d+);48;5;(\d+)m", text)
+    assert len(codes) == 50
+
+    def distance(a, b):
+        return sum((int(x) - int(y)) ** 2 for x, y in zip(a, b, strict=True))
+    for column, pair in zip(pixels.transpose(1, 0, 2), codes, strict=True):
+        for pixel, code in zip(column, pair, strict=True):
+            assert distance(pixel, PALETTE[int(code) - 16]) == min(distance(pixel, colour) for colour in PALETTE)
+
+
+def test_control_characters_stay_behind():
+    assert clean("a\x00\x1b[31m\x9b\x7f\r\u202e\u2066b\u061f\n\tc \N{SAILBOAT}") == "a[31mb\u061f\n\tc \N{SAILBOAT}"
+
+
+def test_paths_as_they_are_typed_and_dropped(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = tmp_path / "it's my picture.png"
+    name.touch()
+    for text in (str(name), f'"{name}"', str(name).replace(" ", "\\ ").replace("'", "\\'"), "~/it's my picture.png",
+                 "~/it\\'s\\ my\\ picture.png"):
+        assert typed_path(text) == name
+    assert typed_path("new talk.md").name == "new talk.md"
+    assert typed_path("'new talk.md'").name == "new talk.md"
+    assert typed_path("it's new.md").name == "it's new.md"
