@@ -372,6 +372,7 @@ def run(args, device):
         raise ValueError(f"{init}: no such file" + ("" if args.init else "; stage 2 begins where stage 1 ended: run it "
                                                     "first, or give --init FILE"))
     torch.manual_seed(recipe.seed)
+    torch.use_deterministic_algorithms(device.startswith("cuda"), warn_only=True)    # a CPU's are
     model = load_model(args, init, device)
     with rank_0_first():
         source, val = open_source(args.data, out.parent / "index", args.pictures), None

@@ -51,7 +51,7 @@ def kill_and_resume(command, out, kills, seed=0, longest=8.0):
         seen = set()
         while running.poll() is None:
             if while_saving:
-                seen.update(file.name for file in out.glob(".checkpoint-*.part") if f".{running.pid}." in file.name)
+                seen.update(file.name for file in out.glob(f".checkpoint-*.{running.pid}.part"))
             if len(seen) >= wanted if while_saving else time.monotonic() - began > moment:
                 break
             time.sleep(0 if while_saving else 0.001)
@@ -60,7 +60,7 @@ def kill_and_resume(command, out, kills, seed=0, longest=8.0):
         running.wait()
         if running.returncode != -9:
             raise SystemExit(f"the run ended, with code {running.returncode}, before kill {len(told) + 1}")
-        files, half = sorted(out.glob("checkpoint-*.pt")), list(out.glob(".checkpoint-*.part"))
+        files, half = sorted(out.glob("checkpoint-*.pt")), list(out.glob(f".checkpoint-*.{running.pid}.part"))
         step = int(files[-1].stem.split("-")[1]) if files else 0
         told.append(f"{time.monotonic() - began:.2f} s after the start, last checkpoint {step}"
                     + (f", half written {half[0].stat().st_size} bytes" if half else ""))
