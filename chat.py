@@ -47,21 +47,16 @@ class Session:
 
     def say(self, question=None):
         """Print the answer as it comes, and to someone who reads it how fast it came."""
-        talk, start, first = self.conversation, time.perf_counter(), None
+        talk, start = self.conversation, time.perf_counter()
         pieces = talk.answer(question)
         if talk.dropped:
             print(f"(the context of {talk.context} tokens is full: the oldest {talk.dropped} of {len(talk.rounds)} "
                   "rounds dropped)", file=sys.stderr)
         with contextlib.closing(pieces):
-            try:
-                for piece in pieces:
-                    first = first or time.perf_counter() - start
-                    print(piece, end="", flush=True)
-            finally:
-                print(flush=True)
-        if first and sys.stdout.isatty():
-            speed = talk.new_tokens / (time.perf_counter() - start)
-            self.terminal.note(f"{talk.new_tokens} tokens, {speed:.1f} tokens/s, first words after {first:.2f} s")
+            began = self.terminal.print(pieces)
+        if began and self.terminal.read:
+            count, seconds = talk.new_tokens, time.perf_counter() - start
+            self.terminal.note(f"{count} tokens, {count / seconds:.1f} tokens/s, the first after {began - start:.2f} s")
 
     def show(self, image, file):
         self.terminal.show(image)
@@ -197,8 +192,8 @@ def main(args):
     rounds, waiting, settings = read_json(args.resume) if args.resume else ([], [], {})
     files = [file for images, _, _ in rounds for file in images] + waiting
     if args.image or not args.resume:
-        files.append(str(Path(args.image or sample_image()).resolve()))
-        waiting = waiting + files[-1:]
+        files.append(args.image or sample_image())
+        waiting.append(str(Path(files[-1]).resolve()))
     images = [open_image(file) for file in files]
     settings |= {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     model = load_model(args)
@@ -206,7 +201,8 @@ def main(args):
     if not args.prompt:
         for file, image in zip(files, images, strict=True):
             session.show(image, file)
-        session.terminal.note(f"{args.weights} in {precision(model)}; /help lists commands")
+        adapter = f" with {args.adapter}" * bool(args.adapter)
+        session.terminal.note(f"model {args.weights.resolve().name}{adapter} in {precision(model)}; /help")
     for image in images:
         session.conversation.add_image(image)
     session.conversation.rounds, session.conversation.waiting = rounds, waiting
@@ -243,7 +239,7 @@ def command_line():
     parser.add_argument("image", nargs="?", help="a picture in any format that Pillow reads; default: one of samples/")
     parser.add_argument("--prompt", type=question_text, metavar="TEXT", help="ask this, print the answer alone and end")
     parser.add_argument("--resume", metavar="FILE", help="go on with a conversation that /save wrote as JSON")
-    parser.add_argument("--plain", action="store_true", help="on a terminal too: no picture and no colours")
+    parser.add_argument("--plain", action="store_true", help="on a terminal: no picture, colours or added line breaks")
     parser.add_argument("--weights", type=Path, default=HERE / "weights" / "tiny", metavar="FOLDER",
                         help="default: weights/tiny")
     parser.add_argument("--adapter", type=Path, metavar="FILE", help="another adapter.safetensors, as train.py writes")

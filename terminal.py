@@ -1,10 +1,12 @@
 """The terminal of chat.py: a picture in half blocks, dim notes, typed lines, no control characters from elsewhere."""
 import contextlib
+import itertools
 import os
 import re
 import shlex
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -64,15 +66,28 @@ def typed_path(text):
     return path
 
 
+def wrapped(pieces, width):
+    """Pieces of text as whole words, with a line break for the space before a word that its line has no room for."""
+    column, held = 0, ""
+    for piece in itertools.chain(pieces, ["\n"]):             # the end ends the last word
+        held += piece
+        while match := re.match(r"(\s*)(\S+)(?=\s)", held):
+            held, (space, word) = held[match.end():], match.groups()
+            if "\n" not in space and 0 < column and column + len(space + word) > width:
+                space = "\n"
+            column = len((" " * column + space + word).rpartition("\n")[2])
+            yield space + word
+
+
 class Terminal:
     """Where the lines come from. Answers go to stdout, all else to stderr, and notes only to someone who types.
 
-    typed: whether someone types; colours: see colours_of, 0 if the user wants it plain.
+    typed: whether someone types; read: whether answers go to a terminal; colours: see colours_of. plain: as they come.
     """
 
     def __init__(self, plain=False):
-        self.typed = sys.stdin is not None and sys.stdin.isatty()
-        self.colours = 0 if plain else colours_of(sys.stderr)
+        self.typed, self.read = sys.stdin is not None and sys.stdin.isatty(), sys.stdout.isatty()
+        self.colours, self.plain = 0 if plain else colours_of(sys.stderr), plain
 
     def note(self, text):
         if self.typed:
@@ -84,6 +99,17 @@ class Terminal:
             columns, lines = shutil.get_terminal_size()
             print(half_blocks(image, min(columns - 1, 48), min(lines // 2, 16), self.colours), file=sys.stderr)
 
+    def print(self, pieces):
+        """Print an answer as it comes, and end its line -> the time when it began, None if there is none."""
+        began = None
+        try:
+            for piece in wrapped(pieces, shutil.get_terminal_size()[0]) if self.read and not self.plain else pieces:
+                began = began or time.perf_counter()
+                print(piece, end="", flush=True)
+        finally:
+            print(flush=True)
+        return began
+
     def lines(self):
         """Yield the lines of stdin. Someone who types gets a prompt (on stderr if stdout is elsewhere), line editing
         and history; Ctrl-C drops the line."""
@@ -94,11 +120,12 @@ class Terminal:
         with contextlib.suppress(ImportError):                # some builds of Python have none
             import readline
             readline.parse_and_bind("tab: complete")          # names of files
+            readline.set_completer_delims(" ")
         while True:
             try:
-                if not sys.stdout.isatty():
+                if not self.read:
                     print("> ", end="", file=sys.stderr, flush=True)
-                line = input("> " if sys.stdout.isatty() else "")
+                line = input("> " if self.read else "")
             except EOFError:
                 print(file=sys.stderr)
                 return

@@ -612,7 +612,7 @@ class Terminal:
 
     def read(self):
         """What it prints next; "" when it has ended."""
-        assert select.select([self.fd], [], [], 30)[0], f"nothing came after {self.shown!r}"
+        assert select.select([self.fd], [], [], 120)[0], f"nothing came after {self.shown!r}"
         try:
             return os.read(self.fd, 4096).decode(errors="replace")
         except OSError:                                       # how Linux tells the end of a pseudo-terminal
@@ -638,7 +638,7 @@ def test_a_session_in_a_terminal(picture, weights, tmp_path):
     terminal = Terminal(command(picture, weights, "--int8"), COLORTERM="truecolor")
     shown = terminal.wait_for(PROMPT)
     assert "\x1b[38;2;200;30;30;48;2;200;30;30m\N{UPPER HALF BLOCK}" in shown
-    assert f"{picture}, 40 x 30" in shown and f"{weights} in float32, language in int8" in shown
+    assert f"{picture}, 40 x 30" in shown and f"model {weights.name} in float32, language in int8" in shown
     terminal.type("What is this?\n")
     terminal.wait_for("What is this?\r\n")
     terminal.shown += terminal.read()                         # the first words
@@ -652,12 +652,12 @@ def test_a_session_in_a_terminal(picture, weights, tmp_path):
     terminal.type(f"/save {tmp_path}/talk.json\n")
     assert "talk.json written" in terminal.wait_for("written") + "written"
     kept, = json.loads((tmp_path / "talk.json").read_text())["rounds"]
-    assert kept["question"] == "What is this?" and kept["answer"] and kept["answer"] in said.replace("\r\n", "\n")
+    assert kept["question"] == "What is this?" and kept["answer"].split()[:len(said.split())] == said.split()
     terminal.wait_for(PROMPT)
     terminal.type("\x1b[A\x1b[A\x1b[A")                       # arrows up: the question
     terminal.wait_for("What is this?")
     terminal.type("\n")
-    assert "\x1b[2m9 tokens, " in terminal.wait_for(" tokens/s, first words after ")
+    assert "\x1b[2m9 tokens, " in terminal.wait_for(" tokens/s, the first after ")
     terminal.wait_for(PROMPT)
     terminal.type("/quit\n")
     assert terminal.exit_code() == 0
@@ -667,7 +667,7 @@ def test_a_plain_session_and_one_without_colours(picture, weights):
     terminals = [Terminal(command(picture, weights, *flag), COLORTERM="truecolor", **environment)
                  for flag, environment in ((("--plain",), {}), ((), {"NO_COLOR": "1"}))]
     for terminal in terminals:
-        shown = terminal.wait_for("commands\r\n")
+        shown = terminal.wait_for("/help")
         assert f"{picture}, 40 x 30" in shown and "\x1b" not in shown and "\N{UPPER HALF BLOCK}" not in shown
     for terminal in terminals:
         terminal.wait_for("> ")

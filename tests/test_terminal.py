@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from terminal import PALETTE, clean, colours_of, half_blocks, typed_path
+from terminal import PALETTE, clean, colours_of, half_blocks, typed_path, wrapped
 
 
 class Stream(io.TextIOWrapper):
@@ -61,6 +61,15 @@ def test_256_colours_are_the_nearest_ones():
     for column, pair in zip(pixels.transpose(1, 0, 2), codes, strict=True):
         for pixel, code in zip(column, pair, strict=True):
             assert distance(pixel, PALETTE[int(code) - 16]) == min(distance(pixel, colour) for colour in PALETTE)
+
+
+def test_words_that_have_no_room_begin_a_line():
+    text = "a boat\n\n  on the\twide, wide\nsea immeasurable x"
+    for pieces in ([text], list(text), re.findall("(?s).{1,3}", text)):
+        assert "".join(wrapped(pieces, 8)) == "a boat\n\n  on the\nwide,\nwide\nsea\nimmeasurable\nx"
+    assert "".join(wrapped([text, " "], 80)) == text
+    words = wrapped(iter(["a bo", "at ", KeyError]), 80)
+    assert [next(words), next(words)] == ["a", " boat"]
 
 
 def test_control_characters_stay_behind():
