@@ -186,10 +186,12 @@ def write_report(out, run):
         parts = [[entry for entry in log[i:i + every] if entry[key] is not None] for i in range(0, len(log), every)]
         return [(part[-1]["step"], sum(entry[key] for entry in part) / len(part)) for part in parts if part]
     loss = {"training": points("loss"), "validation": [(e["step"], e["val_loss"]) for e in log if "val_loss" in e]}
-    parts = [paragraph(f"Step {log[-1]['step']}. The page is written again at every checkpoint; reload it."),
+    parts = [paragraph(f"Step {log[-1]['step']}. Written again at every checkpoint; it reloads itself every minute."),
+             '<meta http-equiv="refresh" content="60">',
              line_chart({name: curve for name, curve in loss.items() if curve}, "Loss", "step", "nats a token")]
-    for key, title in (("lr", "Learning rate"), ("grad_norm", "Norm of the gradient"), ("samples_per_s", "Speed")):
-        parts.append(line_chart({key: points(key)}, title, "step", log_y=key == "grad_norm"))
+    for key, title, unit in (("lr", "Learning rate", "of the step"), ("samples_per_s", "Speed", "pairs a second"),
+                             ("grad_norm", "Gradient", "norm before it is clipped")):
+        parts.append(line_chart({unit: points(key)}, title, "step", log_y=key == "grad_norm"))
     if (out / "samples.png").is_file():
         parts += ["<h2>What the model says</h2>", picture_tag(Image.open(out / "samples.png"), 1000, "samples.png")]
     pairs, seconds = run["batch_size"] * len(log), sum(run["batch_size"] / entry["samples_per_s"] for entry in log)

@@ -178,6 +178,9 @@ def test_the_end_of_the_data_is_for_validation_and_never_trained_on(tmp_path, pa
     log = log_of(tmp_path / "run")
     assert [entry["step"] for entry in log if "val_loss" in entry] == [3, 6]
     assert 0 < log[5]["val_loss"] < log[2]["val_loss"]
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert report.count("<svg") == 4 and ">validation<" in report and 'src="data:image/jpeg' in report
+    assert "<td>6</td>" in report and "http:" not in report and "https:" not in report and "<script" not in report
 
 
 def test_a_first_loss_of_a_guess_is_warned_of(tmp_path, gallery, capsys):
