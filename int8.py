@@ -46,7 +46,7 @@ def int8_linear(x, weight, scale, outlier=OUTLIER):
         exact = x[:, columns] @ weight.t().index_select(0, columns).float()
         x, largest = x.index_fill(1, columns, 0), None
     rows, row_scale = quantise(x, largest)
-    y = int_matmul(rows, weight) * row_scale                  # (N, out)
+    y = int_matmul(rows, weight).float().mul_(row_scale)      # (N, out); in place: fresh memory is slow
     return (y if exact is None else y.add_(exact)).mul_(scale)
 
 
