@@ -146,10 +146,15 @@ class Weights(NamedTuple):
         return load_model(argparse.Namespace(**vars(args) | {"weights": self.folder, "adapter": adapter}))
 
     def version(self):
-        """What tells these weights from others: names, sizes and times of their files."""
-        files = [self.folder / "config.json", *weight_files(self.folder, self.path == self.folder), self.path]
-        stats = [(file, file.stat()) for file in files if file.is_file()]
-        return [(file.name, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
+        """What tells these weights from others: of each file the size, and a checksum of how it begins and ends."""
+        found = []
+        for file in (self.folder / "config.json", *weight_files(self.folder, self.path == self.folder), self.path):
+            if file.is_file():
+                with open(file, "rb") as stream:
+                    begin = stream.read(1 << 20)
+                    stream.seek(max(0, file.stat().st_size - (1 << 20)))
+                    found.append((file.stat().st_size, zlib.crc32(begin), zlib.crc32(stream.read())))
+        return found
 
 
 def named_weights(texts, base):
@@ -313,7 +318,7 @@ def write_report(out, items, models, answers, scores, facts):
     names = list(dict.fromkeys(weights.name for weights in models))
     labels = [f"{weights.name} ({weights.path})" if len(names) < len(models) else weights.name for weights in models]
     ids = [{item.name: Said(item, row[item.name]).id for item in items} for row in answers]
-    rows, notes = [], []
+    rows, notes = [], [] if scores else ["Not judged; --judge says by whom."]
     for name in names if scores else ():
         own = [row for weights, row in zip(models, ids, strict=True) if weights.name == name]
         found = {}
@@ -324,22 +329,24 @@ def write_report(out, items, models, answers, scores, facts):
         every = [score for benchmark in found.values() for samples in benchmark.values() for score in samples]
         if missing := every.count(None):
             notes.append(f"{name}: {missing} of {len(every)} scores are missing (unjudged); its means are of the rest.")
-    if any(value is not None for row in rows for value in row.spreads.values()):
-        notes.append("±: the standard deviation of the averages, over training seeds and repeats of the judge.")
-    notes.append("The published rows are of the paper's own pictures and judges: beside them, not to be compared "
-                 "item by item.")
-    published = [row._replace(name=f"{row.name} (published)") for row in published_rows()]
-    made, notes = tables(rows + published), notes + published_notes()
-    chart = bar_chart([*BENCHMARKS, OVERALL], {row.name: list(row.averages.values()) for row in rows + published},
-                      "Averages", "score, 0 to 5", 5, {row.name: list(row.spreads.values()) for row in rows})
     title = f"{' and '.join(names)} on the paper's four benchmarks"
     markdown = [f"# {markdown_text(title)}", "\n".join(f"- {markdown_text(fact)}" for fact in facts)]
-    body = [paragraph("\n".join(facts), "faint"), chart]
+    body, made = [paragraph("\n".join(facts), "faint")], []
+    if scores:
+        if any(value is not None for row in rows for value in row.spreads.values()):
+            notes.append("±: the standard deviation of the averages, over training seeds and repeats of the judge.")
+        notes += ["The published rows are of the paper's own pictures and judges: beside them, not to be compared item "
+                  "by item.", *published_notes()]
+        published = [row._replace(name=f"{row.name} (published)") for row in published_rows()]
+        made = tables(rows + published)
+        averages = {row.name: list(row.averages.values()) for row in rows + published}
+        spreads = {row.name: list(row.spreads.values()) for row in rows}
+        body.append(bar_chart([*BENCHMARKS, OVERALL], averages, "Averages", "score, 0 to 5", 5, spreads))
     for caption, heading, lines in made[-1:] + made[:-1]:
         markdown += [f"## {caption}", markdown_table(heading, lines)]
         body += [f"<h2>{caption}</h2>", html_table(heading, lines)]
-    markdown += ["## Notes", "\n".join(f"- {markdown_text(note)}" for note in notes)]
-    body += ["<h2>Notes</h2>", *map(paragraph, notes), "<h2>Answers</h2>"]
+    markdown += ["\n".join(f"- {markdown_text(note)}" for note in notes)]
+    body += [*map(paragraph, notes), "<h2>Answers</h2>"]
     for item in items:
         body.append(item_card(item, [
             (label, row[item.name], scores[Said(item, row[item.name]).id] if scores else [])
@@ -384,7 +391,7 @@ def main(args):
     facts = [f"Benchmark: {folder}, {len(items)} items",
              f"Models: {', '.join(f'{weights.name} ({weights.path})' for weights in models)}",
              f"Answers: {', '.join(f'{name} {getattr(args, name)}' for name in SETTINGS)}".replace("_", " "),
-             f"Judge: {server.name if server else judge or 'none'}" + f", {args.repeats} times" * (args.repeats > 1)]
+             f"Judge: {server.name if server else judge or 'none'}" + f", {args.repeats} times" * bool(server)]
     made = write_report(args.out, items, models, answers, scores, facts)
     print_tables(made[-1:])
     print(f"{args.out / 'report.html'}: the answers, their scores and the paper's tables (report.md: the tables)")
