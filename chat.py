@@ -59,10 +59,12 @@ class Session:
             self.terminal.note(f"{count} tokens, {count / seconds:.1f} tokens/s, the first after {began - start:.2f} s")
 
     def show(self, image, file):
+        """The picture itself, if the terminal can, its name and size."""
         self.terminal.show(image)
         self.terminal.note(f"{file}, {image.width} x {image.height}")
 
     def set(self, name, value):
+        """Change a setting to what was typed; without a name, print all."""
         if not name:
             print(*(f"{name} {value}" for name, value in self.conversation.settings.items()), sep="\n", file=sys.stderr)
             return
@@ -75,6 +77,7 @@ class Session:
         self.terminal.note(f"{name} {self.conversation.settings[name]}")
 
     def save(self, file):
+        """Write the conversation, in the form that the file's name asks for."""
         if file.suffix == ".json":
             self.write(file, to_json(self.conversation))
         elif file.suffix == ".md":
@@ -83,6 +86,7 @@ class Session:
             raise ValueError(f"{file}: /save writes FILE.md, to be read, or FILE.json, for --resume")
 
     def page(self, file):
+        """Write the HTML of the last answer, without the fences or the words around it."""
         html = HTML.search(self.conversation.rounds[-1].answer) if self.conversation.rounds else None
         if not html:
             raise ValueError('the last answer has no HTML; ask for some: "Write a web page for this painting."')

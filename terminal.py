@@ -90,6 +90,7 @@ class Terminal:
         self.colours, self.plain = 0 if plain else colours_of(sys.stderr), plain
 
     def note(self, text):
+        """A dim line for someone who types."""
         if self.typed:
             print(f"\x1b[2m{clean(text)}\x1b[0m" if self.colours else clean(text), file=sys.stderr)
 
