@@ -107,11 +107,11 @@ class Ours:
     """prefill(tokens) and decode(tokens) of an ArtGPT4's language model; decode goes on from the prefill."""
 
     def __init__(self, llama):
-        self.llama, self.name = llama, "this project"
+        self.llama, self.name, self.cache = llama, "this project", KVCache()
 
     @torch.inference_mode()
     def prefill(self, tokens):
-        self.cache = KVCache()
+        self.cache.length = 0                                 # as llama.cpp, which keeps its room too
         ids = torch.arange(tokens, device=self.llama.embed.weight.device)[None] % self.llama.config.vocab_size
         self.next(ids)
 
