@@ -35,7 +35,7 @@ def train_command(data, out, steps, *flags):
             "--eval-every", str(max(2, steps // 3)), "--workers", "0", *flags]
 
 
-def kill_and_resume(command, out, kills, seed=0, longest=8.0):
+def kill_and_resume(command, out, kills, seed=0, longest=4.0):
     """Run command --resume, killed `kills` times, to its end. Returns one line about each kill.
 
     longest: seconds from the start of the command to the latest of the random moments.
