@@ -481,7 +481,7 @@ class ArtGPT4(nn.Module):
     # Training
 
     def freeze(self, mode="artgpt4"):
-        """Leave training what mode, a key of TRAINS, says beside the projection, in float32. Returns those parameters."""
+        """Leave training what mode, a key of TRAINS, says beside the projection, in float32. Returns its parameters."""
         self.requires_grad_(False)
         parameters = [self.get_parameter(name) for name in trainable_names(self.config, mode)]
         for parameter in parameters:

@@ -6,6 +6,7 @@
     python bench.py --rounds 10                  time to the first word of each round of a conversation
     python bench.py --int8-error                 what int8 costs in accuracy, on outliers and in the ViT
     python bench.py --train                      a training step, at the sizes at which the released code was timed
+    python bench.py --loader                     pictures read from a tar file, beside what Pillow alone does
     python bench.py --memory                     what training takes: 13B on paper, small sizes measured too
 
 A share says how much of the machine a part uses: encode and prefill of its matrix product, decode of its memory's
@@ -23,7 +24,7 @@ from torch import nn
 
 from artgpt4 import ArtGPT4, Config, Int8Linear, KVCache, LlamaConfig, preprocess
 from bench_peers import peers
-from bench_training import memory_table, train_table
+from bench_training import loader_table, memory_table, train_table
 from command import load_tokenizer, open_image, run_command
 from conversation import Conversation, Round
 from int8 import int8_linear, int_matmul, quantise
@@ -236,9 +237,11 @@ def rounds_table(model, rounds):
 
 
 def main(args):
-    if args.memory or args.train:
-        print(memory_table(table) if args.memory else train_table(random_model))
-        return
+    for wanted, make, argument in ((args.memory, memory_table, table), (args.train, train_table, random_model),
+                                   (args.loader, loader_table, table)):
+        if wanted:
+            print(make(argument))
+            return
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, args.dtype)
     if args.shape in LLAMAS and not args.weights:
@@ -281,6 +284,7 @@ def command_line():
     parser.add_argument("--rounds", type=int, metavar="N", help="a conversation of N rounds")
     parser.add_argument("--int8-error", action="store_true", help="relative errors of int8")
     parser.add_argument("--train", action="store_true", help="a training step")
+    parser.add_argument("--loader", action="store_true", help="reading pictures for training")
     parser.add_argument("--memory", action="store_true", help="memory of training")
     parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--new-tokens", type=int, default=32, metavar="N", help="(default: %(default)s)")

@@ -1,20 +1,28 @@
 """What training costs, on paper and measured: memory from a Config, the time of a step, and of reading pictures.
 
     python bench.py --memory      the table of memory for 13B, and the same function beside measured memory at two sizes
+    python bench.py --loader      pictures read from a tar file, beside what Pillow alone does
     python bench.py --train       seconds a step of a LLaMA of width 1024 and 8 layers, ViT of width 352 and 8 layers
 """
+import io
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tarfile
 import time
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from artgpt4 import IMAGE_SLOT, STOP, ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig, trainable_names
-from command import load_tokenizer
+from command import load_tokenizer, written_beside
+from data import batches, open_source
 
 HERE = Path(__file__).resolve().parent
 PROMPT = f"###Human: {IMAGE_SLOT} Describe this image in detail. ###Assistant: "
@@ -119,6 +127,49 @@ def memory_table(table):
         peak, on_paper = (float(number) for number in run.stdout.split())
         rows.append([name, f"{on_paper / 1e9:.2f}", f"{peak / 1e9:.2f}", f"{on_paper / peak - 1:+.0%}"])
     return paper + "\n\n" + table(["float32, one CPU", "on paper, GB", "measured, GB", "difference"], rows)
+
+
+def loader_tar(tar, count=2000, size=512):
+    """A tar file as img2dataset makes them, of `count` JPEGs of soft noise, size x size."""
+    random = np.random.RandomState(0)
+    with written_beside(tar) as path, tarfile.open(path, "w") as members:
+        for i in range(count):
+            coarse = Image.fromarray(random.randint(0, 255, (size // 16, size // 16, 3), dtype=np.uint8))
+            grain = random.randint(-12, 12, (size, size, 1))
+            file = io.BytesIO()
+            pixels = (np.asarray(coarse.resize((size, size))) + grain).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(file, "JPEG", quality=92)
+            for suffix, content in (("jpg", file.getvalue()), ("txt", f"picture {i}".encode())):
+                member = tarfile.TarInfo(f"{i:09}.{suffix}")
+                member.size = len(content)
+                members.addfile(member, io.BytesIO(content))
+
+
+def pillow_alone(source, i, size=224):
+    with Image.open(io.BytesIO(source.content(i))) as image:
+        image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+
+
+def loader_table(table, workers=2, rounds=5):
+    """Pictures/s of Pillow alone (decode, resize to 224) and of data.batches, each in `workers` processes and in turns:
+    the medians, and that of the rounds' ratios. The tar file is kept in runs/bench."""
+    tar, found = Path("runs/bench/00000.tar"), []
+    if not tar.is_file():
+        loader_tar(tar)
+    source = open_source(tar, tar.parent / "index")
+    for seed in range(rounds):
+        began = time.perf_counter()
+        with get_context("fork").Pool(workers) as pool:
+            pool.map(partial(pillow_alone, source), range(len(source)), chunksize=32)
+        between = time.perf_counter()
+        for _ in batches(source, 1, 224, 32, len(source) // 32, seed, workers=workers):
+            pass
+        speeds = len(source) / (between - began), len(source) // 32 * 32 / (time.perf_counter() - between)
+        found.append((*speeds, speeds[1] / speeds[0]))
+    alone, ours, ratio = (statistics.median(column) for column in zip(*found, strict=True))
+    return table([f"2,000 JPEGs of 512 pixels, {workers} processes", "pictures/s"],
+                 [["Pillow alone: decode and resize", f"{alone:.0f}"],
+                  ["data.batches: from the tar to batches", f"{ours:.0f}, {ratio:.0%}"]])
 
 
 if __name__ == "__main__":
