@@ -86,6 +86,32 @@ class Source:
         return random.Random(f"{seed} epoch {epoch}").sample(range(len(self)), len(self))
 
 
+class Part(Source):
+    """The pairs first, ..., last - 1 of a source, as a source."""
+
+    def __init__(self, source, first, last):
+        self.source, self.first, self.last = source, first, last
+
+    def __len__(self):
+        return self.last - self.first
+
+    def order(self, seed, epoch):
+        order = np.asarray(self.source.order(seed, epoch))
+        return order[(self.first <= order) & (order < self.last)] - self.first
+
+    def name(self, i):
+        return self.source.name(self.first + i)
+
+    def text_length(self, i):
+        return self.source.text_length(self.first + i)
+
+    def picture(self, i, size=0):
+        return self.source.picture(self.first + i, size)
+
+    def words(self, i, *arguments):
+        return self.source.words(self.first + i, *arguments)
+
+
 class Captioned(Source):
     """A picture file and a caption each. A subclass gives content(i), the bytes of the file, and caption(i)."""
 

@@ -33,11 +33,12 @@ from checkpoint import (RANK, WORLD, begin_folder, checkpoints, frozen_checksum,
                         rank_0_first, restore, save_checkpoint, say, signals_kept, total, unfinished, whole,
                         whole_state)
 from command import Progress, run_command, save_tensors, written_beside
-from data import Skipped, Source, batches, open_source, painted
+from data import Skipped, batches, open_source, painted
 from gallery.painting import contact_sheet
 from gallery.scenes import SEEN_PAIRS
 from gallery.score import describe, held_out, score, table
 from report import html_table, line_chart, page, paragraph, picture_tag
+from sources import Part
 
 BAD_STEPS = 10                # so many in a row whose loss is not finite end a run
 
@@ -119,32 +120,6 @@ def in_rank_0(function, model, *arguments):
 
 
 # ---- Evaluation
-
-
-class Part(Source):
-    """The pairs first, ..., last - 1 of a source, as a source."""
-
-    def __init__(self, source, first, last):
-        self.source, self.first, self.last = source, first, last
-
-    def __len__(self):
-        return self.last - self.first
-
-    def order(self, seed, epoch):
-        order = np.asarray(self.source.order(seed, epoch))
-        return order[(self.first <= order) & (order < self.last)] - self.first
-
-    def name(self, i):
-        return self.source.name(self.first + i)
-
-    def text_length(self, i):
-        return self.source.text_length(self.first + i)
-
-    def picture(self, i, size=0):
-        return self.source.picture(self.first + i, size)
-
-    def words(self, i, *arguments):
-        return self.source.words(self.first + i, *arguments)
 
 
 @torch.no_grad()

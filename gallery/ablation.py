@@ -22,7 +22,7 @@ def main(args):
                 for stage in (1, 2):
                     init = ["--init", run / "stage1/adapter.safetensors"] * (stage == 2)
                     command = [sys.executable, "train.py", "--stage", stage, "--mode", mode, "--seed", seed,
-                               "--out", run / f"stage{stage}", *init, *args.flags]
+                               "--out", run / f"stage{stage}", "--resume", *init, *args.flags]
                     if code := subprocess.run([str(word) for word in command]).returncode:
                         raise ValueError(f"train.py ended with code {code}; the same command goes on from here")
             results[mode, seed] = json.loads((run / "stage2/score.json").read_text())
