@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 
 from chat import device, load_model
-from command import Progress, open_image, run_command, weight_files, written_beside
+from command import Progress, open_image, run_command, weight_files
 from conversation import SETTINGS, Conversation, number, plain
 from gallery import benchmark as gallery
 from judges import (RUBRICS, Said, ServerJudge, append_record, by_hand, by_rule, by_server, digest, read_records,
-                    rounds_in_html)
+                    rounds_in_html, write_text)
 from report import bar_chart, html_table, markdown_table, markdown_text, page, paragraph, picture_tag
 
 HERE = Path(__file__).resolve().parent
@@ -352,8 +352,7 @@ def write_report(out, items, models, answers, scores, facts):
             (label, row[item.name], scores[Said(item, row[item.name]).id] if scores else [])
             for label, row in zip(labels, answers, strict=True)]))
     for name, text in (("report.md", "\n\n".join(markdown) + "\n"), ("report.html", page(title, "\n".join(body)))):
-        with written_beside(out / name) as path:
-            path.write_text(text, encoding="utf-8", errors="replace")
+        write_text(out / name, text)
     return made
 
 

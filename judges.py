@@ -3,6 +3,7 @@
 Neither learns which model said what. What they return is a whole number from 0 to 5 and a reason, or nothing at all: a
 reply that leaves room for doubt is asked for again and never guessed at.
 """
+import contextlib
 import csv
 import email.utils
 import hashlib
@@ -119,16 +120,28 @@ def read_records(file, fields):
     return records
 
 
+@contextlib.contextmanager
+def disk_errors(file):
+    """Raises ValueError, naming the file, where the disk does not take it."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{file}: could not be written ({error.strerror}); what was there is kept: make room, then "
+                         "run the same command again") from None
+
+
 def append_record(file, record):
     """Add a line, and have it on the disk. Raises ValueError if the disk does not take it."""
-    try:
-        with open(file, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        raise ValueError(f"{file}: could not be written ({error.strerror}); what it holds is kept: make room, then run "
-                         "the same command again") from None
+    with disk_errors(file), open(file, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def write_text(file, text, encoding="utf-8"):
+    """Write a file anew, whole or not at all. Raises ValueError if the disk does not take it."""
+    with disk_errors(file), written_beside(file) as path:
+        path.write_text(text, encoding, errors="replace", newline="")
 
 
 def digest(*values):
@@ -188,10 +201,11 @@ class ServerJudge:
     """
 
     def __init__(self, url, model, sees_image=False, timeout=120, options=None, sleep=time.sleep):
+        if not re.fullmatch(r"https?://([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d+)?(/[!-~]*)?", url) or re.search("[@?#]", url):
+            shown = re.sub(r"//.*@|[?#].*", "...", url)       # no password, no key
+            raise ValueError(f"--judge {shown}: not a URL such as http://127.0.0.1:8000/v1 (without a user's name, a "
+                             "key or a query; the key comes from JUDGE_API_KEY)")
         parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-            raise ValueError(f"--judge {parts.scheme or url}...: not a URL such as http://127.0.0.1:8000/v1 (without a "
-                             "user's name, a key or a query; the key comes from JUDGE_API_KEY)")
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
         self.url = f"{parts.scheme}://{parts.netloc}{path}/chat/completions"
         self.model, self.sees_image, self.timeout, self.options = model, sees_image, timeout, options or {}
@@ -209,10 +223,11 @@ class ServerJudge:
 
     def complaint(self, error):
         """What an HTTP error says, in one line: the code, and the words of the API's error object."""
-        text = error.read(10_000).decode(errors="replace")
+        text = ""
         try:
+            text = error.read(10_000).decode(errors="replace")
             text = json.loads(text)["error"]["message"]
-        except (KeyError, TypeError, ValueError, RecursionError):
+        except (OSError, http.client.HTTPException, KeyError, TypeError, ValueError, RecursionError):
             text = re.sub(r"<[^>]*>", " ", text)
         text = " ".join("".join(c if c.isprintable() else " " for c in self.without_key(str(text))).split())
         return f"{error.code} {http.client.responses.get(error.code, '')}" + (f": {text[:200]}" if text else "")
@@ -386,16 +401,16 @@ def write_scoring(file, said, scores):
         body.append(f'<div class="card"><h3>{id}, {item.benchmark}</h3><div class="side">'
                     f'{picture_tag(open_image(item.file), 320, f"the picture of {id}")}'
                     f"<div>{rounds_in_html(item.questions, answers)}</div></div></div>")
-    with written_beside(file.with_suffix(".html")) as path:
-        path.write_text(page("Answers to judge", "\n".join(body)), encoding="utf-8", errors="replace")
-    with written_beside(file) as path, open(path, "w", newline="", encoding="utf-8-sig", errors="replace") as stream:
-        table = csv.writer(stream)
-        table.writerow(COLUMNS)
-        for id, (item, answers) in said.items():
-            score, reason = (scores.get(id, {}).get(name) for name in ("score", "reason"))
-            cells = (id, item.benchmark, *map(numbered, (item.questions, answers)), "" if score is None else str(score),
-                     reason or "")
-            table.writerow([as_text(cell) for cell in cells])
+    stream = io.StringIO(newline="")
+    table = csv.writer(stream)
+    table.writerow(COLUMNS)
+    for id, (item, answers) in said.items():
+        score, reason = (scores.get(id, {}).get(name) for name in ("score", "reason"))
+        cells = (id, item.benchmark, *map(numbered, (item.questions, answers)), "" if score is None else str(score),
+                 reason or "")
+        table.writerow([as_text(cell) for cell in cells])
+    write_text(file.with_suffix(".html"), page("Answers to judge", "\n".join(body)))
+    write_text(file, stream.getvalue(), "utf-8-sig")
 
 
 def by_hand(said, seed, file):

@@ -237,6 +237,10 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(quick, monkeypatch
     assert stop.value.code == 1 and "answers.jsonl: could not be written (No space left on device)" in error[-1]
     quick()
     assert 12 <= len(quick.asked) <= 13
+    calls[:] = [0] * 3                                        # now the report does not fit
+    with pytest.raises(SystemExit):
+        quick()
+    assert "report.md: could not be written (No space left on device)" in capsys.readouterr().err
 
 
 # ---- Judges
@@ -339,8 +343,9 @@ def judge_one(server, **options):
     ([(200, {}, completion(text)) for text in ('{"score": 6, "reason": ""}', '{"score": true, "reason": ""}',
                                                'I give {"score": 5, "reason": "x"}')], None, 3, []),
     ([(500, {}, "")] * 5, None, 5, [1, 2, 4, 8]),
+    ([(500, {"Content-Length": "99"}, "cut")], 3, 2, [1]),
     ([(400, {}, '{"error": {"message": "too long"}}')], None, 1, []),
-], ids=["good", "busy", "no API", "cut", "slow", "wrong types", "never usable", "broken", "refused"])
+], ids=["good", "busy", "no API", "cut", "slow", "wrong types", "never usable", "broken", "cut error", "refused"])
 def test_a_server_that_misbehaves_is_asked_again_and_never_guessed_at(server, no_waiting, script, score, requests,
                                                                       waits):
     server.script += script
@@ -438,7 +443,7 @@ def test_a_key_that_is_quoted_in_a_reply_is_not_kept(server):
 @pytest.mark.parametrize("url, message", [
     ("http://127.0.0.1:9/v1", "cannot be reached.*run the same command again"), ("ftp://x/v1", "not a URL such as"),
     (f"http://me:{KEY}@127.0.0.1:9/v1", "not a URL such as"), (f"http://127.0.0.1:9/v1?key={KEY}", "not a URL such as"),
-    ("somewhere", "not a URL such as")])
+    ("somewhere", "--judge somewhere: not a URL such as"), ("http://127.0.0.1:port/v1", "not a URL such as")])
 def test_a_judge_that_is_not_there_is_one_line(quick, capsys, url, message):
     with pytest.raises(SystemExit):
         quick("--judge", url, "--judge-model", "judge")
