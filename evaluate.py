@@ -11,6 +11,7 @@ answered or judged is never asked again: after a stop of any kind, run the same 
 """
 import argparse
 import json
+import os
 import statistics
 import sys
 import warnings
@@ -368,7 +369,7 @@ def main(args):
         print_tables(tables(published_rows()), published_notes())
         return
     warnings.filterwarnings("ignore", module="PIL")
-    folder, judge = args.folder or HERE / "runs" / "gallery-benchmark", args.judge
+    folder, judge = args.folder or Path("runs/gallery-benchmark"), args.judge
     tiny = HERE / "weights" / "tiny"
     default = [f"ArtGPT-4={tiny}", f"MiniGPT-4={tiny / 'minigpt4.safetensors'}"]
     models = named_weights(args.weights or default, args.base)
@@ -388,7 +389,7 @@ def main(args):
     scores = (by_server(server, said, args.repeats, args.seed, args.out / "scores.jsonl") if server else
               by_rule(said, truth) if truth else by_hand(said, args.seed, args.out / "scoring.csv") if judge else None)
     facts = [f"Benchmark: {folder}, {len(items)} items",
-             f"Models: {', '.join(f'{weights.name} ({weights.path})' for weights in models)}",
+             f"Models: {', '.join(f'{weights.name} ({os.path.relpath(weights.path)})' for weights in models)}",
              f"Answers: {', '.join(f'{name} {getattr(args, name)}' for name in SETTINGS)}".replace("_", " "),
              f"Judge: {server.name if server else judge or 'none'}" + f", {args.repeats} times" * bool(server)]
     made = write_report(args.out, items, models, answers, scores, facts)

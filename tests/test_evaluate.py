@@ -582,10 +582,11 @@ def test_without_arguments_the_gallery_is_made_answered_and_judged(tmp_path, mon
     scene = Scene("dancer", "oil", "ember", "in the centre", 5)
     monkeypatch.setattr(gallery, "scenes", lambda: {(name, "1"): scene for name in evaluate.BENCHMARKS})
     monkeypatch.setattr(evaluate, "HERE", tmp_path)
+    monkeypatch.chdir(tmp_path)
     shutil.copytree(TINY, tmp_path / "weights" / "tiny")
     shutil.copy(TINY / "adapter.safetensors", tmp_path / "weights" / "tiny" / "minigpt4.safetensors")
-    run(None, "--out", tmp_path / "run", "--max-new-tokens", 40)
-    text = (tmp_path / "run" / "report.md").read_text()
+    run(None, "--max-new-tokens", 40)
+    text = (tmp_path / "runs" / "evaluation" / "report.md").read_text()
     assert "ArtGPT-4 and MiniGPT-4 on the paper's four benchmarks" in text and "Judge: gallery" in text
     assert Path(tmp_path / "runs" / "gallery-benchmark" / "MDIUC" / "1.png").is_file()
     assert not re.search(r"\| ArtGPT-4 \|.*–", text)
