@@ -198,9 +198,9 @@ def answer_all(items, models, args, file):
     known = {record["id"]: record["answers"] for record in read_records(file, ("id", "answers"))}
     ids = [{item.name: digest(weights.version(), loaded, settings, item.name, item.questions, item.checksum)
             for item in items} for weights in models]
-    done = sum(id in known for row in ids for id in row.values())
-    total = len(models) * len(items)
-    progress = Progress("answers", total, "items", before=done)
+    wanted = {id for row in ids for id in row.values()}
+    done = len(wanted & known.keys())
+    progress = Progress("answers", len(wanted), "items", before=done)
     for weights, row in zip(models, ids, strict=True):
         todo = [item for item in items if row[item.name] not in known]
         model = weights.load(args) if todo else None          # one model at a time is in memory
