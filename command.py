@@ -44,7 +44,7 @@ def open_image(path):
 @contextlib.contextmanager
 def written_beside(file):
     """A path beside `file` to write to; once the block is done it is fsynced and renamed to `file`, else removed.
-    Raises ValueError, naming the file, if torch or safetensors cannot write it."""
+    Raises ValueError, naming the file, if the disk does not take it."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.{os.getpid()}.part")
@@ -56,8 +56,11 @@ def written_beside(file):
         with open(beside, "rb+") as written:
             os.fsync(written.fileno())
         beside.replace(file)
-    except (RuntimeError, SafetensorError) as error:          # how torch and safetensors say that the disk is full
-        raise ValueError(f"{file}: could not be written ({error})") from None
+    except (RuntimeError, SafetensorError, OSError) as error:  # how torch, safetensors and Python say: the disk is full
+        if isinstance(error, OSError) and (error.filename or not error.strerror or isinstance(error, BrokenPipeError)):
+            raise                                             # it names its own file, or is of no disk
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{file}: could not be written ({reason})") from None
     finally:
         beside.unlink(missing_ok=True)
 
