@@ -72,6 +72,15 @@ def test_sizes_follow_from_the_files(weights):
     assert config["llama"]["num_key_value_heads"] == 4 and config["llama"]["vocab_size"] == 321
 
 
+def test_the_prompt_that_the_language_model_expects_is_kept(convert, weights, tmp_path):
+    folders = (weights["artgpt4"], convert(tmp_path / "chat", prompt="llama2_chat"))
+    assert [ArtGPT4.from_pretrained(each).config.prompt for each in folders] == ["vicuna_v0", "llama2_chat"]
+    config = json.loads((folders[1] / "config.json").read_text())
+    (folders[1] / "config.json").write_text(json.dumps(config | {"prompt": "alpaca"}))
+    with pytest.raises(ValueError, match="config.json: 'alpaca'"):
+        ArtGPT4.from_pretrained(folders[1])
+
+
 def test_vit_layers_may_be_chosen(convert, tmp_path):
     assert len(ArtGPT4.from_pretrained(convert(tmp_path / "all", vit_layers=3)).vit.blocks) == 3
 
