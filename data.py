@@ -85,7 +85,7 @@ class Gallery(Source):
         return chat_prompt([f"{IMAGE_SLOT} {first}", *others]), answer
 
 
-def open_source(spec=None, index_folder="runs/index", pictures=2000):
+def open_source(spec=None, index_folder="runs/index", pictures=3000):
     """The training data that --data names; so many pictures of the gallery if it names none.
 
     spec: tar files by name or pattern ('laion/{00000..00301}.tar', 'laion/*.tar') or a folder of them, whose indices

@@ -73,7 +73,7 @@ RECIPES = {                   # (recipe, stage)
     ("minigpt4", 1): Recipe(64, 1e-6, 1e-4, 8e-5, 5000, 5000, 4, max_text_tokens=32, mode="minigpt4"),
     # For weights/tiny and the gallery: minutes on two cores.
     ("tiny", 1): Recipe(32, 1e-5, 3e-3, 1e-4, 30, 220, 3, max_text_tokens=40, min_crop_area=0.8, eval_every=220),
-    ("tiny", 2): Recipe(16, 1e-5, 3e-3, 5e-5, 20, 105, 3, max_text_tokens=160, min_crop_area=0.8, eval_every=105),
+    ("tiny", 2): Recipe(16, 1e-5, 3e-3, 5e-5, 20, 105, 7, max_text_tokens=160, min_crop_area=0.8, eval_every=105),
 }
 
 
@@ -389,7 +389,7 @@ def command_line():
                        "(without it: the gallery)")
     add("--val", type=int, default=0, metavar="PAIRS",
         help="so many at the end of the data are kept out of training, for the validation loss and samples.png")
-    add("--pictures", type=int, default=2000, help="paintings of the gallery to train on (%(default)s)")
+    add("--pictures", type=int, default=3000, help="paintings of the gallery to train on (%(default)s)")
     add("--out", type=Path, help="the run's folder (default: runs/stage1 or runs/stage2)")
     add("--init", type=Path, help="adapter.safetensors to begin with (default: stage 1 anew, stage 2 "
                                   "runs/stage1/adapter.safetensors)")
