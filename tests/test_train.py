@@ -184,8 +184,8 @@ def test_the_end_of_the_data_is_for_validation_and_never_trained_on(tmp_path, pa
 
 
 def test_a_first_loss_of_a_guess_is_warned_of(tmp_path, gallery, capsys):
-    short_run(tmp_path / "run", gallery, loss=lambda losses: losses * 0 + math.log(1000))
-    assert "the first loss, 6.908, is no better than a guess among 1000 tokens, 6.908" in capsys.readouterr().err
+    short_run(tmp_path / "run", gallery, loss=lambda losses: losses * 0 + math.log(1200))
+    assert "the first loss, 7.090, is no better than a guess among 1200 tokens, 7.090" in capsys.readouterr().err
 
 
 def test_a_step_whose_loss_is_not_finite_is_skipped_and_ten_in_a_row_end_the_run(tmp_path, gallery):
