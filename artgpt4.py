@@ -25,8 +25,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from command import load_tokenizer, read_tensors, save_tensors, to_rgb, weight_files, written_beside
-from int8 import Int8Linear, quantise
+from common.files import load_tokenizer, read_tensors, save_tensors, to_rgb, weight_files, written_beside
+from common.int8 import Int8Linear, quantise
 
 # ---- Configuration: every size, as weights/NAME/config.json holds them. The defaults are those of the 13B model.
 

@@ -23,11 +23,12 @@ import torch
 from torch import nn
 
 from artgpt4 import ArtGPT4, Config, Int8Linear, KVCache, LlamaConfig, preprocess
-from bench_peers import peers
-from bench_training import loader_table, memory_table, train_table
-from command import load_tokenizer, open_image, run_command
-from conversation import Conversation, Round
-from int8 import int8_linear, int_matmul, quantise
+from benchmarks.peers import peers
+from benchmarks.training_cost import loader_table, memory_table, train_table
+from common.command_line import run_command
+from common.files import load_tokenizer, open_image
+from conversation.rounds import Conversation, Round
+from common.int8 import int8_linear, int_matmul, quantise
 
 HERE = Path(__file__).resolve().parent
 LLAMAS = {"1b": LlamaConfig(2048, 5632, 22, 16, 16, vocab_size=32000),

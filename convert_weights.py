@@ -26,8 +26,10 @@ from pathlib import Path
 import torch
 
 from artgpt4 import PROMPTS, ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig, initial_adapter, trainable_names
-from command import Progress, load_tokenizer, read_tensors, run_command, written_beside
-from formats import DTYPES, FORMATS, Stored, add_delta, candidates, open_checkpoint, resize_pos_embed, their_names
+from common.command_line import run_command
+from common.files import load_tokenizer, read_tensors, written_beside
+from common.progress import Progress
+from conversion.formats import DTYPES, FORMATS, Stored, add_delta, candidates, open_checkpoint, resize_pos_embed, their_names
 
 # ---- Sizes: from the shapes, but for what only a config.json says
 

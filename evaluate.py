@@ -22,13 +22,15 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from chat import device, load_model
-from command import Progress, open_image, run_command, weight_files
-from conversation import SETTINGS, Conversation, number, plain
+from common.loading import device, load_model
+from common.command_line import run_command
+from common.files import open_image, weight_files
+from common.progress import Progress
+from conversation.rounds import SETTINGS, Conversation, number, plain
 from gallery import benchmark as gallery
-from judges import (RUBRICS, Said, ServerJudge, append_record, by_hand, by_rule, by_server, digest, read_records,
+from evaluation.judges import (RUBRICS, Said, ServerJudge, append_record, by_hand, by_rule, by_server, digest, read_records,
                     rounds_in_html, write_text)
-from report import bar_chart, html_table, markdown_table, markdown_text, page, paragraph, picture_tag
+from common.page import bar_chart, html_table, markdown_table, markdown_text, page, paragraph, picture_tag
 
 HERE = Path(__file__).resolve().parent
 BENCHMARKS = tuple(RUBRICS)                                   # IDC, ISAC, ICRC, MDIUC

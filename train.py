@@ -29,16 +29,19 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.nn.parallel import DistributedDataParallel
 
 from artgpt4 import STOP, TRAINS, ArtGPT4, trainable_names
-from checkpoint import (RANK, WORLD, begin_folder, checkpoints, frozen_checksum, load_checkpoint, processes,
+from training.checkpoints import (RANK, WORLD, begin_folder, checkpoints, frozen_checksum, load_checkpoint, processes,
                         rank_0_first, restore, save_checkpoint, say, signals_kept, total, unfinished, whole,
                         whole_state)
-from command import Progress, run_command, save_tensors, written_beside
-from data import Skipped, batches, open_source, painted
+from common.command_line import run_command
+from common.files import save_tensors, written_beside
+from common.progress import Progress
+from gallery.album import painted
+from training.data import Skipped, batches, open_source
 from gallery.painting import contact_sheet
 from gallery.scenes import SEEN_PAIRS
 from gallery.score import describe, held_out, score, table
-from report import html_table, line_chart, page, paragraph, picture_tag
-from sources import Part
+from common.page import html_table, line_chart, page, paragraph, picture_tag
+from training.sources import Part
 
 BAD_STEPS = 10                # so many in a row whose loss is not finite end a run
 

@@ -2,7 +2,8 @@
 import argparse
 from pathlib import Path
 
-from command import run_command, written_beside
+from common.command_line import run_command
+from common.files import written_beside
 from gallery.painting import contact_sheet, paint
 from gallery.scenes import SEEN_PAIRS, STYLES, SUBJECTS, UNSEEN_PAIRS, Scene, random_scenes
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from command import run_command
+from common.command_line import run_command
 
 MODES = {"minigpt4": "projection alone (MiniGPT-4)", "norms": "projection + norms",
          "adapters": "projection + adapters", "artgpt4": "projection + norms + adapters (ArtGPT-4)"}

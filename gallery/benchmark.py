@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from artgpt4 import INSTRUCTIONS
-from command import written_beside
+from common.files import written_beside
 from gallery.painting import paint
 from gallery.scenes import EMOTION_OF, FIGURES, MOODS, PALETTES, SEEN_PAIRS, STYLES, SUBJECTS, THINGS, UNSEEN_PAIRS
 from gallery.scenes import Scene, random_scenes

@@ -20,7 +20,8 @@ from torch import nn
 
 from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, STOP, ArtGPT4, Config, LlamaConfig,
                      QFormerConfig, ViTConfig, chat_prompt, instruction_prompt)
-from command import Progress, run_command
+from common.command_line import run_command
+from common.progress import Progress
 from gallery import words
 from gallery.painting import draw, render
 from gallery.scenes import COMPOSITIONS, SUBJECTS, THINGS, random_scenes

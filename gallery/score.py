@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, preprocess
-from command import Progress, run_command
-from data import painted
+from common.command_line import run_command
+from common.progress import Progress
+from gallery.album import painted
 from gallery import words
 from gallery.scenes import SEEN_PAIRS, UNSEEN_PAIRS, random_scenes
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from artgpt4 import ArtGPT4, Config, LlamaConfig, ViTConfig
-from formats import their_names
+from conversion.formats import their_names
 
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = {

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, TRAINS, ArtGPT4, Config, KVCache,
                      LlamaConfig, QFormerConfig, ViTConfig, chat_prompt, instruction_prompt, load_tokenizer,
                      preprocess, read_tensors, sample, save_tensors, trainable_names)
-from command import open_image, written_beside
-from formats import their_names
+from common.files import open_image, written_beside
+from conversion.formats import their_names
 
 PHOTOS = ("photo_rgb_uint8", "photo2_rgb_uint8")
 

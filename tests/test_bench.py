@@ -4,7 +4,7 @@ import torch
 
 import bench
 from artgpt4 import Config, LlamaConfig, QFormerConfig, ViTConfig
-from bench_training import PROMPT, Trainer, training_memory
+from benchmarks.training_cost import PROMPT, Trainer, training_memory
 
 SMALL = Config(56, 1e-5, 64, ViTConfig(176, 1, 2, 256), QFormerConfig(128, 2, 2, 128, 6),
                LlamaConfig(256, 704, 6, 4, 4, vocab_size=1500))

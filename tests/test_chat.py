@@ -19,10 +19,10 @@ from PIL import Image
 
 import artgpt4
 import chat
-import conversation as conversation_module
+from conversation import rounds as conversation_module
 from artgpt4 import IMAGE_SLOT, ArtGPT4, Config, Llama, LlamaConfig, QFormerConfig, ViTConfig, load_tokenizer
-from command import run_command
-from conversation import Conversation, Round, plain
+from common.command_line import run_command
+from conversation.rounds import Conversation, Round, plain
 
 GOLDEN = Path(__file__).parent / "golden"
 CHAT = Path(chat.__file__)

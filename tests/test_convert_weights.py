@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import convert_weights
 from artgpt4 import ArtGPT4, initial_adapter, rotate, trainable_names
-from formats import META, half_split
-from conftest import GOLDEN, VICUNA_SHARDS, golden_tensors, save_llama
+from conversion.formats import META, half_split
+from tests.conftest import GOLDEN, VICUNA_SHARDS, golden_tensors, save_llama
 
 RELEASED = json.loads((GOLDEN / "manifest.json").read_text())
 HUB = json.loads((GOLDEN / "manifest_hf.json").read_text())

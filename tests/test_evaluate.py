@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 import evaluate
-import judges
-import report
+from evaluation import judges
+from common import page as report
 from artgpt4 import ArtGPT4
 from gallery import benchmark as gallery
 from gallery.scenes import Scene

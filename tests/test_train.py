@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import checkpoint
+from training import checkpoints as checkpoint
 import train
 from artgpt4 import ArtGPT4, trainable_names
-from data import Gallery, open_source, painted
+from gallery.album import painted
+from training.data import Gallery, open_source
 from gallery import score
 from gallery.scenes import SEEN_PAIRS
-from tests.kill_and_resume import kill_and_resume, losses, small_data, train_command
+from tests.robustness.kill_and_resume import kill_and_resume, losses, small_data, train_command
 
 ROOT = Path(__file__).parent.parent
 EXPECTED = json.loads((ROOT / "tests" / "golden" / "expected.json").read_text())

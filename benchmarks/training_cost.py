@@ -21,10 +21,10 @@ import torch
 from PIL import Image
 
 from artgpt4 import IMAGE_SLOT, STOP, ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig, trainable_names
-from command import load_tokenizer, written_beside
-from data import batches, open_source
+from common.files import load_tokenizer, written_beside
+from training.data import batches, open_source
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 PROMPT = f"###Human: {IMAGE_SLOT} Describe this image in detail. ###Assistant: "
 SMALL = Config(224, 1e-5, 256, ViTConfig(352, 8, 4, 1536), QFormerConfig(),
                LlamaConfig(1024, 2816, 8, 16, 16, vocab_size=32000))
@@ -121,7 +121,8 @@ def memory_table(table):
     paper, rows = table(head, rows), []
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}           # so that freed memory is seen to be free
     for name in SIZES:
-        run = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, env=environment)
+        command = [sys.executable, "-m", "benchmarks.training_cost", name]
+        run = subprocess.run(command, cwd=HERE, capture_output=True, text=True, env=environment)
         if run.returncode:
             raise ValueError(f"the measurement of {name} failed: {run.stderr.strip().splitlines()[-1]}")
         peak, on_paper = (float(number) for number in run.stdout.split())

@@ -1,11 +1,7 @@
-"""What the commands share: pictures, tensors and tokenizers from files; files that are whole or not there; progress;
-errors in one line."""
+"""Files of every kind that the commands read and write: pictures, tensors, tokenizers; whole or not there at all."""
 import contextlib
 import json
 import os
-import sys
-import time
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -107,51 +103,3 @@ def save_tensors(tensors, file):
     """Write tensors to a safetensors file, whole or not at all. Raises ValueError if the disk does not take it."""
     with written_beside(file) as path:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-class Progress:
-    """What, how far, how fast, how long still: a line rewritten on a terminal, a plain one every 10 seconds elsewhere.
-
-    show(done, note) may be called as often as one likes; `total` and `done` count in `unit`. before: what was done
-    earlier, by a run that this one goes on with.
-    """
-
-    def __init__(self, what, total, unit, stream=sys.stderr, before=0):
-        self.what, self.total, self.unit, self.stream, self.before = what, total, unit, stream, before
-        self.start, self.last = time.monotonic(), 0.0
-
-    def show(self, done, note=""):
-        now = time.monotonic()
-        terminal, finished = self.stream.isatty(), done >= self.total
-        if now - self.last < (0.2 if terminal else 10) and not finished:
-            return
-        self.last = now
-        speed = (done - self.before) / max(now - self.start, 1e-9)
-        left = (self.total - done) / max(speed, 1e-9)
-        time_text = f"{now - self.start:.0f} s" if finished else f"{int(left) // 60}:{int(left) % 60:02d} left"
-        line = f"{self.what} {done:g}/{self.total:g} {self.unit}, {speed:.3g} {self.unit}/s, {time_text}"
-        line += f", {note}" if note else ""
-        print(f"\r\033[K{line}" if terminal else line, end="\n" if finished or not terminal else "", file=self.stream,
-              flush=True)
-
-
-def run_command(main, parser, arguments=None):
-    """Run main(args) as a command: an error that a user can cause is one line on stderr and exit code 1, with
-    --debug also its traceback; Ctrl-C is code 130; a closed pipe ends quietly."""
-    parser.add_argument("--debug", action="store_true", help="show where an error came from")
-    args = parser.parse_args(arguments)
-    try:
-        main(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
-        if args.debug:
-            traceback.print_exc()
-        message = (str(error).strip() or repr(error)).splitlines()[-1]       # a worker's error brings its traceback
-        print(f"{parser.prog}: {message}", file=sys.stderr)
-        sys.exit(1)

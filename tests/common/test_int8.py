@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from artgpt4 import ArtGPT4, Int8Linear, trainable_names
-from int8 import int8_linear, quantise
+from common.int8 import int8_linear, quantise
 
 
 def error(found, exact):

@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-import data
+from training import data
 from artgpt4 import INSTRUCTIONS, SYSTEM, instruction_prompt, preprocess
 from gallery import words
 from gallery.scenes import UNSEEN_PAIRS
 
-EXPECTED = json.loads((Path(__file__).parent / "golden" / "expected.json").read_text())
+EXPECTED = json.loads((Path(__file__).parent.parent / "golden" / "expected.json").read_text())
 
 
 @pytest.fixture
@@ -197,7 +197,8 @@ def test_more_than_five_percent_of_a_thousand_samples_end_the_run_and_five_do_no
 
 def test_workers_die_quietly_with_the_run(cc_sbu_align):
     program = """if True:
-        import contextlib, multiprocessing, sys, data
+        import contextlib, multiprocessing, sys
+        from training import data
         steps = data.batches(data.open_source(sys.argv[1]), 1, 28, 4, 10**6, 1, workers=2)
         next(steps)
         with contextlib.suppress(KeyboardInterrupt):

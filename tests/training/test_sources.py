@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sources
-from sources import SampleError, Shards
+from training import sources
+from training.sources import SampleError, Shards
 
 RED = (200, 30, 40)
 

@@ -23,7 +23,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from artgpt4 import INSTRUCTIONS, instruction_prompt
-from command import Progress, to_rgb, written_beside
+from common.files import to_rgb, written_beside
+from common.progress import Progress
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 PARTS = ("picture", "json", "txt")      # of a sample in a tar file

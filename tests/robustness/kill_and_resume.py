@@ -1,4 +1,4 @@
-"""Kill a training run again and again, and see that it ends as one left alone: python tests/kill_and_resume.py KILLS
+"""Kill a training run again and again, and see that it ends as one left alone: python tests/robustness/kill_and_resume.py KILLS
 
 Every second kill comes at a random moment from the start of the command on, every other one when a checkpoint is half
 written. A kill is SIGKILL: nothing is said to the process before.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def small_data(folder, pairs=12):

@@ -21,9 +21,10 @@ import urllib.parse
 import urllib.request
 from typing import NamedTuple
 
-from command import Progress, open_image, written_beside
+from common.files import open_image, written_beside
+from common.progress import Progress
 from gallery import benchmark as gallery
-from report import data_url, html_table, page, paragraph, picture_tag
+from common.page import data_url, html_table, page, paragraph, picture_tag
 
 # What the scores 0 to 5 mean (the paper's tables of criteria).
 RUBRICS = {

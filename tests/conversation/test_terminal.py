@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from terminal import PALETTE, clean, colours_of, half_blocks, typed_path, wrapped
+from conversation.terminal import PALETTE, clean, colours_of, half_blocks, typed_path, wrapped
 
 
 class Stream(io.TextIOWrapper):

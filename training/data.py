@@ -10,9 +10,7 @@ import math
 import os
 import random
 import sys
-import zlib
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,36 +21,17 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, chat_prompt, instruction_prompt
-from command import Progress, written_beside
-from gallery import painting, words
-from gallery import scenes as scenes_module
+from common.files import written_beside
+from gallery import words
+from gallery.album import painted
 from gallery.scenes import random_scenes
-from sources import SampleError, Shards, Source, cc_sbu_align, clean_caption, expand, own_pictures
+from training.sources import SampleError, Shards, Source, cc_sbu_align, clean_caption, expand, own_pictures
 
 MAX_BAD, RECENT = 50, 1000      # so many bad samples of so many in a row: 5 %
 TRIES = 20                      # to read a sample or one in its place: where 5 % are bad, so many in a row never are
 
 
 # ---- Sources
-
-
-def painted(scenes, folder="runs/gallery", size=224):
-    """Paintings of the scenes, uint8 (N, size, size, 3), mapped from a file in `folder`; painted when it is not there.
-
-    A painting takes tens of milliseconds, more than a training step has for it: hence the file.
-    """
-    sources = Path(painting.__file__).read_bytes() + Path(scenes_module.__file__).read_bytes()
-    key = zlib.crc32(sources + repr((scenes, size)).encode())
-    file = Path(folder) / f"{len(scenes)}-{key:08x}.npy"
-    if not file.is_file():
-        progress = Progress("painting", len(scenes), "pictures")
-        with written_beside(file) as path, ProcessPoolExecutor() as pool:
-            array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(scenes), size, size, 3))
-            for i, image in enumerate(pool.map(painting.paint, scenes, [size] * len(scenes), chunksize=16)):
-                array[i] = image
-                progress.show(i + 1)
-            array.flush()
-    return np.load(file, mmap_mode="r")
 
 
 class Gallery(Source):

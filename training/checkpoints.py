@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from artgpt4 import trainable_names
-from command import written_beside
+from common.files import written_beside
 
 # ---- One of several processes
 

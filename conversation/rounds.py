@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, KVCache, chat_prompt, preprocess
-from terminal import clean
+from conversation.terminal import clean
 
 MAX_CONTEXT = 2000                                            # tokens of prompt and answer, as in the released code
 MARKS = re.compile(rf"#(?=##)|<(?={IMAGE_MARK[1:]})|\[(?=/?INST\])")    # where a message or an image would begin

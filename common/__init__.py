@@ -1,0 +1,1 @@
+"""What two or more folders use: files, flags, progress, pages, int8, loading."""

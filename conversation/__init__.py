@@ -1,0 +1,1 @@
+"""The parts of chat.py: rounds and their cache, typed lines, the terminal."""

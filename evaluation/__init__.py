@@ -1,0 +1,1 @@
+"""The parts of evaluate.py: benchmark items, judges, tables."""
