@@ -1,4 +1,5 @@
 """The golden checkpoints, made by the recipe of tests/golden, and what they convert to."""
+import contextlib
 import json
 import math
 import shutil
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import convert_weights
 from artgpt4 import ArtGPT4
+from tests.robustness.kill_and_resume import small_data
+from training.data import Gallery
 
 GOLDEN = Path(__file__).parent / "golden"
 RELEASED = json.loads((GOLDEN / "manifest.json").read_text())
@@ -204,3 +207,26 @@ def vicuna(tmp_path):
 def expected_hf():
     """expected_hf.safetensors."""
     return load_file(GOLDEN / "expected_hf.safetensors")
+
+
+# ---- Training
+
+
+@pytest.fixture(scope="module")
+def training_folder(tmp_path_factory):
+    """The working directory of a module's tests, in which the pictures are painted once."""
+    folder = tmp_path_factory.mktemp("train")
+    with contextlib.chdir(folder):
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def gallery(training_folder):
+    """A source of 24 paintings."""
+    return Gallery(24)
+
+
+@pytest.fixture(scope="module")
+def pairs(training_folder):
+    """A folder for --data, with small pictures that do not depend on the gallery."""
+    return small_data(training_folder / "pairs")

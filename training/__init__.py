@@ -1,1 +1,1 @@
-"""The parts of train.py: what it trains on, and what a run keeps."""
+"""The parts of train.py: the data, the processes, and what a run keeps."""

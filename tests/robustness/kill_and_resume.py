@@ -1,7 +1,9 @@
-"""Kill a training run again and again, and see that it ends as one left alone: python tests/robustness/kill_and_resume.py KILLS
+"""Kill a training run again and again, and compare its end with that of an undisturbed run.
 
-Every second kill comes at a random moment from the start of the command on, every other one when a checkpoint is half
-written. A kill is SIGKILL: nothing is said to the process before.
+    python tests/robustness/kill_and_resume.py KILLS
+
+A kill is SIGKILL, of which the process hears nothing before. Every second kill comes while a
+checkpoint is half-written; the others come at a random moment after the start of the command.
 """
 import json
 import os
@@ -15,6 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def small_data(folder, pairs=12):
@@ -22,17 +25,35 @@ def small_data(folder, pairs=12):
     (folder / "image").mkdir(parents=True)
     annotations = []
     for i in range(pairs):
-        Image.new("RGB", (40, 40), (20 * i, 255 - 20 * i, 99)).save(folder / "image" / f"{i}.jpg")
-        annotations.append({"image_id": str(i), "caption": f"A picture with {i} red houses and a lake."})
+        picture = Image.new("RGB", (40, 40), (20 * i, 255 - 20 * i, 99))
+        picture.save(folder / "image" / f"{i}.jpg")
+        caption = f"A picture with {i} red houses and a lake."
+        annotations.append({"image_id": str(i), "caption": caption})
     (folder / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
     return folder
 
 
 def train_command(data, out, steps, *flags):
     """The command of a short run that saves at every step."""
-    return [sys.executable, ROOT / "train.py", "--stage", "1", "--data", data, "--out", out, "--batch-size", "4",
-            "--steps-per-epoch", str(steps), "--epochs", "1", "--warmup-steps", "2", "--save-every", "1",
-            "--eval-every", str(max(2, steps // 3)), "--workers", "0", *flags]
+    return [sys.executable, ROOT / "train.py", "--stage", "1", "--data", data, "--out", out,
+            "--batch-size", "4", "--steps-per-epoch", str(steps), "--epochs", "1",
+            "--warmup-steps", "2", "--save-every", "1", "--eval-every", str(max(2, steps // 3)),
+            "--workers", "0", *flags]
+
+
+def wait_for_a_moment(process, rng, longest):
+    """Wait for a random moment, at most `longest` seconds from now, or for the process's end."""
+    end = time.monotonic() + rng.uniform(0, longest)
+    while process.poll() is None and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def wait_for_half_a_checkpoint(process, rng, out):
+    """Wait until the process writes its 1st to 5th checkpoint, or for its end."""
+    seen, wanted = set(), rng.randrange(1, 6)
+    while process.poll() is None and len(seen) < wanted:
+        seen.update(file.name for file in out.glob(f".checkpoint-*.{process.pid}.part"))
+    time.sleep(rng.uniform(0, 0.002))
 
 
 def kill_and_resume(command, out, kills, seed=0, longest=4.0):
@@ -41,53 +62,52 @@ def kill_and_resume(command, out, kills, seed=0, longest=4.0):
     longest: seconds from the start of the command to the latest of the random moments.
     """
     rng, told = random.Random(seed), []
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    quiet = {"env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     while len(told) < kills:
-        while_saving = len(told) % 2 == 1
-        running = subprocess.Popen([*command, "--resume"], env=environment, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
-        began, moment = time.monotonic(), rng.uniform(0, longest)
-        wanted = rng.randrange(1, 6)                          # the how many-eth half-written checkpoint of this process
-        seen = set()
-        while running.poll() is None:
-            if while_saving:
-                seen.update(file.name for file in out.glob(f".checkpoint-*.{running.pid}.part"))
-            if len(seen) >= wanted if while_saving else time.monotonic() - began > moment:
-                break
-            time.sleep(0 if while_saving else 0.001)
-        time.sleep(rng.uniform(0, 0.002) if while_saving else 0)
-        running.kill()
-        running.wait()
-        if running.returncode != -9:
-            raise SystemExit(f"the run ended, with code {running.returncode}, before kill {len(told) + 1}")
-        files, half = sorted(out.glob("checkpoint-*.pt")), list(out.glob(f".checkpoint-*.{running.pid}.part"))
-        step = int(files[-1].stem.split("-")[1]) if files else 0
-        told.append(f"{time.monotonic() - began:.2f} s after the start, last checkpoint {step}"
-                    + (f", half written {half[0].stat().st_size} bytes" if half else ""))
-    subprocess.run([*command, "--resume"], env=environment, check=True, stdout=subprocess.DEVNULL,
-                   stderr=subprocess.DEVNULL)
+        began = time.monotonic()
+        process = subprocess.Popen([*command, "--resume"], **quiet)
+        if len(told) % 2 == 0:
+            wait_for_a_moment(process, rng, longest)
+        else:
+            wait_for_half_a_checkpoint(process, rng, out)
+        process.kill()
+        process.wait()
+        if process.returncode != -9:
+            raise SystemExit(f"the run ended, with code {process.returncode}, before kill "
+                             f"{len(told) + 1}")
+        step = 0
+        for file in sorted(out.glob("checkpoint-*.pt")):
+            _, step, *_ = file.stem.split("-")
+        line = f"{time.monotonic() - began:.2f} s after the start, last checkpoint {int(step)}"
+        for half in out.glob(f".checkpoint-*.{process.pid}.part"):
+            line += f", half written {half.stat().st_size} bytes"
+        told.append(line)
+    subprocess.run([*command, "--resume"], check=True, **quiet)
     return told
 
 
 def losses(out):
-    """(step, loss) of a run's log."""
-    return [(entry["step"], entry["loss"]) for entry in map(json.loads, open(out / "log.jsonl"))]
+    """(step, loss) of every line of a run's log."""
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [(entry["step"], entry["loss"]) for entry in entries]
 
 
 def main(kills):
     with tempfile.TemporaryDirectory() as folder:
-        folder, steps = Path(folder), 20 * kills
-        data = small_data(folder / "data")
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(train_command(data, folder / "undisturbed", steps), env=environment, check=True)
-        command = train_command(data, folder / "killed", steps)
-        for number, line in enumerate(kill_and_resume(command, folder / "killed", kills), 1):
+        steps = 20 * kills
+        data = small_data(Path(folder) / "data")
+        undisturbed, killed = Path(folder) / "undisturbed", Path(folder) / "killed"
+        subprocess.run(train_command(data, undisturbed, steps), env=ENVIRONMENT, check=True)
+        told = kill_and_resume(train_command(data, killed, steps), killed, kills)
+        for number, line in enumerate(told, 1):
             print(f"kill {number}: {line}")
+        all_same = losses(undisturbed) == losses(killed)
+        print(f"log.jsonl, {steps} steps and losses: {'the same' if all_same else 'DIFFERS'}")
         for name in ("adapter.safetensors", "samples.png"):
-            same = (folder / "undisturbed" / name).read_bytes() == (folder / "killed" / name).read_bytes()
+            same = (undisturbed / name).read_bytes() == (killed / name).read_bytes()
             print(f"{name}: {'the same to the bit' if same else 'DIFFERS'}")
-        same = losses(folder / "undisturbed") == losses(folder / "killed")
-        print(f"log.jsonl, {steps} steps and losses: {'the same' if same else 'DIFFERS'}")
+            all_same = all_same and same
+    sys.exit(0 if all_same else 1)
 
 
 if __name__ == "__main__":

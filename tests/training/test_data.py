@@ -1,12 +1,6 @@
-"""data.py: captions, crops, sources, batches."""
-import io
+"""training/data.py: crops, the order of pairs, batches, bad samples, which data a name means."""
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from training import data
 from artgpt4 import INSTRUCTIONS, SYSTEM, instruction_prompt, preprocess
 from gallery import words
 from gallery.scenes import UNSEEN_PAIRS
-
-EXPECTED = json.loads((Path(__file__).parent.parent / "golden" / "expected.json").read_text())
+from tests.training.small_files import write_tar
+from training import data
 
 
 @pytest.fixture
@@ -40,16 +33,19 @@ def source(cc_sbu_align):
 
 def numbers(steps):
     """What a caption of the fixture says it is, for all pairs of each step."""
-    return [[int(text.split()[2].rstrip("!")) for batch in step for text in batch.texts] for step in steps]
+    found = []
+    for step in steps:
+        texts = [text for batch in step for text in batch.texts]
+        found.append([int(text.split()[2].rstrip("!")) for text in texts])
+    return found
 
 
 def same(one, other):
-    return all(torch.equal(a.pixels, b.pixels) and a[1:] == b[1:] for a, b in zip(one, other, strict=True))
-
-
-@pytest.mark.parametrize("text, cleaned", EXPECTED["caption_processor"])
-def test_captions_are_cleaned_as_the_released_code_does(text, cleaned):
-    assert data.clean_caption(text) == cleaned
+    """Whether two lists of batches are equal."""
+    for a, b in zip(one, other, strict=True):
+        if not torch.equal(a.pixels, b.pixels) or a[1:] != b[1:]:
+            return False
+    return True
 
 
 @pytest.mark.parametrize("size", [(200, 150), (150, 200), (64, 64), (1000, 20), (1, 1)])
@@ -77,24 +73,39 @@ def test_every_epoch_is_a_new_shuffle_of_all_pairs_and_a_pure_function_of_the_se
 
 
 @pytest.mark.parametrize("window", [0, 4])
-def test_a_run_that_goes_on_sees_what_it_would_have_seen_without_reading_what_came_before(source, window, monkeypatch):
+def test_a_resumed_run_sees_the_same_pairs_without_reading_the_earlier_ones(
+        source, window, monkeypatch):
     whole = list(data.global_batches(source, 5, 11, 1, window=window))
     for first in range(11):
         assert list(data.global_batches(source, 5, 11, 1, first, window)) == whole[first:]
-    assert list(data.global_batches(source, 5, 6, 1, window=window)) == whole[:6]          # nor how long it will be
+    shorter = list(data.global_batches(source, 5, 6, 1, window=window))
+    assert shorter == whole[:6]                      # the length of the run does not matter
     read, caption = [], source.caption
-    monkeypatch.setattr(source, "caption", lambda i: read.append(i) or caption(i))
+
+    def reading(i):
+        read.append(i)
+        return caption(i)
+
+    monkeypatch.setattr(source, "caption", reading)
     [last] = data.batches(source, 1, 14, 5, 11, 1, workers=0, first_step=10, window=window)
     assert read == [i for _, _, i in whole[10]] and numbers([last]) == [read]
 
 
 def test_a_window_has_batches_of_like_length_in_random_order(source):
     def spread(batches):
-        return [max(found) - min(found) for found in ([source.text_length(i) for *_, i in b] for b in batches)]
+        """How much the lengths in a batch differ, summed over the batches."""
+        total = 0
+        for batch in batches:
+            lengths = [source.text_length(i) for _, _, i in batch]
+            total += max(lengths) - min(lengths)
+        return total
+
     def pairs_of(batches):
         return sorted(pair for batch in batches for _, *pair in batch)
-    plain, sorted_ = (list(data.global_batches(source, 3, 64, 1, window=window)) for window in (0, 8))
-    assert sum(spread(sorted_)) < 0.4 * sum(spread(plain))
+
+    plain = list(data.global_batches(source, 3, 64, 1, window=0))
+    sorted_ = list(data.global_batches(source, 3, 64, 1, window=8))
+    assert spread(sorted_) < 0.4 * spread(plain)
     for first in range(0, 64, 8):
         assert pairs_of(plain[first:first + 8]) == pairs_of(sorted_[first:first + 8])
     lengths = [source.text_length(batch[0][2]) for batch in sorted_[:8]]
@@ -105,29 +116,31 @@ def test_batches_are_the_same_for_any_number_of_workers_processes_and_parts(sour
     whole = [batch for [batch] in data.batches(source, 2, 28, 4, 4, seed=3, workers=0)]
     assert whole[0].pixels.shape == (4, 3, 28, 28) and whole[0].pixels.is_contiguous()
     assert same(whole, [batch for [batch] in data.batches(source, 2, 28, 4, 4, seed=3, workers=2)])
-    ranks = [list(data.batches(source, 2, 28, 4, 4, 3, workers=0, rank=rank, world=2, accumulate=2)) for rank in (0, 1)]
-    for batch, parts in zip(whole, zip(*ranks, strict=True), strict=True):
-        parts = [part for pair in zip(*parts, strict=True) for part in pair]       # the ranks' first ones, then second
+    ranks = [list(data.batches(source, 2, 28, 4, 4, 3, workers=0, rank=rank, world=2, accumulate=2))
+             for rank in (0, 1)]
+    for batch, of_0, of_1 in zip(whole, *ranks, strict=True):
+        parts = [of_0[0], of_1[0], of_0[1], of_1[1]]
         assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
         assert sum((part.texts for part in parts), []) == batch.texts
         assert sum((part.prompts for part in parts), []) == batch.prompts
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(source):
-    with pytest.raises(ValueError, match="a batch of 4 cannot be shared by 3 processes x 1 parts each"):
+    with pytest.raises(ValueError, match="4 cannot be divided among 3 processes with 1 parts each"):
         data.batches(source, 1, 28, 4, 4, seed=3, world=3)
-    with pytest.raises(ValueError, match="a batch of 2 cannot be shared"):
+    with pytest.raises(ValueError, match="a batch of 2 cannot be divided"):
         data.batches(source, 1, 28, 2, 4, seed=3, accumulate=4)
 
 
 def test_pixels_are_those_of_the_crop_as_the_model_is_given_pictures(source):
     [[batch]] = data.batches(source, 1, 28, 12, 1, seed=5, workers=0)
-    for pixels, (_, epoch, i) in zip(batch.pixels, next(data.global_batches(source, 12, 1, 5)), strict=True):
+    keys = next(data.global_batches(source, 12, 1, 5))
+    for pixels, (_, epoch, i) in zip(batch.pixels, keys, strict=True):
         crop = data.random_crop(source.picture(i), random.Random(f"5 {epoch} {i}"), 0.5)
         assert torch.equal(pixels, preprocess(crop, 28))
 
 
-def test_a_pair_is_cropped_anew_in_every_epoch_and_alike_at_every_step_of_it(source):
+def test_the_crop_of_a_pair_depends_on_the_epoch_and_not_on_the_step(source):
     pairs = data.Pairs(source, 1, 28, 0.5, seed=0)
     Image.effect_noise((60, 50), 80).convert("RGB").save(source.pairs[0][0])
     crops = [pairs[step, epoch, 0][0] for step, epoch in ((0, 0), (7, 0), (7, 1))]
@@ -137,114 +150,58 @@ def test_a_pair_is_cropped_anew_in_every_epoch_and_alike_at_every_step_of_it(sou
 # ---- Bad samples
 
 
-def test_a_bad_pair_is_named_and_another_one_stands_for_it_in_every_run_alike(source):
+def test_a_bad_pair_is_named_and_replaced_by_the_same_other_pair_in_every_run(source):
     source.pairs[7][0].write_bytes(b"no picture")
     runs = [list(data.batches(source, 1, 28, 4, 6, 1, workers=workers, first_step=first))
             for workers, first in ((0, 0), (2, 0), (0, 3))]
     assert same([batch for [batch] in runs[0]], [batch for [batch] in runs[1]])
     assert same([batch for [batch] in runs[0][3:]], [batch for [batch] in runs[2]])
     assert all(len(found) == 4 and 7 not in found for found in numbers(runs[0]))
-    expected = [{"step": step + 1, "sample": "7.jpg", "reason": "not a picture that Pillow can read"}
+    reason = "not a picture that Pillow can read"
+    expected = [{"step": step + 1, "sample": "7.jpg", "reason": reason}
                 for batch in data.global_batches(source, 4, 6, 1) for step, _, i in batch if i == 7]
     found = [entry for [batch] in runs[0] for entry in batch.skipped]
-    assert len(expected) == 2 and [entry for entry in found if entry in expected] and found[0] == expected[0]
+    assert len(expected) == 2
+    assert [entry for entry in found if entry in expected] and found[0] == expected[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_data_with_nothing_usable_say_so_at_once_in_one_line(source, workers):
+def test_data_with_nothing_usable_is_an_error_of_one_line_at_once(source, workers):
     for file, _ in source.pairs:
         file.unlink()
-    with pytest.raises(ValueError, match=r"^nothing usable in the training data: 20 samples .*No such file[^\n]*$"):
+    message = r"^nothing usable in the training data: 20 samples .*No such file[^\n]*$"
+    with pytest.raises(ValueError, match=message):
         next(data.batches(source, 1, 28, 4, 6, 1, workers=workers))
-
-
-def entries(*steps):
-    return [{"step": step, "sample": f"0.tar:{step}", "reason": "cut"} for step in steps]
-
-
-def batch_of(size, *steps):
-    return data.Batch(None, [None] * size, ["text"] * size, entries(*steps))
-
-
-def test_skipped_samples_are_counted_and_named_once_even_when_a_run_goes_on(tmp_path):
-    file = tmp_path / "skipped.jsonl"
-    file.write_text('{"step": 1, "sample": "of an older run"}\n')
-    skipped = data.Skipped(file)
-    skipped.cut(0)
-    steps = [batch_of(4, 1), batch_of(4)], [batch_of(8)], [batch_of(8, 3, 3)]
-    assert [skipped.add(batches) for batches in steps] == [1, 0, 2]
-    state = json.loads(json.dumps(skipped.state))
-    skipped.add([batch_of(8, 4)])
-    with open(file, "a") as opened:
-        opened.write('{"step": 4, "sam')                      # killed while writing
-    skipped = data.Skipped(file, state)
-    skipped.cut(3)
-    assert skipped.count == 3 and skipped.state == state
-    skipped.add([batch_of(8, 4)])
-    assert [json.loads(line) for line in file.read_text().splitlines()] == entries(1, 3, 3, 4) and skipped.count == 4
-
-
-def test_more_than_five_percent_of_a_thousand_samples_end_the_run_and_five_do_not(tmp_path):
-    skipped = data.Skipped(tmp_path / "skipped.jsonl")
-    for step in range(300):                                   # 1 of 21 is bad: 4.8 %
-        skipped.add([batch_of(20, step)])
-    skipped = data.Skipped(tmp_path / "skipped.jsonl", skipped.state)
-    with pytest.raises(ValueError, match="skipped.jsonl: 51 of the last 1000 samples were bad, more than 50 of 1000"):
-        for step in range(100):
-            skipped.add([batch_of(18, step)])
-    assert skipped.count > 300
-
-
-def test_workers_die_quietly_with_the_run(cc_sbu_align):
-    program = """if True:
-        import contextlib, multiprocessing, sys
-        from training import data
-        steps = data.batches(data.open_source(sys.argv[1]), 1, 28, 4, 10**6, 1, workers=2)
-        next(steps)
-        with contextlib.suppress(KeyboardInterrupt):
-            print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-            for step in steps:
-                pass
-    """
-    for end in (signal.SIGKILL, signal.SIGINT):
-        run = subprocess.Popen([sys.executable, "-c", program, cc_sbu_align], text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, start_new_session=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-        assert len(run.stdout.readline().split()) == 2
-        os.killpg(run.pid, end)
-        errors = run.communicate(timeout=60)[1]               # which waits for the workers: they hold the pipe
-        assert errors == "", end
 
 
 # ---- Sources
 
 
-def test_cc_sbu_align_gives_cleaned_captions_in_stage_1_and_whole_ones_after_an_instruction_in_stage_2(source):
+def test_cc_sbu_align_gives_clean_captions_in_stage_1_and_an_instruction_in_stage_2(source):
     assert len(source) == 12 and source.picture(3).size == (90, 50) and source.name(3) == "3.jpg"
-    assert source.words(2, 1, random.Random(0), random.Random(1)) == (None, "picture no 2 more more")
+    prompt, text = source.words(2, 1, random.Random(0), random.Random(1))
+    assert prompt is None and text == "picture no 2 more more"
     prompt, text = source.words(2, 2, random.Random(0), random.Random(1))
-    assert prompt == source.words(3, 2, random.Random(5), random.Random(1))[0]        # one instruction a batch
+    other_prompt, _ = source.words(3, 2, random.Random(5), random.Random(1))
+    assert prompt == other_prompt                    # a batch has one instruction
     assert text == "Picture No. 2! More. More."
     assert prompt in [instruction_prompt(instruction) for instruction in INSTRUCTIONS]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"annotations": []}', '{"annotations": [{"image_id": "1"}]}'])
-def test_a_filter_cap_json_that_is_none_is_refused_by_name(tmp_path, content):
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"annotations": []}', '{"annotations": [{"image_id": "1"}]}'])
+def test_a_filter_cap_json_without_annotations_is_refused_by_name(tmp_path, content):
     (tmp_path / "filter_cap.json").write_text(content)
     with pytest.raises(ValueError, match="filter_cap.json: (not a list of|no) annotations"):
         data.open_source(tmp_path)
 
 
-def test_data_are_known_by_what_lies_there(tmp_path, source, monkeypatch):
+def test_what_lies_at_a_path_tells_which_kind_of_data_it_is(tmp_path, source, monkeypatch):
     monkeypatch.chdir(tmp_path)
     picture = source.pairs[0][0].read_bytes()
+    Path("tars").mkdir()
     for tar in ("tars/0.tar", "tars/1.tar"):
-        Path(tar).parent.mkdir(exist_ok=True)
-        with tarfile.open(tar, "w") as file:
-            for name, content in (("0.jpg", picture), ("0.txt", b"a caption")):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                file.addfile(member, io.BytesIO(content))
+        write_tar(tar, {"0.jpg": picture, "0.txt": b"a caption"})
     Path("own").mkdir()
     Path("own/a.jpg").write_bytes(picture)
     for nothing in (".", "own"):
@@ -252,8 +209,8 @@ def test_data_are_known_by_what_lies_there(tmp_path, source, monkeypatch):
             (tmp_path / "filter_cap.json").unlink(missing_ok=True)
             data.open_source(nothing)
     Path("own/a.txt").write_text("mine")
-    assert len(data.open_source("tars", "index")) == len(data.open_source("tars/{0..1}.tar", "index")) == 2
-    assert len(data.open_source(Path("tars/1.tar"), "index")) == len(data.open_source("own", "index")) == 1
+    for spec, pairs in (("tars", 2), ("tars/{0..1}.tar", 2), (Path("tars/1.tar"), 1), ("own", 1)):
+        assert len(data.open_source(spec, "index")) == pairs
     assert len(list(Path("index").iterdir())) == 2
     with pytest.raises(ValueError, match="own/a.txt: not a tar file; --data takes"):
         data.open_source("own/a.txt")
@@ -267,12 +224,15 @@ def test_the_gallery_trains_on_no_held_out_pair_and_crops_what_it_painted(tmp_pa
     assert not {(scene.subject, scene.style) for scene in gallery.scenes} & set(UNSEEN_PAIRS)
     assert gallery.paintings.shape == (20, 224, 224, 3)
     painted_again = data.painted(gallery.scenes)              # from the file
-    assert np.array_equal(painted_again, gallery.paintings) and len(list(Path("runs/gallery").iterdir())) == 1
+    assert np.array_equal(painted_again, gallery.paintings)
+    assert len(list(Path("runs/gallery").iterdir())) == 1
     pairs, whole = data.Pairs(gallery, 1, 56, 0.5, seed=0), preprocess(gallery.picture(4), 56)
     crops = [data.normalised(pairs[0, epoch, 4][0][None])[0] for epoch in range(3)]
-    assert crops[0].shape == whole.shape and not any(torch.equal(crop, whole) for crop in crops)
+    assert crops[0].shape == whole.shape
+    assert not any(torch.equal(crop, whole) for crop in crops)
     assert not torch.equal(crops[0], crops[1])
-    assert pairs[0, 0, 4][1] is None and gallery.scenes[4].subject in pairs[0, 0, 4][2]
+    _, prompt, text, _ = pairs[0, 0, 4]
+    assert prompt is None and gallery.scenes[4].subject in text
 
 
 def test_the_gallery_s_second_stage_asks_for_what_it_answers(tmp_path, monkeypatch):
@@ -287,5 +247,10 @@ def test_the_gallery_s_second_stage_asks_for_what_it_answers(tmp_path, monkeypat
             kinds.add("description")
         else:
             assert prompt.startswith(SYSTEM) and prompt.endswith("###Assistant:")
-            kinds.add("page" if text.startswith("```html") else "second" if prompt.count("###Human:") == 2 else "first")
+            if text.startswith("```html"):
+                kinds.add("page")
+            elif prompt.count("###Human:") == 2:
+                kinds.add("second")
+            else:
+                kinds.add("first")
     assert kinds == {"description", "page", "second", "first"}

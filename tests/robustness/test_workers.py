@@ -1,0 +1,34 @@
+"""The loader's workers end with the run that started them."""
+import os
+import signal
+import subprocess
+import sys
+
+from tests.robustness.kill_and_resume import small_data
+
+
+def hear_ctrl_c():
+    """In a new process: a shell's background job would ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_workers_die_quietly_with_the_run(tmp_path):
+    pairs = small_data(tmp_path / "pairs")
+    program = """if True:
+        import contextlib, multiprocessing, sys
+        from training import data
+        steps = data.batches(data.open_source(sys.argv[1]), 1, 28, 4, 10**6, 1, workers=2)
+        next(steps)
+        with contextlib.suppress(KeyboardInterrupt):
+            print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+            for step in steps:
+                pass
+    """
+    for end in (signal.SIGKILL, signal.SIGINT):
+        run = subprocess.Popen(
+            [sys.executable, "-c", program, pairs], text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, start_new_session=True, preexec_fn=hear_ctrl_c)
+        assert len(run.stdout.readline().split()) == 2
+        os.killpg(run.pid, end)
+        _, errors = run.communicate(timeout=60)      # waits for the workers: they hold the pipe
+        assert errors == "", end

@@ -1,0 +1,69 @@
+"""Short runs of training on the shipped weights, in this process."""
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+import train
+from artgpt4 import ArtGPT4
+from gallery import score
+from gallery.album import painted
+from gallery.scenes import SEEN_PAIRS
+from training.data import Gallery, batches
+from training.report import sample_pictures
+from training.run import Run
+from training.validation import Evaluation
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = ROOT / "weights" / "tiny"
+
+
+def short_recipe(stage, mode, changes):
+    """Six steps of eight pairs, evaluated every three."""
+    recipe = replace(train.RECIPES["tiny", stage], batch_size=8, steps_per_epoch=6, epochs=1,
+                     warmup_steps=2, mode=mode, eval_every=3)
+    return replace(recipe, **changes)
+
+
+def short_run(out, source, stage=1, mode="artgpt4", resume=False, dtype=torch.float32, int8=False,
+              checkpointing=False, loss=None, changes=(), val=None, save_every=None, accumulate=1):
+    """A run in the folder `out`. Returns the trained model, and its state before the run.
+
+    loss: called with the per-token losses of each forward in training; may return others.
+    """
+    recipe = short_recipe(stage, mode, dict(changes))
+    torch.manual_seed(recipe.seed)
+    model = ArtGPT4.from_pretrained(TINY, dtype=dtype, adapter=False, int8=int8)
+    model.llama.checkpointing = checkpointing
+    if loss:
+        model.register_forward_hook(lambda module, arguments, losses: loss(losses))
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if isinstance(source, Gallery):
+        pictures = painted(score.held_out(SEEN_PAIRS, 2))
+    else:
+        pictures = sample_pictures(source, 2)
+    run = Run(out, asdict(recipe), recipe, resume, save_every)
+    loader = batches(source, stage, model.config.image_size, recipe.batch_size, recipe.steps,
+                     recipe.seed, recipe.min_crop_area, workers=0, first_step=run.first,
+                     accumulate=accumulate)
+    evaluation = Evaluation(model, stage, recipe, pictures, val, workers=0)
+    train.train(model, loader, recipe, stage, run, evaluation)
+    return model, start
+
+
+def log_of(out):
+    """The entries of a run's log."""
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def train_py(monkeypatch, *flags):
+    """train.py with flags, in this process, without computing scores. Returns its exit code."""
+    shares = {"seen pairs": dict.fromkeys((*score.ATTRIBUTES, "all"), 1)}
+    monkeypatch.setattr(train, "score", lambda model, stage: shares)
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, flags)])
+    try:
+        train.command_line()
+    except SystemExit as end:
+        return end.code

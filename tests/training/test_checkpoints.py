@@ -1,0 +1,45 @@
+"""training/checkpoints.py: damaged checkpoints, and checkpoints that mean harm."""
+import os
+
+import pytest
+import torch
+
+from training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+
+
+def saved(out, *steps):
+    """The checkpoints in `out` after checkpoints of these steps were saved."""
+    for step in steps:
+        weights = {"proj.bias": torch.full((500,), float(step))}
+        save_checkpoint(out, step, 9, run={"stage": 1}, weights=weights)
+    return checkpoints(out)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "a flipped bit", "another file"])
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before_it(tmp_path, capsys, damage):
+    first, last = saved(tmp_path, 1, 2, 3)
+    assert first.name == "checkpoint-0000002-of-0000009.pt"
+    assert last.name == "checkpoint-0000003-of-0000009.pt"
+    for file in (last, first):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged = {"cut": content[:-100], "empty": b"", "a flipped bit": content,
+                   "another file": b"x" * 999}
+        file.write_bytes(damaged[damage])
+        if file == last:
+            checkpoint = load_checkpoint(tmp_path, {"stage": 1})
+            assert checkpoint["weights"]["proj.bias"].tolist() == [2] * 500
+            error = capsys.readouterr().err
+            assert error.startswith(f"{last}: damaged (") and error.count("\n") == 1
+    with pytest.raises(ValueError, match="all its checkpoints are damaged"):
+        load_checkpoint(tmp_path, {"stage": 1})
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+    torch.save({"step": 1, "run": Evil()}, tmp_path / "checkpoint-0000001-of-0000009.pt")
+    with pytest.raises(ValueError, match="all its checkpoints are damaged"):
+        load_checkpoint(tmp_path, {})
+    assert not (tmp_path / "evil").exists()

@@ -1,0 +1,54 @@
+"""What a run is judged by: the loss of held-out pairs, and what the model says of some pictures."""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from artgpt4 import STOP
+from training.data import batches
+from training.processes import RANK, WORLD, total
+from training.report import draw_samples
+from training.sources import Source
+
+END = {1: "\n", 2: STOP}        # what ends the text of a stage
+
+
+def token_losses(module, batch, stage, max_text_tokens):
+    """The cross-entropy of every caption token of a Batch, (N,). A mean is taken over all parts
+    and processes at the end, because each has another number of tokens."""
+    return module(batch.pixels, batch.texts, batch.prompts, END[stage], max_text_tokens)
+
+
+@dataclass
+class Evaluation:
+    """What is evaluated during a run, the same every time.
+
+    pictures: uint8 (N, 224, 224, 3), to be described; held_out: pairs that are not trained on.
+    """
+    model: torch.nn.Module
+    stage: int
+    recipe: object              # the batch size and max_text_tokens of a train.Recipe
+    pictures: list[np.ndarray]
+    held_out: Source | None = None
+    workers: int = 1
+
+    @torch.no_grad()
+    def losses(self, module):
+        """{"val_loss": mean loss of the held-out pairs, uncropped}; {} if there are none."""
+        if not self.held_out:
+            return {}
+        loss, tokens = 0.0, 0
+        size = min(self.recipe.batch_size, len(self.held_out) // WORLD * WORLD)
+        loader = batches(self.held_out, self.stage, self.model.config.image_size, size,
+                         len(self.held_out) // size, seed=0, min_crop_area=1.0,
+                         workers=self.workers, rank=RANK, world=WORLD)
+        for [batch] in loader:
+            losses = token_losses(module, batch, self.stage, self.recipe.max_text_tokens)
+            loss += losses.sum().item()
+            tokens += len(losses)
+        loss, tokens = total([loss, tokens], next(self.model.parameters()).device)
+        return {"val_loss": loss / tokens}
+
+    def draw(self, file):
+        """Write the pictures, each with what the model says of it, as one picture."""
+        draw_samples(self.model, self.pictures, self.stage, file)
