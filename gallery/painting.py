@@ -1,11 +1,13 @@
 """Draws and paints gallery scenes with Pillow and NumPy; a Scene decides every pixel.
 
-A scene becomes a list of shapes (`compose`): scenery first, then the subject, each shape with a colour role of the
-palette. `render` turns the shapes into a Plate: a softly shaded colour image and a map of which shape is where. `draw`
-shows that image; each style of `paint` is one function from a Plate to a painting.
+`compose` turns a scene into a list of shapes: first the scenery, then the subject. Each shape has a
+colour role of the palette. `render` turns the shapes into a Plate: a softly shaded colour image and
+a map of which shape is visible where. `draw` returns that image; each style of `paint` is one
+function from a Plate to a painting.
 
-Positions are in units of the picture, x to the right and y down, until they become pixels. A subject is drawn in its
-own frame: u across with 0 in the middle, v up with the foot at 0 and the top at 1, lit from the left.
+Positions are in units of the picture, x to the right and y down, until they become pixels. A
+subject is drawn in its own frame: u across with 0 in the middle, v up with the foot at 0 and the
+top at 1, lit from the left.
 """
 import functools
 import random
@@ -18,7 +20,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gallery.scenes import COMPOSITIONS, PALETTES, STYLES
 
-WORK_SIZE = 224   # pixels: strokes and dots are sized for this picture, smaller paintings are reduced from it
+# In pixels. Strokes and dots are sized for this width; smaller paintings are reduced from it.
+WORK_SIZE = 224
 ROLES = ("sky", "ground", "main", "accent", "dark")
 
 
@@ -27,10 +30,10 @@ class Shape:
     """Polygons of one colour that make one region."""
     parts: list               # polygons, each a list of (x, y)
     role: str                 # of ROLES
-    light: float = 0.0        # -1 is the palette's dark, 0 the role's colour, 1 the palette's highlight
-    shading: float = 0.16     # how much lighter the lit side is, and darker the other side
-    towards: tuple = (1, 0.5)   # where the shading runs to, from light to dark
-    name: str = ""            # of SUBJECTS or THINGS; none for scenery
+    light: float = 0.0        # -1: the palette's dark, 0: the role's colour, 1: the highlight
+    shading: float = 0.16     # how much lighter the lit side is, and how much darker the other
+    towards: tuple = (1, 0.5) # the direction of the shading, from light to dark
+    name: str = ""            # of SUBJECTS or THINGS; empty for scenery
     fine: bool = False        # too thin to be cut in glass
 
     @property
@@ -40,11 +43,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plate:
-    """A rendered scene, what every style starts from."""
+    """A rendered scene, from which every style starts."""
     image: np.ndarray    # (n, n, 3) in 0 .. 1
-    labels: np.ndarray   # (n, n), the index in shapes that is visible at each pixel
+    labels: np.ndarray   # (n, n): the index in shapes of the one visible at each pixel
     shapes: list
-    colours: dict        # role -> (3,) in 0 .. 1, with the scene's own small deviation
+    colours: dict        # role -> (3,) in 0 .. 1, varied a little by the scene's seed
     sun: tuple           # x, y of the light in the picture
 
     def per_shape(self, value):
@@ -80,22 +83,28 @@ def battlements(u0, u1, v, height, teeth):
     return [box(u0 + 2 * i * step, v, u0 + (2 * i + 1) * step, v + height) for i in range(teeth)]
 
 
-# ---- subjects: each returns shapes in its own frame ----
+# ---- subjects: each function returns shapes in the subject's own frame ----
 
 def mountain(rng):
     sides = rng.choice([(-1,), (1,), (-1, 1), (1, -1)])
-    peaks = [(side * rng.uniform(0.36, 0.5), rng.uniform(0.5, 0.7)) for side in sides] + [(0, 1)]
+    peaks = [(side * rng.uniform(0.36, 0.5), rng.uniform(0.5, 0.7)) for side in sides]
+    peaks.append((0, 1))
     shapes = []
     for u, top in peaks:
         half, snow = top * rng.uniform(0.5, 0.62), rng.uniform(0.3, 0.42)
-        left = [(u - half * t + rng.uniform(-0.02, 0.02), top * (1 - t)) for t in (0.22, 0.5, 0.75)]
-        right = [(u + half * t + rng.uniform(-0.02, 0.02), top * (1 - t)) for t in (0.22, 0.5, 0.75)]
-        ridge = [(u + rng.uniform(-0.03, 0.08) * top, top * (1 - t)) for t in (0.3, 0.55, 0.8)] + [(u + 0.1 * half, 0)]
+        down = (0.22, 0.5, 0.75)
+        left = [(u - half * t + rng.uniform(-0.02, 0.02), top * (1 - t)) for t in down]
+        right = [(u + half * t + rng.uniform(-0.02, 0.02), top * (1 - t)) for t in down]
+        ridge = [(u + rng.uniform(-0.03, 0.08) * top, top * (1 - t)) for t in (0.3, 0.55, 0.8)]
+        ridge.append((u + 0.1 * half, 0))
         shapes.append(Shape([[(u, top), *left, (u - half, 0), *ridge[::-1]]], "main", 0.12))
         shapes.append(Shape([[(u, top), *right, (u + half, 0), *ridge[::-1]]], "main", -0.4, 0.1))
-        edge = [(u - half * snow, top * (1 - snow)), (u - half * snow * 0.55, top * (1 - snow * 1.15)),
-                (u - half * snow * 0.25, top * (1 - snow * 0.75)), (u + 0.03, top * (1 - snow * 1.3))]
-        away = [(u + half * snow * 0.3, top * (1 - snow * 0.8)), (u + half * snow * 0.62, top * (1 - snow * 1.15)),
+        edge = [(u - half * snow, top * (1 - snow)),
+                (u - half * snow * 0.55, top * (1 - snow * 1.15)),
+                (u - half * snow * 0.25, top * (1 - snow * 0.75)),
+                (u + 0.03, top * (1 - snow * 1.3))]
+        away = [(u + half * snow * 0.3, top * (1 - snow * 0.8)),
+                (u + half * snow * 0.62, top * (1 - snow * 1.15)),
                 (u + half * snow, top * (1 - snow))]
         shapes.append(Shape([[(u, top), *edge]], "accent", 0.5, 0.1))
         shapes.append(Shape([[(u, top), edge[-1], *away]], "accent", -0.2, 0.1))
@@ -104,14 +113,16 @@ def mountain(rng):
 
 def lighthouse(rng):
     foot, top, stripes = rng.uniform(0.13, 0.16), rng.uniform(0.08, 0.095), rng.randint(4, 6)
-    rock = [(-0.36, 0), (-0.29, 0.07), (-0.2, 0.09), (-0.13, 0.14), (0.14, 0.13), (0.2, 0.08), (0.32, 0.05), (0.4, 0)]
+    rock = [(-0.36, 0), (-0.29, 0.07), (-0.2, 0.09), (-0.13, 0.14), (0.14, 0.13), (0.2, 0.08),
+            (0.32, 0.05), (0.4, 0)]
     rock = [(u * rng.uniform(0.9, 1.15), v * rng.uniform(0.9, 1.1)) for u, v in rock]
     width = [foot + (top - foot) * i / stripes for i in range(stripes + 1)]
     rise = [0.1 + 0.63 * i / stripes for i in range(stripes + 1)]
     bands = [taper(rise[i], width[i], rise[i + 1], width[i + 1]) for i in range(stripes)]
     return [Shape([[(-0.05, 0.83), (-1.6, 1.04), (-1.6, 0.7)]], "sky", 0.45, 0.0, fine=True),
             Shape([rock], "dark", 0.18),
-            Shape(bands[1::2], "accent", 0.25, 0.22, (1, 0)), Shape(bands[0::2], "main", -0.05, 0.25, (1, 0)),
+            Shape(bands[1::2], "accent", 0.25, 0.22, (1, 0)),
+            Shape(bands[0::2], "main", -0.05, 0.25, (1, 0)),
             Shape([box(-top * 1.5, 0.73, top * 1.5, 0.76)], "dark", 0.05),
             Shape([box(-top * 0.85, 0.76, top * 0.85, 0.87)], "accent", 0.4),
             Shape([line(0, 0.76, 0, 0.87, 0.02)], "dark", fine=True),
@@ -123,19 +134,23 @@ def sailing_boat(rng):
     mast, reach, lean = rng.uniform(-0.06, 0.04), rng.uniform(0.36, 0.46), rng.uniform(0.02, 0.08)
     deck = rng.uniform(0.15, 0.19)
     hull = [(-0.46, deck + 0.03), (-0.36, 0.03), (-0.28, 0), (0.3, 0), (0.4, 0.05), (0.46, deck)]
-    big = [(mast + 0.02, 0.25)] + [(mast + 0.02 + reach * t + lean * sin(pi * t), 0.25 + 0.7 * (1 - t) - 0.04 * t)
-                                   for t in (1, 0.75, 0.5, 0.25, 0)]
-    jib = [(mast - 0.03, 0.88)] + [(mast - 0.03 - 0.38 * t - lean * sin(pi * t), 0.88 - 0.62 * t)
-                                   for t in (0.25, 0.5, 0.75, 1)] + [(mast - 0.06, 0.25)]
+    big = [(mast + 0.02, 0.25)]
+    for t in (1, 0.75, 0.5, 0.25, 0):
+        big.append((mast + 0.02 + reach * t + lean * sin(pi * t), 0.25 + 0.7 * (1 - t) - 0.04 * t))
+    jib = [(mast - 0.03, 0.88)]
+    for t in (0.25, 0.5, 0.75, 1):
+        jib.append((mast - 0.03 - 0.38 * t - lean * sin(pi * t), 0.88 - 0.62 * t))
+    jib.append((mast - 0.06, 0.25))
     shapes = [Shape([line(mast, deck, mast, 1, 0.022)], "dark"),
-              Shape([big], "accent", 0.3, 0.25, (1, 0)), Shape([jib], rng.choice(["accent", "main"]), 0.1, 0.2)]
+              Shape([big], "accent", 0.3, 0.25, (1, 0)),
+              Shape([jib], rng.choice(["accent", "main"]), 0.1, 0.2)]
     if rng.random() < 0.5:
-        shapes.append(Shape([[(mast + 0.03 + reach * t, v) for t, v in
-                              ((0.04, 0.5), (0.56, 0.5), (0.74, 0.37), (0.04, 0.37))]], "main", 0.0))
+        stripe = ((0.04, 0.5), (0.56, 0.5), (0.74, 0.37), (0.04, 0.37))
+        shapes.append(Shape([[(mast + 0.03 + reach * t, v) for t, v in stripe]], "main", 0.0))
     return shapes + [Shape([[(mast, 1), (mast + 0.15, 0.97), (mast, 0.93)]], "main", -0.1),
                      Shape([hull], "main", -0.35, 0.2, (0, 1)),
-                     Shape([[(-0.46, deck + 0.03), (0.46, deck), (0.44, deck - 0.04), (-0.43, deck - 0.015)]],
-                           "accent", 0.0)]
+                     Shape([[(-0.46, deck + 0.03), (0.46, deck), (0.44, deck - 0.04),
+                             (-0.43, deck - 0.015)]], "accent", 0.0)]
 
 
 def windmill(rng):
@@ -163,37 +178,49 @@ def cottage(rng):
     left, right, middle = -0.56, 0.58, -0.56 + front * 0.62
     gable_right = left + front * 1.24
     chimney = rng.uniform(0.28, 0.4)
-    smoke = [oval(chimney + 0.05 * i + 0.02 * i * i, 1.0 + 0.055 * i, 0.035 + 0.014 * i, steps=14) for i in range(4)]
-    panes = [box(0.1, 0.16, 0.24, 0.33)] + ([box(0.34, 0.16, 0.48, 0.33)] if rng.random() < 0.7 else [])
-    bars = [line((p[0][0] + p[1][0]) / 2, 0.16, (p[0][0] + p[1][0]) / 2, 0.33, 0.018) for p in panes]
-    bars += [line(p[0][0], 0.245, p[1][0], 0.245, 0.018) for p in panes]
+    smoke = [oval(chimney + 0.05 * i + 0.02 * i * i, 1.0 + 0.055 * i, 0.035 + 0.014 * i, steps=14)
+             for i in range(4)]
+    windows = [(0.1, 0.24)]
+    if rng.random() < 0.7:
+        windows.append((0.34, 0.48))
+    panes = [box(u0, 0.16, u1, 0.33) for u0, u1 in windows]
+    bars = [line((u0 + u1) / 2, 0.16, (u0 + u1) / 2, 0.33, 0.018) for u0, u1 in windows]
+    bars += [line(u0, 0.245, u1, 0.245, 0.018) for u0, u1 in windows]
     door = left + front * 0.62
-    return [Shape(smoke, "sky", 0.4, 0.05), Shape([box(chimney - 0.06, 0.6, chimney + 0.06, 1.0)], "dark", 0.3),
+    return [Shape(smoke, "sky", 0.4, 0.05),
+            Shape([box(chimney - 0.06, 0.6, chimney + 0.06, 1.0)], "dark", 0.3),
             Shape([box(left + 0.1, 0, right, wall)], "accent", -0.28, 0.08),
-            Shape([[(left, 0), (gable_right, 0), (gable_right, wall), (middle, ridge - 0.02), (left, wall)]],
-                  "accent", 0.1, 0.1),
+            Shape([[(left, 0), (gable_right, 0), (gable_right, wall), (middle, ridge - 0.02),
+                    (left, wall)]], "accent", 0.1, 0.1),
             Shape([[(middle, ridge), (right - 0.08, ridge), (right + 0.07, wall - 0.05),
                     (gable_right + 0.03, wall - 0.05)]], "main", -0.05, 0.2, (0, 1)),
             Shape([line(left - 0.06, wall - 0.07, middle, ridge, 0.06)], "main", -0.45, 0.0),
             Shape([line(middle, ridge, gable_right + 0.05, wall - 0.07, 0.06)], "main", -0.45, 0.0),
             Shape([box(door - 0.075, 0, door + 0.075, 0.27)], "dark", 0.08),
             Shape([oval(door, 0.5, 0.05)], "dark", 0.2),
-            Shape(panes, "accent" if rng.random() < 0.4 else "dark", 0.2), Shape(bars, "dark", 0.0, 0.0, fine=True)]
+            Shape(panes, "accent" if rng.random() < 0.4 else "dark", 0.2),
+            Shape(bars, "dark", 0.0, 0.0, fine=True)]
 
 
 def tree(rng):
-    lobes = [(0, 0.68, 0.3)] + [(0.3 * cos(a), 0.66 + 0.2 * sin(a), rng.uniform(0.13, 0.19))
-                                for a in (i * pi / 3 + rng.uniform(-0.2, 0.2) for i in range(6))]
-    trunk = [(-0.11, 0), (-0.05, 0.08), (-0.045, 0.4), (-0.2, 0.56), (-0.14, 0.58), (0, 0.47), (0.12, 0.6),
-             (0.17, 0.57), (0.05, 0.4), (0.05, 0.08), (0.12, 0)]
+    lobes = [(0, 0.68, 0.3)]
+    for i in range(6):
+        a = i * pi / 3 + rng.uniform(-0.2, 0.2)
+        lobes.append((0.3 * cos(a), 0.66 + 0.2 * sin(a), rng.uniform(0.13, 0.19)))
+    trunk = [(-0.11, 0), (-0.05, 0.08), (-0.045, 0.4), (-0.2, 0.56), (-0.14, 0.58), (0, 0.47),
+             (0.12, 0.6), (0.17, 0.57), (0.05, 0.4), (0.05, 0.08), (0.12, 0)]
 
     def foliage(du, dv, scale):
-        return [oval(u * scale + du, (v - 0.66) * scale + 0.66 + dv, r * scale, steps=18) for u, v, r in lobes]
+        return [oval(u * scale + du, (v - 0.66) * scale + 0.66 + dv, r * scale, steps=18)
+                for u, v, r in lobes]
     shapes = [Shape([trunk], "dark", 0.15), Shape(foliage(0, 0, 1), "main", -0.4, 0.12),
-              Shape(foliage(-0.05, 0.04, 0.78), "main", 0.0, 0.15), Shape(foliage(-0.1, 0.09, 0.45), "main", 0.3, 0.1)]
+              Shape(foliage(-0.05, 0.04, 0.78), "main", 0.0, 0.15),
+              Shape(foliage(-0.1, 0.09, 0.45), "main", 0.3, 0.1)]
     if rng.random() < 0.5:
-        fruit = [(rng.uniform(0.05, 0.34), rng.uniform(0, 2 * pi)) for _ in range(rng.randint(6, 11))]
-        shapes.append(Shape([oval(r * cos(a), 0.65 + 0.85 * r * sin(a), 0.028, steps=12) for r, a in fruit], "accent"))
+        fruit = [(rng.uniform(0.05, 0.34), rng.uniform(0, 2 * pi))
+                 for _ in range(rng.randint(6, 11))]
+        shapes.append(Shape([oval(r * cos(a), 0.65 + 0.85 * r * sin(a), 0.028, steps=12)
+                             for r, a in fruit], "accent"))
     return shapes
 
 
@@ -208,12 +235,14 @@ def bridge(rng):
             middle, half = -reach + pitch * (i + 0.5), pitch / 2 - pier
             crown = 0.72 - hump + hump * sin(pi * (i + 0.5) / arches)
             spring = max(0.1, crown - half)
-            under += [(middle + half, 0), *oval(middle, spring, half, crown - spring, 0, pi, 16), (middle - half, 0)]
+            under += [(middle + half, 0), *oval(middle, spring, half, crown - spring, 0, pi, 16),
+                      (middle - half, 0)]
         return [(u + du, v + dv) for u, v in [(-reach, 0), *deck, (reach, 0), *under]]
     rail = [(u, v + 0.1) for u, v in deck]
     posts = [box(u - 0.018, v + 0.06, u + 0.018, v + 0.14) for u, v in deck[1::2]]
     banks = [oval(side * 0.95, 0, 0.3, 0.2, 0, pi) for side in (-1, 1)]
-    return [Shape([wall(0.05, 0.02)], "dark", 0.2, 0.05), Shape([wall(0, 0)], "main", 0.1, 0.2, (0.4, 1)),
+    return [Shape([wall(0.05, 0.02)], "dark", 0.2, 0.05),
+            Shape([wall(0, 0)], "main", 0.1, 0.2, (0.4, 1)),
             Shape([deck + rail[::-1]], "main", 0.35, 0.1),
             Shape([deck + [(u, v - 0.025) for u, v in deck[::-1]]], "dark", 0.1, 0.0),
             Shape(posts, "accent", 0.0, 0.1), Shape(banks, "ground", -0.4, 0.15, (0, 1))]
@@ -221,44 +250,58 @@ def bridge(rng):
 
 def vase_of_flowers(rng):
     belly, neck, shapes = rng.uniform(0.17, 0.22), rng.uniform(0.07, 0.1), []
-    profile = [(0.1, 0), (belly * 0.85, 0.07), (belly, 0.16), (belly * 0.85, 0.25), (neck, 0.34), (neck, 0.38),
-               (neck * 1.4, 0.42)]
+    profile = [(0.1, 0), (belly * 0.85, 0.07), (belly, 0.16), (belly * 0.85, 0.25), (neck, 0.34),
+               (neck, 0.38), (neck * 1.4, 0.42)]
     count = rng.randint(6, 9)
-    heads = [(0.32 * cos(a) * rng.uniform(0.85, 1.1), 0.68 + 0.2 * sin(a) * rng.uniform(0.9, 1.1))
-             for a in (2 * pi * i / (count - 1) + rng.uniform(0.0, 0.5) for i in range(count - 1))] + [(0.0, 0.7)]
+    heads = []
+    for i in range(count - 1):
+        a = 2 * pi * i / (count - 1) + rng.uniform(0.0, 0.5)
+        heads.append((0.32 * cos(a) * rng.uniform(0.85, 1.1),
+                      0.68 + 0.2 * sin(a) * rng.uniform(0.9, 1.1)))
+    heads.append((0.0, 0.7))
     shapes.append(Shape([line(u * 0.15, 0.4, u, v, 0.02) for u, v in heads], "dark", 0.2, 0.0))
-    leaves = [(side * rng.uniform(0.13, 0.25), rng.uniform(0.46, 0.56), side) for side in (-1, 1, -1, 1)]
+    leaves = [(side * rng.uniform(0.13, 0.25), rng.uniform(0.46, 0.56)) for side in (-1, 1, -1, 1)]
     shapes.append(Shape([[(0, 0.41), (u * 0.6, v + 0.04), (u * 1.5, v + 0.05), (u, v - 0.05)]
-                         for u, v, _ in leaves], "ground", -0.45))
+                         for u, v in leaves], "ground", -0.45))
     for i, (u, v) in enumerate(heads):
         size, petals, turn = rng.uniform(0.1, 0.135), rng.choice([5, 6, 7]), rng.uniform(0, pi)
         around = [turn + 2 * pi * k / petals for k in range(petals)]
-        role, heart = (("main", "accent"), ("accent", "main"))[i % 3 == 1]
-        shapes.append(Shape([oval(u + size * 0.6 * cos(a), v + size * 0.6 * sin(a), size * 0.5, steps=12)
-                             for a in around], role, rng.uniform(-0.05, 0.3), 0.15))
+        role, heart = ("accent", "main") if i % 3 == 1 else ("main", "accent")
+        blossom = [oval(u + size * 0.6 * cos(a), v + size * 0.6 * sin(a), size * 0.5, steps=12)
+                   for a in around]
+        shapes.append(Shape(blossom, role, rng.uniform(-0.05, 0.3), 0.15))
         shapes.append(Shape([oval(u, v, size * 0.34, steps=14)], heart, -0.1))
     body = [(-u, v) for u, v in profile] + profile[::-1]
-    band = [(-belly * 0.98, 0.13), (belly * 0.98, 0.13), (belly * 0.98, 0.19), (-belly * 0.98, 0.19)]
-    return shapes + [Shape([body], "dark", 0.35, 0.35, (1, 0.2)), Shape([band], "accent", 0.0, 0.3, (1, 0))]
+    band = [(-belly * 0.98, 0.13), (belly * 0.98, 0.13), (belly * 0.98, 0.19),
+            (-belly * 0.98, 0.19)]
+    return shapes + [Shape([body], "dark", 0.35, 0.35, (1, 0.2)),
+                     Shape([band], "accent", 0.0, 0.3, (1, 0))]
 
 
 def cat(rng):
     role, light = rng.choice([("dark", 0.12), ("main", -0.3), ("main", -0.1)])
     head, swing = rng.uniform(0.68, 0.72), rng.uniform(0.9, 1.15)
-    path = [(0.2 + 0.34 * swing * sin(pi * t * 0.85), 0.05 + 0.5 * t * t) for t in (i / 10 for i in range(11))]
-    tail = [line(*path[i], *path[i + 1], 0.085) for i in range(10)] + [oval(u, v, 0.043, steps=10) for u, v in path]
-    body = oval(0, 0.2, 0.29, 0.2, pi, 2 * pi) + [(0.25, 0.34), (0.17, 0.56), (-0.17, 0.56), (-0.25, 0.34)]
+    path = [(0.2 + 0.34 * swing * sin(pi * t * 0.85), 0.05 + 0.5 * t * t)
+            for t in (i / 10 for i in range(11))]
+    tail = [line(*path[i], *path[i + 1], 0.085) for i in range(10)]
+    tail += [oval(u, v, 0.043, steps=10) for u, v in path]
+    body = oval(0, 0.2, 0.29, 0.2, pi, 2 * pi)
+    body += [(0.25, 0.34), (0.17, 0.56), (-0.17, 0.56), (-0.25, 0.34)]
     ears = [[(-0.215, head + 0.07), (-0.19, 1.0), (-0.03, head + 0.17)],
             [(0.215, head + 0.07), (0.19, 1.0), (0.03, head + 0.17)]]
-    inner = [[(u * 0.78 + s * 0.025, v * 0.8 + 0.165) for u, v in ear] for ear, s in zip(ears, (-1, 1), strict=True)]
+    inner = [[(u * 0.78 + s * 0.025, v * 0.8 + 0.165) for u, v in ear]
+             for ear, s in zip(ears, (-1, 1), strict=True)]
     eyes = [oval(s * 0.09, head + 0.03, 0.048, 0.04, steps=14) for s in (-1, 1)]
     pupils = [oval(s * 0.09, head + 0.03, 0.015, 0.038, steps=10) for s in (-1, 1)]
     face = [[(-0.025, head - 0.045), (0.025, head - 0.045), (0, head - 0.08)]]
-    whiskers = [line(s * 0.07, head - 0.07, s * 0.3, head - 0.07 + d, 0.009) for s in (-1, 1) for d in (-0.05, 0.02)]
+    whiskers = [line(s * 0.07, head - 0.07, s * 0.3, head - 0.07 + d, 0.009) for s in (-1, 1)
+                for d in (-0.05, 0.02)]
     return [Shape(tail, role, light - 0.08, 0.05), Shape([body], role, light, 0.14),
             Shape([oval(0, 0.38, 0.1, 0.16)], "accent", -0.15, 0.1),
-            Shape([oval(s * 0.1, 0.035, 0.085, 0.04, steps=14) for s in (-1, 1)], role, light + 0.15, 0.08),
-            Shape([*ears, oval(0, head, 0.235, 0.19)], role, light + 0.05, 0.14), Shape(inner, "accent", -0.35, 0.05),
+            Shape([oval(s * 0.1, 0.035, 0.085, 0.04, steps=14) for s in (-1, 1)],
+                  role, light + 0.15, 0.08),
+            Shape([*ears, oval(0, head, 0.235, 0.19)], role, light + 0.05, 0.14),
+            Shape(inner, "accent", -0.35, 0.05),
             Shape(eyes, "accent", 0.1, 0.0), Shape(pupils + face, "dark", -0.3, 0.0),
             Shape(whiskers, "accent", 0.2, 0.0, fine=True)]
 
@@ -266,18 +309,22 @@ def cat(rng):
 def castle(rng):
     wall, keep, tall = rng.uniform(0.34, 0.42), rng.uniform(0.7, 0.78), rng.uniform(0.52, 0.64)
     cones = rng.random() < 0.5
-    shapes = [Shape([box(-0.17, 0, 0.17, keep), *battlements(-0.19, 0.19, keep, 0.06, 4)], "main", -0.2, 0.15, (1, 0)),
+    shapes = [Shape([box(-0.17, 0, 0.17, keep), *battlements(-0.19, 0.19, keep, 0.06, 4)],
+                    "main", -0.2, 0.15, (1, 0)),
               Shape([line(0, keep, 0, 1, 0.018)], "dark"),
               Shape([[(0, 1), (0.22, 0.96), (0, 0.9)]], "accent", 0.0),
-              Shape([box(-0.42, 0, 0.42, wall), *battlements(-0.42, 0.42, wall, 0.05, 8)], "main", 0.05, 0.15)]
+              Shape([box(-0.42, 0, 0.42, wall), *battlements(-0.42, 0.42, wall, 0.05, 8)],
+                    "main", 0.05, 0.15)]
     for side in (-1, 1):
         middle, height = side * 0.45, tall * rng.uniform(0.9, 1.1)
         shapes.append(Shape([box(middle - 0.11, 0, middle + 0.11, height),
-                             *battlements(middle - 0.13, middle + 0.13, height, 0.06, 3)], "main", 0.18, 0.3, (1, 0)))
+                             *battlements(middle - 0.13, middle + 0.13, height, 0.06, 3)],
+                            "main", 0.18, 0.3, (1, 0)))
         if cones:
-            shapes.append(Shape([[(middle - 0.14, height), (middle + 0.14, height), (middle, height + 0.26)]],
-                                "dark", 0.25, 0.15, (1, 0)))
-        shapes.append(Shape([box(middle - 0.022, height * 0.6, middle + 0.022, height * 0.78)], "dark"))
+            cone = [(middle - 0.14, height), (middle + 0.14, height), (middle, height + 0.26)]
+            shapes.append(Shape([cone], "dark", 0.25, 0.15, (1, 0)))
+        slit = box(middle - 0.022, height * 0.6, middle + 0.022, height * 0.78)
+        shapes.append(Shape([slit], "dark"))
     windows = [box(u - 0.018, keep - 0.19, u + 0.018, keep - 0.1) for u in (-0.09, 0, 0.09)]
     gate = oval(0, 0.16, 0.1, 0.1, 0, pi) + [(-0.1, 0), (0.1, 0)]
     return shapes + [Shape(windows, "accent", 0.0), Shape([gate], "dark", 0.0)]
@@ -292,37 +339,44 @@ def limb(width, *points):
 
 
 def head(u, v, size, towards=1, bun=False):
-    """A head of radius `size` that looks to `towards`, with its hair; the face is the paler shape."""
+    """A head with hair, of radius `size`; it looks right (towards = 1) or left (-1)."""
     hair = [oval(u - towards * 0.3 * size, v + 0.22 * size, size * 1.06, size * 1.02, steps=18)]
     if bun:
         hair.append(oval(u - towards * 1.3 * size, v + 0.35 * size, size * 0.55, steps=12))
-    return [Shape(hair, "dark", 0.02, 0.05),
-            Shape([oval(u + towards * 0.22 * size, v - 0.12 * size, size * 0.86, size * 0.9, steps=18)],
-                  "accent", 0.25, 0.1)]
+    face = oval(u + towards * 0.22 * size, v - 0.12 * size, size * 0.86, size * 0.9, steps=18)
+    return [Shape(hair, "dark", 0.02, 0.05), Shape([face], "accent", 0.25, 0.1)]
 
 
 def dancer(rng):
     swing, kick, low = rng.uniform(-0.04, 0.04), rng.uniform(0.3, 0.4), rng.uniform(0.3, 0.34)
-    hem = [(0.3 + swing, low), (0.2 + swing, low - 0.06), (0.08 + swing, low - 0.02), (-0.06 + swing, low - 0.07),
-           (-0.18 + swing, low - 0.02), (-0.28 + swing, low + 0.03)]
-    legs = limb(0.062, (0.02, 0.36), (0.0, 0.18), (-0.02, 0.02)) + limb(0.062, (0.08, 0.36), (0.24, 0.24), (kick, 0.1))
-    arms = limb(0.058, (-0.08, 0.7), (-0.24, 0.8), (-0.3, 0.97)) + limb(0.058, (0.08, 0.7), (0.24, 0.8), (0.3, 0.97))
-    shoes = [oval(0.02, 0.015, 0.06, 0.025, steps=10), oval(kick + 0.02, 0.1, 0.05, 0.035, steps=10)]
-    return [Shape(legs, "accent", 0.05, 0.1), Shape(shoes, "dark", 0.1), Shape(arms, "accent", 0.2, 0.1),
-            Shape([[(-0.11, 0.72), (0.11, 0.72), (0.08, 0.5), *hem, (-0.08, 0.5)]], "main", 0.0, 0.25, (1, 0.3)),
-            Shape([[(-0.085, 0.53), (0.085, 0.53), (0.085, 0.48), (-0.085, 0.48)]], "dark", 0.2, 0.0),
+    hem = [(0.3 + swing, low), (0.2 + swing, low - 0.06), (0.08 + swing, low - 0.02),
+           (-0.06 + swing, low - 0.07), (-0.18 + swing, low - 0.02), (-0.28 + swing, low + 0.03)]
+    legs = (limb(0.062, (0.02, 0.36), (0.0, 0.18), (-0.02, 0.02))
+            + limb(0.062, (0.08, 0.36), (0.24, 0.24), (kick, 0.1)))
+    arms = (limb(0.058, (-0.08, 0.7), (-0.24, 0.8), (-0.3, 0.97))
+            + limb(0.058, (0.08, 0.7), (0.24, 0.8), (0.3, 0.97)))
+    shoes = [oval(0.02, 0.015, 0.06, 0.025, steps=10),
+             oval(kick + 0.02, 0.1, 0.05, 0.035, steps=10)]
+    return [Shape(legs, "accent", 0.05, 0.1), Shape(shoes, "dark", 0.1),
+            Shape(arms, "accent", 0.2, 0.1),
+            Shape([[(-0.11, 0.72), (0.11, 0.72), (0.08, 0.5), *hem, (-0.08, 0.5)]],
+                  "main", 0.0, 0.25, (1, 0.3)),
+            Shape([[(-0.085, 0.53), (0.085, 0.53), (0.085, 0.48), (-0.085, 0.48)]],
+                  "dark", 0.2, 0.0),
             Shape([box(-0.03, 0.7, 0.03, 0.78)], "accent", 0.1, 0.0),
             *head(0.01, 0.85, 0.088, rng.choice((-1, 1)), True)]
 
 
 def mourner(rng):
-    """Sitting on a block, bent over, the head on the knees' height and the hands before the face."""
-    back, down, role = rng.uniform(0.6, 0.66), rng.uniform(0.02, 0.06), rng.choice(["main", "main", "dark"])
+    """A man who sits on a block, bent over, with his face in his hands."""
+    back, down = rng.uniform(0.6, 0.66), rng.uniform(0.02, 0.06)
+    role = rng.choice(["main", "main", "dark"])
     block = [(-0.4, 0), (-0.36, 0.26), (0.06, 0.27), (0.09, 0)]
-    trunk = [(-0.3, 0.24), (-0.34, 0.44), (-0.24, back), (-0.02, back + 0.12), (0.14, back + 0.06), (0.14, back - 0.1),
-             (0.0, 0.42), (0.04, 0.25)]
+    trunk = [(-0.3, 0.24), (-0.34, 0.44), (-0.24, back), (-0.02, back + 0.12), (0.14, back + 0.06),
+             (0.14, back - 0.1), (0.0, 0.42), (0.04, 0.25)]
     thigh = limb(0.15, (-0.14, 0.34), (0.22, 0.4)) + limb(0.11, (0.22, 0.4), (0.2, 0.06))
-    return [Shape([block], "ground", -0.5, 0.2), Shape(thigh, "dark", 0.22 if role == "dark" else 0.08, 0.1),
+    return [Shape([block], "ground", -0.5, 0.2),
+            Shape(thigh, "dark", 0.22 if role == "dark" else 0.08, 0.1),
             Shape([oval(0.25, 0.035, 0.1, 0.04, steps=12)], "dark", 0.0),
             Shape([trunk], role, 0.05, 0.22, (1, 0.4)), *head(0.22, back - down, 0.125),
             Shape(limb(0.085, (0.04, back - 0.02), (0.2, 0.42)), role, -0.3, 0.1),
@@ -330,15 +384,19 @@ def mourner(rng):
 
 
 def wanderer(rng):
-    """Walking with long steps, a staff in the hand, a bundle on the back and a hat."""
+    """A man with a hat, walking with long steps, a staff in his hand and a bundle on his back."""
     step, lean = rng.uniform(0.19, 0.24), rng.uniform(0.02, 0.05)
-    coat = [(-0.09, 0.76), (0.11 + lean, 0.77), (0.14, 0.55), (0.15, 0.34), (-0.17, 0.32), (-0.11, 0.55)]
-    legs = limb(0.085, (-0.03, 0.4), (-0.07, 0.2), (-step, 0.03)), limb(0.085, (0.04, 0.4), (0.13, 0.22), (step, 0.03))
-    shoes = [oval(-step + 0.03, 0.025, 0.065, 0.03, steps=10), oval(step + 0.04, 0.025, 0.07, 0.03, steps=10)]
+    coat = [(-0.09, 0.76), (0.11 + lean, 0.77), (0.14, 0.55), (0.15, 0.34), (-0.17, 0.32),
+            (-0.11, 0.55)]
+    back_leg = limb(0.085, (-0.03, 0.4), (-0.07, 0.2), (-step, 0.03))
+    front_leg = limb(0.085, (0.04, 0.4), (0.13, 0.22), (step, 0.03))
+    shoes = [oval(-step + 0.03, 0.025, 0.065, 0.03, steps=10),
+             oval(step + 0.04, 0.025, 0.07, 0.03, steps=10)]
     brim = [(lean - 0.14, 0.88), (lean + 0.19, 0.88), (lean + 0.19, 0.915), (lean - 0.14, 0.915)]
     crown = [(lean - 0.075, 0.905), (lean + 0.115, 0.905), (lean + 0.085, 1.0), (lean - 0.045, 1.0)]
-    return [Shape([line(0.33, 0, 0.27, 0.86, 0.028)], "dark", 0.1, 0.0), Shape(legs[0], "dark", 0.28, 0.1),
-            Shape(legs[1], "dark", 0.12, 0.1), Shape(shoes, "dark", -0.1, 0.0),
+    return [Shape([line(0.33, 0, 0.27, 0.86, 0.028)], "dark", 0.1, 0.0),
+            Shape(back_leg, "dark", 0.28, 0.1),
+            Shape(front_leg, "dark", 0.12, 0.1), Shape(shoes, "dark", -0.1, 0.0),
             Shape([oval(-0.18, 0.63, 0.12, 0.13, steps=18)], "accent", -0.3, 0.2),
             Shape([coat], "main", 0.05, 0.25, (1, 0.2)), *head(lean + 0.02, 0.835, 0.085),
             Shape([brim, crown], "dark", 0.12, 0.1),
@@ -349,11 +407,13 @@ def wanderer(rng):
 def couple(rng):
     """Two people who hold each other, face to face."""
     tall = rng.uniform(0.87, 0.9)
-    dress = [(0.03, 0.68), (0.17, 0.68), (0.18, 0.5), (0.3, 0.07), (0.18, 0.03), (0.0, 0.06), (0.05, 0.48)]
+    dress = [(0.03, 0.68), (0.17, 0.68), (0.18, 0.5), (0.3, 0.07), (0.18, 0.03), (0.0, 0.06),
+             (0.05, 0.48)]
     coat = [(-0.2, 0.75), (-0.01, 0.75), (0.0, 0.55), (-0.02, 0.34), (-0.22, 0.34), (-0.23, 0.55)]
     legs = limb(0.085, (-0.16, 0.36), (-0.17, 0.03)) + limb(0.085, (-0.07, 0.36), (-0.06, 0.03))
     shoes = [oval(-0.15, 0.025, 0.07, 0.028, steps=10), oval(-0.03, 0.025, 0.07, 0.028, steps=10)]
-    return [Shape(legs, "dark", 0.15, 0.1), Shape(shoes, "dark", -0.1), Shape([coat], "dark", 0.3, 0.2, (1, 0)),
+    return [Shape(legs, "dark", 0.15, 0.1), Shape(shoes, "dark", -0.1),
+            Shape([coat], "dark", 0.3, 0.2, (1, 0)),
             Shape([dress], "main", 0.1, 0.25, (1, 0.2)),
             *head(-0.09, tall, 0.088), *head(0.075, tall - 0.095, 0.083, -1, True),
             Shape(limb(0.066, (0.13, 0.64), (0.0, 0.57), (-0.17, 0.66)), "accent", 0.1, 0.1),
@@ -366,29 +426,36 @@ def couple(rng):
 def birds(rng):
     wings = []
     for u, v, s in ((-0.5, 0.3, 0.3), (0.0, 0.75, 0.36), (0.55, 0.4, 0.32), (0.2, 0.05, 0.25)):
-        u, v, lift = u + rng.uniform(-0.08, 0.08), v + rng.uniform(-0.08, 0.08), rng.uniform(0.4, 0.65) * s
+        u += rng.uniform(-0.08, 0.08)
+        v += rng.uniform(-0.08, 0.08)
+        lift = rng.uniform(0.4, 0.65) * s
         wings += [[(u, v - 0.1 * s), (u + side * 0.5 * s, v + lift), (u + side * s, v + 0.5 * lift),
                    (u + side * 0.5 * s, v + lift - 0.3 * s), (u, v - 0.38 * s)] for side in (-1, 1)]
     return [Shape(wings, "dark", 0.0, 0.0)]
 
 
 def balloon(rng):
-    r, middle, up = rng.uniform(0.34, 0.38), 0.64, [i * pi / 12 - pi / 2 for i in range(13)]
+    r, middle = rng.uniform(0.34, 0.38), 0.64
+    up = [i * pi / 12 - pi / 2 for i in range(13)]
 
     def meridian(bulge, angles):
         return [(bulge * r * cos(a), middle + r * sin(a)) for a in angles]
-    stripes = [meridian(left, up) + meridian(right, up[::-1]) for left, right in ((-1, -0.55), (-0.2, 0.2), (0.55, 1))]
-    return [Shape([oval(0, middle, r), [(-0.8 * r, middle - 0.6 * r), (0.8 * r, middle - 0.6 * r), (0.09, 0.18),
-                                        (-0.09, 0.18)]], "accent", 0.1, 0.2),
+    stripes = [meridian(left, up) + meridian(right, up[::-1])
+               for left, right in ((-1, -0.55), (-0.2, 0.2), (0.55, 1))]
+    below = [(-0.8 * r, middle - 0.6 * r), (0.8 * r, middle - 0.6 * r), (0.09, 0.18), (-0.09, 0.18)]
+    return [Shape([oval(0, middle, r), below], "accent", 0.1, 0.2),
             Shape(stripes, "main", -0.05, 0.2), Shape([box(-0.09, 0, 0.09, 0.13)], "dark", 0.15),
-            Shape([line(s * 0.08, 0.13, s * 0.08, 0.2, 0.02) for s in (-1, 1)], "dark", 0.0, 0.0, fine=True)]
+            Shape([line(s * 0.08, 0.13, s * 0.08, 0.2, 0.02) for s in (-1, 1)],
+                  "dark", 0.0, 0.0, fine=True)]
 
 
 def rainbow(rng):
     def band(outer, inner):
-        return oval(0, 0, outer, start=0, stop=pi, steps=40) + oval(0, 0, inner, start=pi, stop=0, steps=40)
+        return (oval(0, 0, outer, start=0, stop=pi, steps=40)
+                + oval(0, 0, inner, start=pi, stop=0, steps=40))
+    colours = (("main", 0.1), ("accent", 0.35), ("ground", 0.1), ("accent", 0.6))
     return [Shape([band(1 - i * 0.075, 0.925 - i * 0.075)], role, light, 0.0)
-            for i, (role, light) in enumerate((("main", 0.1), ("accent", 0.35), ("ground", 0.1), ("accent", 0.6)))]
+            for i, (role, light) in enumerate(colours)]
 
 
 def firs(rng):
@@ -397,8 +464,8 @@ def firs(rng):
         shapes.append(Shape([box(u - 0.035, 0, u + 0.035, 0.16)], "dark", 0.1))
         for i in range(3):
             low, half = tall * (0.12 + 0.26 * i), tall * (0.27 - 0.06 * i)
-            shapes.append(Shape([[(u - half, low), (u + half, low), (u, min(tall, low + 0.45 * tall))]],
-                                "main", -0.5 + 0.1 * i, 0.15, (1, 0)))
+            tier = [(u - half, low), (u + half, low), (u, min(tall, low + 0.45 * tall))]
+            shapes.append(Shape([tier], "main", -0.5 + 0.1 * i, 0.15, (1, 0)))
     return shapes
 
 
@@ -412,19 +479,23 @@ def fence(rng):
 
 def rowboat(rng):
     oar = rng.uniform(0.6, 0.75)
-    hull = [(-0.62, 0.42), (-0.5, 0.1), (-0.38, 0), (0.38, 0), (0.5, 0.1), (0.62, 0.42), (0.4, 0.33), (-0.4, 0.33)]
+    hull = [(-0.62, 0.42), (-0.5, 0.1), (-0.38, 0), (0.38, 0), (0.5, 0.1), (0.62, 0.42),
+            (0.4, 0.33), (-0.4, 0.33)]
     inside = [(-0.6, 0.42), (-0.4, 0.33), (0.4, 0.33), (0.6, 0.42), (0.3, 0.46), (-0.3, 0.46)]
     return [Shape([inside], "dark", 0.0, 0.0), Shape([hull], "main", 0.05, 0.25, (0, 1)),
-            Shape([line(-0.1, 0.55, -oar, -0.05, 0.055), line(0.1, 0.55, oar, -0.05, 0.055)], "accent", 0.1, 0.0),
+            Shape([line(-0.1, 0.55, -oar, -0.05, 0.055), line(0.1, 0.55, oar, -0.05, 0.055)],
+                  "accent", 0.1, 0.0),
             Shape([line(-0.5, 0.2, 0.5, 0.2, 0.05)], "accent", 0.2, 0.0)]
 
 
 def candle(rng):
     top = rng.uniform(0.62, 0.7)
-    flame = [(0, 1), (0.07, top + 0.15), (0.05, top + 0.05), (0, top + 0.02), (-0.05, top + 0.05), (-0.07, top + 0.15)]
+    flame = [(0, 1), (0.07, top + 0.15), (0.05, top + 0.05), (0, top + 0.02), (-0.05, top + 0.05),
+             (-0.07, top + 0.15)]
     return [Shape([oval(0, top + 0.14, 0.2, 0.24)], "accent", 0.1, 0.0),
             Shape([oval(0, 0.05, 0.26, 0.06), box(-0.11, 0.04, 0.11, 0.14)], "dark", 0.2, 0.1),
-            Shape([box(-0.075, 0.1, 0.075, top)], "accent", 0.5, 0.3, (1, 0)), Shape([flame], "main", 0.2, 0.0),
+            Shape([box(-0.075, 0.1, 0.075, top)], "accent", 0.5, 0.3, (1, 0)),
+            Shape([flame], "main", 0.2, 0.0),
             Shape([line(0, top, 0, top + 0.06, 0.025)], "dark", 0.0, 0.0)]
 
 
@@ -436,34 +507,47 @@ def apples(rng):
         Shape([oval(u - 0.1, v + 0.1, 0.07, 0.06, steps=10)], "accent", 0.5, 0.0))]
 
 
-SHAPES_OF = {"mountain": mountain, "lighthouse": lighthouse, "sailing boat": sailing_boat, "windmill": windmill,
-             "cottage": cottage, "tree": tree, "bridge": bridge, "vase of flowers": vase_of_flowers, "cat": cat,
-             "castle": castle, "dancer": dancer, "mourner": mourner, "wanderer": wanderer, "couple": couple,
-             "birds": birds, "balloon": balloon, "rainbow": rainbow, "firs": firs, "fence": fence, "rowboat": rowboat,
-             "candle": candle, "apples": apples}
+SHAPES_OF = {
+    "mountain": mountain, "lighthouse": lighthouse, "sailing boat": sailing_boat,
+    "windmill": windmill, "cottage": cottage, "tree": tree, "bridge": bridge,
+    "vase of flowers": vase_of_flowers, "cat": cat, "castle": castle, "dancer": dancer,
+    "mourner": mourner, "wanderer": wanderer, "couple": couple,
+    "birds": birds, "balloon": balloon, "rainbow": rainbow, "firs": firs, "fence": fence,
+    "rowboat": rowboat, "candle": candle, "apples": apples}
 
 
 def placed(name, rng, x, y, height, mirrored):
-    """A subject's or a thing's shapes in the picture: middle at x, foot at y, `height` tall; mirrored when lit from the
-    right."""
+    """The shapes of a subject or thing in the picture: middle at x, foot at y, `height` tall.
+
+    They are mirrored when the light comes from the right.
+    """
     side = -1 if mirrored else 1
-    return [replace(shape, name=name, towards=(side * shape.towards[0], shape.towards[1]),
-                    parts=[[(x + u * side * height, y - v * height) for u, v in part] for part in shape.parts])
-            for shape in SHAPES_OF[name](rng)]
+    shapes = []
+    for shape in SHAPES_OF[name](rng):
+        across, down = shape.towards
+        parts = [[(x + u * side * height, y - v * height) for u, v in part] for part in shape.parts]
+        shapes.append(replace(shape, name=name, towards=(side * across, down), parts=parts))
+    return shapes
 
 
 def thing_places(x, foot, horizon, side, taken):
-    """thing -> (x, foot, height), where the subject stands at x and the sun on `side` of the middle. `taken`: the
-    subject's half width, beyond which is room."""
+    """thing -> (x, foot, height), for a subject at x and the sun on `side` of the middle.
+
+    `taken` is half the subject's width; beyond it there is room.
+    """
     if abs(x - 0.5) < 0.1:
         near, other = x - side * taken, x + side * taken
     else:
         inward = 1 if x < 0.5 else -1
         near, other = x + inward * taken, x + inward * (taken + 0.27)
     near, other = (min(max(place, 0.15), 0.85) for place in (near, other))
-    return {"balloon": (0.5 - side * 0.31, 0.35, 0.28), "birds": (0.5 - side * 0.02, 0.21, 0.165),
-            "rainbow": (0.5 - side * 0.12, horizon + 0.02, 0.58), "firs": (near, foot - 0.015, 0.34),
-            "fence": (0.5, 0.985, 1), "rowboat": (other, 0.95, 0.21), "candle": (near, foot + 0.02, 0.32),
+    return {"balloon": (0.5 - side * 0.31, 0.35, 0.28),
+            "birds": (0.5 - side * 0.02, 0.21, 0.165),
+            "rainbow": (0.5 - side * 0.12, horizon + 0.02, 0.58),
+            "firs": (near, foot - 0.015, 0.34),
+            "fence": (0.5, 0.985, 1),
+            "rowboat": (other, 0.95, 0.21),
+            "candle": (near, foot + 0.02, 0.32),
             "apples": (other, foot + 0.035, 0.14)}
 
 
@@ -477,41 +561,53 @@ def rolling(rng, y, height, phase_step=4.0):
 
 
 def cloud(rng, x, y, size):
-    lobes = [(x + size * d, y - size * r * 0.35, size * r) for d, r in
-             ((-0.6, 0.3), (-0.15, rng.uniform(0.4, 0.55)), (0.35, rng.uniform(0.3, 0.45)), (0.75, 0.22))]
+    puffs = ((-0.6, 0.3), (-0.15, rng.uniform(0.4, 0.55)), (0.35, rng.uniform(0.3, 0.45)),
+             (0.75, 0.22))
+    lobes = [(x + size * d, y - size * r * 0.35, size * r) for d, r in puffs]
     return [oval(u, v, r * 1.15, r * 0.62, steps=16) for u, v, r in lobes]
 
 
 def scenery(rng, setting, horizon, sun, night):
     """The shapes behind the subject, from the sky to the ground."""
     down = (0, 1)
+    sun_x, sun_y = sun
     shapes = [Shape([box(0, 0, 1, 1)], "sky", 0.08, -0.22, down)]
     if setting == "room":
-        shapes = [Shape([box(0, 0, 1, 1)], "sky", 0.0, 0.16, (1 if sun[0] < 0.5 else -1, 0.4))]
+        away = 1 if sun_x < 0.5 else -1
+        shapes = [Shape([box(0, 0, 1, 1)], "sky", 0.0, 0.16, (away, 0.4))]
         if rng.random() < 0.6:
-            x, w = sun[0], rng.uniform(0.15, 0.18)
+            x, w = sun_x, rng.uniform(0.15, 0.18)
             frame, pane = box(x - w, 0.08, x + w, 0.5), box(x - w + 0.02, 0.1, x + w - 0.02, 0.48)
             bars = [line(x, 0.1, x, 0.48, 0.016), line(x - w, 0.29, x + w, 0.29, 0.016)]
             shapes += [Shape([frame], "dark", 0.15, 0.0), Shape([pane], "sky", 0.55, -0.15, down),
-                       Shape([oval(sun[0] + 0.03, 0.24, 0.055)], "accent", 0.2, 0.0), Shape(bars, "dark", 0.15, 0.0)]
+                       Shape([oval(sun_x + 0.03, 0.24, 0.055)], "accent", 0.2, 0.0),
+                       Shape(bars, "dark", 0.15, 0.0)]
         return [*shapes, Shape([box(0, horizon, 1, 1)], "ground", 0.05, 0.18, down),
                 Shape([box(0, 0.95, 1, 1)], "ground", -0.4, 0.05, down)]
     if night:
-        stars = [oval(rng.random(), rng.uniform(0, 0.5), rng.uniform(0.003, 0.007), steps=8) for _ in range(24)]
+        stars = [oval(rng.random(), rng.uniform(0, 0.5), rng.uniform(0.003, 0.007), steps=8)
+                 for _ in range(24)]
         shapes.append(Shape(stars, "accent", 0.0, 0.0, fine=True))
     if rng.random() < 0.8:
-        shapes.append(Shape([oval(*sun, rng.uniform(0.06, 0.09), steps=36)], "accent", 0.25, 0.05))
+        disc = oval(sun_x, sun_y, rng.uniform(0.06, 0.09), steps=36)
+        shapes.append(Shape([disc], "accent", 0.25, 0.05))
     for _ in range(rng.choice([0, 1, 2, 2])):
-        shapes.append(Shape(cloud(rng, rng.uniform(0.05, 0.95), rng.uniform(0.1, 0.35), rng.uniform(0.12, 0.2)),
-                            "sky", 0.5, 0.1, down))
+        x, y, size = rng.uniform(0.05, 0.95), rng.uniform(0.1, 0.35), rng.uniform(0.12, 0.2)
+        shapes.append(Shape(cloud(rng, x, y, size), "sky", 0.5, 0.1, down))
     for i in range(rng.choice([0, 1, 2])):
-        shapes.append(Shape([rolling(rng, horizon - 0.06 + 0.035 * i, 0.035)], "ground", 0.25 - 0.2 * i, 0.1, down))
+        hill = rolling(rng, horizon - 0.06 + 0.035 * i, 0.035)
+        shapes.append(Shape([hill], "ground", 0.25 - 0.2 * i, 0.1, down))
     if setting == "water":
         shapes.append(Shape([box(0, horizon, 1, 1)], "ground", 0.1, 0.24, down))
-        ripples = [oval(rng.random(), rng.uniform(horizon + 0.03, 1), rng.uniform(0.05, 0.13), 0.004, steps=10)
-                   for _ in range(9)]
-        glitter = [oval(sun[0] + rng.uniform(-0.5, 0.5) * (y - horizon + 0.06), y, rng.uniform(0.02, 0.06), 0.005,
-                        steps=10) for y in (horizon + 0.02 + i * 0.025 for i in range(int((1 - horizon) / 0.025)))]
+        ripples = []
+        for _ in range(9):
+            x, y, half = rng.random(), rng.uniform(horizon + 0.03, 1), rng.uniform(0.05, 0.13)
+            ripples.append(oval(x, y, half, 0.004, steps=10))
+        glitter = []
+        for i in range(int((1 - horizon) / 0.025)):
+            y = horizon + 0.02 + i * 0.025
+            x = sun_x + rng.uniform(-0.5, 0.5) * (y - horizon + 0.06)
+            glitter.append(oval(x, y, rng.uniform(0.02, 0.06), 0.005, steps=10))
         return [*shapes, Shape(ripples, "ground", 0.25, 0.0, fine=True),
                 Shape(glitter, "accent", 0.0, 0.0, fine=True)]
     shapes.append(Shape([rolling(rng, horizon, 0.012)], "ground", 0.15, 0.2, down))
@@ -522,7 +618,8 @@ def compose(scene):
     """(shapes from back to front, sun (x, y), the subject's foot y, whether on water)."""
     rng = random.Random(scene.seed)
     far = scene.composition == "far away"
-    x = {"to the left": 0.3, "to the right": 0.7}.get(scene.composition, 0.5) + rng.uniform(-0.03, 0.03)
+    x = {"to the left": 0.3, "to the right": 0.7}.get(scene.composition, 0.5)
+    x += rng.uniform(-0.03, 0.03)
     height = rng.uniform(0.355, 0.4) if far else rng.uniform(0.58, 0.7)
     if scene.things and not far:
         height *= 0.88
@@ -532,7 +629,8 @@ def compose(scene):
     sun = (0.5 + side * rng.uniform(0.2, 0.34), rng.uniform(0.14, 0.27))
     shapes = scenery(rng, scene.setting, horizon, sun, night=scene.palette == "moonlight")
     places = thing_places(x, foot, horizon, side, taken=0.38 if not far else 0.29)
-    around = {thing: placed(thing, rng, *places[thing], mirrored=side > 0) for thing in scene.things}
+    around = {thing: placed(thing, rng, *places[thing], mirrored=side > 0)
+              for thing in scene.things}
     for thing in ("rainbow", "balloon", "birds", "firs"):     # behind the subject
         shapes += around.pop(thing, ())
     if scene.setting != "water":
@@ -545,19 +643,23 @@ def compose(scene):
 
 
 def scene_colours(scene):
-    """role -> (3,) RGB in 0 .. 1, the palette's colours a little varied by the seed."""
+    """role -> (3,) RGB in 0 .. 1: the palette's colours, varied a little by the seed."""
     rng = random.Random(scene.seed + 1)
     palette = PALETTES[scene.palette]
     colours = {}
     for role in ROLES:
         rgb = np.array([int(getattr(palette, role)[i:i + 2], 16) for i in (1, 3, 5)]) / 255
-        shift = np.array([rng.uniform(-0.025, 0.025) for _ in range(3)]) + rng.uniform(-0.025, 0.025)
+        shift = np.array([rng.uniform(-0.025, 0.025) for _ in range(3)])
+        shift += rng.uniform(-0.025, 0.025)
         colours[role] = np.clip(rgb + shift, 0, 1)
     return colours
 
 
 def render(scene, n, fine=True):
-    """The scene as a Plate of n x n pixels, edges not smoothed; fine=False leaves the thinnest shapes out."""
+    """The scene as a Plate of n x n pixels, without anti-aliasing.
+
+    fine=False leaves out the thinnest shapes.
+    """
     shapes, sun, foot, on_water = compose(scene)
     shapes = [shape for shape in shapes if fine or not shape.fine]
     colours = scene_colours(scene)
@@ -568,23 +670,27 @@ def render(scene, n, fine=True):
             pen.polygon([(x * n, y * n) for x, y in part], fill=label)
     labels = np.asarray(canvas)
 
-    # A shape's colour runs over 32 steps from its lit edge to its shaded one: step = slope . (x, y, 1)
+    # A shape's colour runs over 32 steps from its lit edge to its shaded edge:
+    # step = slope . (x, y, 1)
     highlight = 0.55 * colours["accent"] + 0.45
-    steps, slopes = np.empty((len(shapes), 32, 3), np.float32), np.empty((len(shapes), 3), np.float32)
+    steps = np.empty((len(shapes), 32, 3), np.float32)
+    slopes = np.empty((len(shapes), 3), np.float32)
     for label, shape in enumerate(shapes):
         light = shape.light + shape.shading * np.linspace(1, -1, 32)[:, None]
         end = np.where(light > 0, highlight, colours["dark"])
         steps[label] = colours[shape.role] + np.abs(light) * (end - colours[shape.role])
-        along = [x * shape.towards[0] + y * shape.towards[1] for part in shape.parts for x, y in part]
+        dx, dy = shape.towards
+        along = [x * dx + y * dy for part in shape.parts for x, y in part]
         first, last = min(along), max(along)
-        slopes[label] = np.array([*shape.towards, -first]) * (31.99 / max(last - first, 1e-6))
+        slopes[label] = np.array([dx, dy, -first]) * (31.99 / max(last - first, 1e-6))
     grid = (np.arange(n, dtype=np.float32) + 0.5) / n
     across, down, start = (np.take(column, labels) for column in slopes.T)
     step = np.clip(across * grid + down * grid[:, None] + start, 0, 31).astype(np.int32)
     image = np.take(steps.reshape(-1, 3), labels * np.int32(32) + step, axis=0)
 
     glow_x, glow_y = (np.exp((grid - place) ** 2 / -0.05) for place in sun)
-    sky = np.array([0.6 * (shape.role == "sky" and not shape.subject) for shape in shapes], np.float32)
+    sky = [0.6 if shape.role == "sky" and not shape.subject else 0.0 for shape in shapes]
+    sky = np.array(sky, np.float32)
     glow = np.take(sky, labels) * (glow_x * glow_y[:, None])
     image += glow[..., None] * (highlight.astype(np.float32) - image)
     if on_water:
@@ -601,7 +707,8 @@ def add_reflection(image, labels, is_subject, foot):
     columns = np.clip(np.arange(n) + ripple[:, None], 0, n - 1).astype(np.intp)
     mirrored = is_subject[labels[rows, columns]] & ~is_subject[labels[below]]
     strength = 0.5 * mirrored * np.linspace(1, 0.4, len(below))[:, None]
-    image[below] += strength[..., None].astype(np.float32) * (image[rows, columns] * 0.85 - image[below])
+    reflected = image[rows, columns] * 0.85
+    image[below] += strength[..., None].astype(np.float32) * (reflected - image[below])
 
 
 # ---- what the styles share ----
@@ -617,7 +724,8 @@ def blur(array, radius):
 def noise(rng, n, cells):
     """(n, n) smooth noise, about normally distributed, with blobs of n / cells pixels."""
     coarse = Image.fromarray(rng.standard_normal((cells + 2, cells + 2), np.float32))
-    return np.asarray(coarse.resize((n, n), Image.Resampling.BICUBIC, (0.5, 0.5, cells + 1.5, cells + 1.5)))
+    window = (0.5, 0.5, cells + 1.5, cells + 1.5)
+    return np.asarray(coarse.resize((n, n), Image.Resampling.BICUBIC, window))
 
 
 def smoothstep(low, high, x):
@@ -639,7 +747,10 @@ def mix(a, b, t):
 
 
 def borders(labels, weight=None):
-    """(n, n) where the label differs from the one to the right or below: 1, or the larger of the two sides' weights."""
+    """(n, n): nonzero where the label differs from the one to the right or below.
+
+    The value is 1, or the larger of the two sides' weights.
+    """
     weight = np.ones(labels.shape, np.float32) if weight is None else weight
     edge = np.zeros(labels.shape, np.float32)
     edge[:, :-1] = (labels[:, :-1] != labels[:, 1:]) * np.maximum(weight[:, :-1], weight[:, 1:])
@@ -650,16 +761,19 @@ def borders(labels, weight=None):
 
 @functools.cache
 def paper_grain(n):
-    """(n, n) fine tooth of paper, mean 0, about -1 .. 1."""
+    """(n, n): the fine grain of paper, mean 0, about -1 .. 1."""
     rng = np.random.default_rng(7)
-    return (noise(rng, n, n // 2) + 0.8 * noise(rng, n, n // 4) + 0.5 * rng.standard_normal((n, n), np.float32)) * 0.5
+    coarse = noise(rng, n, n // 2) + 0.8 * noise(rng, n, n // 4)
+    return (coarse + 0.5 * rng.standard_normal((n, n), np.float32)) * 0.5
 
 
 def stamp(top, first, centres, brush):
-    """Lay stamps over each other in `top`, (n, n) the number of the topmost stamp at each pixel, 0 where none is.
+    """Lay S stamps over each other in `top`, numbered from `first` on.
 
-    Args: first, the number of the first stamp; centres (S, 2) as x, y; brush, the stamps' pixels relative to their
-    centres, one after the other: each (2,), or (S, 2) where the stamps differ.
+    top: (n, n), the number of the topmost stamp at each pixel, 0 where there is none.
+    centres: (S, 2) as x, y.
+    brush: the stamps' pixels relative to their centres, one after the other; each is (2,), or
+    (S, 2) where the stamps differ.
     """
     n, flat = len(top), top.reshape(-1)
     order = np.arange(first, first + len(centres), dtype=np.int32)
@@ -679,26 +793,39 @@ def jittered_grid(rng, n, spacing, jitter=0.5):
 
 # ---- styles ----
 
+def contour_weight(shape):
+    """How strongly the brush of an ink wash draws a shape's contour, 0 .. 1."""
+    if shape.fine and shape.role != "dark":
+        return 0
+    if shape.subject:
+        return 1
+    return 0 if shape.role == "sky" else 0.45
+
+
 def ink_wash(plate, rng):
-    """Few soft tones of diluted ink on rice paper, a brush contour, a seal, and much left empty."""
+    """A few soft tones of diluted ink, a brush contour, a seal, and much empty paper."""
     n, unit, c = len(plate.labels), len(plate.labels) / WORK_SIZE, plate.colours
-    ink_of = {"sky": 0.03 + 0.3 * (1 - luma(c["sky"])), "ground": 0.28, "main": 0.6, "accent": 0.08, "dark": 1.0}
+    ink_of = {"sky": 0.03 + 0.3 * (1 - luma(c["sky"])), "ground": 0.28, "main": 0.6,
+              "accent": 0.08, "dark": 1.0}
     tone = plate.per_shape(lambda s: ink_of[s.role] - s.light * (0.2 if s.role == "sky" else 0.45))
     tone += 0.6 * (plate.per_shape(lambda s: luma(c[s.role])) - luma(plate.image))
     is_subject = plate.per_shape(lambda s: s.subject)
     down = np.linspace(0, 1, n, dtype=np.float32)[:, None]
     mist = smoothstep(1.0, 0.78, down + 0.07 * noise(rng, n, 3))
     tone = np.clip(tone, 0, 1) * mix(mist, 1, 0.7 * is_subject)
-    tone = mix(tone, np.round(tone * 4) / 4, plate.per_shape(lambda s: 0.2 if s.role == "sky" else 0.6))
+    flatness = plate.per_shape(lambda s: 0.2 if s.role == "sky" else 0.6)
+    tone = mix(tone, np.round(tone * 4) / 4, flatness)
     tone = mix(blur(tone, 3.5 * unit), blur(tone, unit), 0.4 + 0.4 * is_subject)
     tone *= 1 + 0.2 * noise(rng, n, 6) + 0.08 * noise(rng, n, 24) + 0.08 * paper_grain(n)
-    pigment = {role: np.clip(saturate(mix(c[role], c["main"], 0.5), 0.62), 0.04, 0.9) for role in ROLES}
+    pigment = {role: np.clip(saturate(mix(c[role], c["main"], 0.5), 0.62), 0.04, 0.9)
+               for role in ROLES}
     absorbed = np.array([-np.log(pigment[s.role]) for s in plate.shapes], np.float32)[plate.labels]
     absorbed = 3.3 * blur(absorbed / 3.3, 2 * unit) * (1.35 * tone)[..., None]
-    shifted = np.maximum(np.arange(n) - int(2 * unit), 0)   # the wash does not quite keep to the contour
+    # The wash does not quite keep to the contour.
+    shifted = np.maximum(np.arange(n) - int(2 * unit), 0)
     absorbed = absorbed[shifted][:, shifted]
 
-    drawn = plate.per_shape(lambda s: 0 if s.fine and s.role != "dark" else s.subject or 0.45 * (s.role != "sky"))
+    drawn = plate.per_shape(contour_weight)
     pressure = np.clip(0.17 + 0.13 * noise(rng, n, 7), 0.06, 0.42) + 0.02 * noise(rng, n, 60)
     contour = smoothstep(pressure, pressure + 0.08, blur(borders(plate.labels, drawn), 1.3 * unit))
     contour *= np.maximum(mist, is_subject) * np.clip(0.85 + 0.2 * noise(rng, n, 5), 0.4, 1)
@@ -706,7 +833,8 @@ def ink_wash(plate, rng):
     paper = mix(np.array([0.97, 0.95, 0.91]), c["sky"] / c["sky"].max(), 0.27)
     painting = paper * np.exp(-absorbed) * (1 + 0.02 * paper_grain(n)[..., None])
 
-    x, y, side = int(n * (0.88 if plate.sun[0] > 0.5 else 0.06)), int(n * 0.86), int(13 * unit)
+    sun_x, _ = plate.sun                                      # the seal is on the light's side
+    x, y, side = int(n * (0.88 if sun_x > 0.5 else 0.06)), int(n * 0.86), int(13 * unit)
     seal = saturate(c["main"], 1.5) * np.ones((side, side, 1))
     seal[side // 4:-side // 4:3, side // 4:-side // 4] = paper
     painting[y:y + side, x:x + side] *= mix(1, seal, 0.9)
@@ -714,7 +842,7 @@ def ink_wash(plate, rng):
 
 
 def pointillism(plate, rng):
-    """Round dots of pure colour on a toned ground, smaller along the outlines; the eye mixes them."""
+    """Round dots of pure colour on a toned ground, smaller along the outlines."""
     n, unit, scale = len(plate.labels), len(plate.labels) / WORK_SIZE, 2
     outline = blur(borders(plate.labels), 1.5 * unit)
     crowd = jittered_grid(rng, n, 3.4 * unit, 0.4)
@@ -733,7 +861,8 @@ def pointillism(plate, rng):
     top, first = np.zeros((n * scale, n * scale), np.int32), 0
     for centres, radius in layers:
         reach = radius * unit * scale
-        disc = np.stack(np.meshgrid(*[np.arange(-int(reach), int(reach) + 1)] * 2), -1).reshape(-1, 2)
+        offsets = np.arange(-int(reach), int(reach) + 1)
+        disc = np.stack(np.meshgrid(offsets, offsets), -1).reshape(-1, 2)
         stamp(top, first, centres * scale, disc[(disc ** 2).sum(-1) <= reach ** 2])
         first += len(centres)
     return to_image(np.take(colour.astype(np.float32), top, axis=0))
@@ -754,8 +883,10 @@ def stained_glass(plate, rng):
     _, piece = np.unique(piece, return_inverse=True)
     piece = piece.reshape(n, n)
     area = np.bincount(piece.ravel())
-    glass = np.stack([np.bincount(piece.ravel(), plate.image[..., i].ravel()) for i in range(3)], -1) / area[:, None]
-    glass = saturate(glass * 0.92, 1.6) * rng.uniform(0.8, 1.1, (len(glass), 1)) + rng.normal(0, 0.02, glass.shape)
+    sums = [np.bincount(piece.ravel(), plate.image[..., i].ravel()) for i in range(3)]
+    glass = np.stack(sums, -1)
+    glass = saturate(glass / area[:, None] * 0.92, 1.6)
+    glass = glass * rng.uniform(0.8, 1.1, (len(glass), 1)) + rng.normal(0, 0.02, glass.shape)
     lead = blur(np.maximum(0.75 * borders(piece), borders(plate.labels)), 1.5 * unit)
     shine = 1.12 - 0.6 * blur(lead, 5 * unit) + 0.05 * noise(rng, n, 10) + 0.03 * noise(rng, n, 50)
     grid = grid / n - plate.sun
@@ -765,19 +896,26 @@ def stained_glass(plate, rng):
 
 
 def woodcut(plate, rng):
-    """Carved lines of dark ink that swell with the tone, over flat tints; the sky's lines ring the light."""
+    """Carved lines of dark ink that swell with the tone, over flat tints.
+
+    The lines of the sky are rings around the light.
+    """
     n, unit, c = len(plate.labels), len(plate.labels) / WORK_SIZE, plate.colours
     grid = np.arange(n, dtype=np.float32)
-    angle = np.array([rng.choice([0.5, 0.9, 2.3, 2.7]) if s.subject else pi / 2 for s in plate.shapes], np.float32)
+    angle = [rng.choice([0.5, 0.9, 2.3, 2.7]) if s.subject else pi / 2 for s in plate.shapes]
+    angle = np.array(angle, np.float32)
     across = np.cos(angle)[plate.labels] * grid + np.sin(angle)[plate.labels] * grid[:, None]
-    rings = np.hypot(grid - plate.sun[0] * n, grid[:, None] - plate.sun[1] * n)
+    sun_x, sun_y = plate.sun
+    rings = np.hypot(grid - sun_x * n, grid[:, None] - sun_y * n)
     is_sky = plate.per_shape(lambda s: s.role == "sky" and not s.subject)
     across = np.where(is_sky > 0, rings * 0.85, across)
     across += unit * (1.6 * noise(rng, n, 6) + 0.3 * noise(rng, n, 30))
     ridge = np.abs(across / (5.2 * unit) % 1 - 0.5) * 2
-    ink_of = {"sky": 0.2 + 0.4 * max(0, 0.5 - luma(c["sky"])), "ground": 0.42, "main": 0.5, "accent": 0.0, "dark": 1.0}
+    ink_of = {"sky": 0.2 + 0.4 * max(0, 0.5 - luma(c["sky"])), "ground": 0.42, "main": 0.5,
+              "accent": 0.0, "dark": 1.0}
     tone = plate.per_shape(lambda s: ink_of[s.role] - 0.5 * s.light)
-    tone += 1.6 * (plate.per_shape(lambda s: luma(c[s.role])) - luma(plate.image)) + 0.05 * noise(rng, n, 20)
+    shade = plate.per_shape(lambda s: luma(c[s.role])) - luma(plate.image)
+    tone += 1.6 * shade + 0.05 * noise(rng, n, 20)
     ink = smoothstep(-0.16, 0.16, np.clip(tone, -0.2, 1.2) - ridge)
     outline = blur(borders(plate.labels, plate.per_shape(lambda s: s.subject or 0.6)), 1.2 * unit)
     ink = np.maximum(ink, smoothstep(0.2, 0.3, outline))
@@ -790,29 +928,41 @@ def woodcut(plate, rng):
 
 
 def stroke_flow(image, rng, cells):
-    """(cells, cells) angles along the outlines, from the structure tensor, drifting where there is no outline."""
-    small = np.asarray(to_image(luma(image)).resize((cells, cells), Image.Resampling.BOX), np.float32) / 255
+    """(cells, cells): the angle of strokes that follow the outlines, from the structure tensor.
+
+    Where there is no outline, the angle drifts.
+    """
+    small = to_image(luma(image)).resize((cells, cells), Image.Resampling.BOX)
+    small = np.asarray(small, np.float32) / 255
     gy, gx = np.gradient(small)
     drift = noise(rng, cells, 3) * 0.9
     tensor = [gy * gy - gx * gx + 4e-4 * np.cos(drift), -2 * gx * gy + 4e-4 * np.sin(drift)]
-    double_cos, double_sin = (Image.fromarray(part).resize((cells // 3, cells // 3), Image.Resampling.BOX)
-                              .resize((cells, cells), Image.Resampling.BICUBIC) for part in tensor)
-    return 0.5 * np.arctan2(np.asarray(double_sin), np.asarray(double_cos))
+    smooth = []
+    for part in tensor:
+        coarse = Image.fromarray(part).resize((cells // 3, cells // 3), Image.Resampling.BOX)
+        smooth.append(np.asarray(coarse.resize((cells, cells), Image.Resampling.BICUBIC)))
+    double_cos, double_sin = smooth
+    return 0.5 * np.arctan2(double_sin, double_cos)
 
 
 def oil(plate, rng):
-    """Short loaded strokes that follow the shapes, finer along outlines; the paint's ridges catch the light."""
+    """Short loaded strokes that follow the shapes, finer along the outlines.
+
+    Ridges of paint catch the light.
+    """
     n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
     outline = blur(borders(plate.labels), 2 * unit)
     is_subject = plate.per_shape(lambda s: s.subject)
-    layers = []   # of centres, half the length and half the width of the strokes
-    for spacing, length, half, wanted in ((7, 14, 4.6, 1), (6, 9, 3, 0.3 + is_subject), (2.5, 3.2, 1.3, 9 * outline)):
+    layers = []   # the strokes' centres, half their length, half their width
+    sizes = ((7, 14, 4.6, 1), (6, 9, 3, 0.3 + is_subject), (2.5, 3.2, 1.3, 9 * outline))
+    for spacing, length, half, wanted in sizes:
         points = jittered_grid(rng, n, spacing * unit)
         wanted = np.broadcast_to(wanted, (n, n))[tuple(points.astype(int).T[::-1])]
         layers.append((points[wanted > rng.random(len(points))], length * unit, half * unit))
     centres = np.concatenate([points for points, _, _ in layers])
     x, y = centres.astype(int).T
-    angle = stroke_flow(plate.image, rng, 84)[y * 84 // n, x * 84 // n] + rng.normal(0, 0.13, len(x))
+    angle = stroke_flow(plate.image, rng, 84)[y * 84 // n, x * 84 // n]
+    angle = angle + rng.normal(0, 0.13, len(x))
     angle += pi * (rng.random(len(x)) < 0.5)
     along = np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
     across = np.stack([-along[:, 1], along[:, 0]], -1)
@@ -820,11 +970,13 @@ def oil(plate, rng):
     top, first = np.zeros((n, n), np.int32), 0
     for points, length, half in layers:
         own = slice(first, first + len(points))
-        u, v = np.meshgrid(np.arange(-length, length + 0.1, 0.75), np.arange(-half, half + 0.1, 0.75))
+        u, v = np.meshgrid(np.arange(-length, length + 0.1, 0.75),
+                           np.arange(-half, half + 0.1, 0.75))
         lifted = length * (1 - rng.uniform(0, 0.5, len(v)) - 0.3 * (v[:, 0] / half) ** 2)
         touching = (u < lifted[:, None]) & (u > 0.9 * half - length * (1 - 0.3 * (v / half) ** 2))
         uv = np.stack([u[touching], v[touching]], -1).astype(np.float32)
-        stamp(top, first, points, (u * along[own] + (v + u * u * bend[own, None]) * across[own] for u, v in uv))
+        brush = (u * along[own] + (v + u * u * bend[own, None]) * across[own] for u, v in uv)
+        stamp(top, first, points, brush)
         first += len(points)
     grid = np.arange(n, dtype=np.float32)
     dx, dy = grid - np.take(centres[:, 0], top), grid[:, None] - np.take(centres[:, 1], top)
@@ -835,14 +987,17 @@ def oil(plate, rng):
     bristles = np.sin(v * (1.9 / unit) + phase) + 0.5 * np.sin(v * (3.1 / unit) + 2 * phase)
     height = blur(0.5 + 0.1 * bristles - 0.13 * borders(top), 0.6)
     relief = (height - np.roll(height, (1, 1), (0, 1)))[..., None]
-    weave = 0.02 * (np.sin(grid * (pi / 1.5 / unit)) * np.sin(grid[:, None] * (pi / 1.5 / unit)))[..., None]
-    colour = saturate(plate.image[y, x], 1.25) * rng.normal(1, 0.06, (len(x), 1)) + rng.normal(0, 0.015, (len(x), 3))
-    paint_layer = blur(np.take(colour.astype(np.float32), top, axis=0), 0.4) * (1 + 0.025 * bristles[..., None])
+    thread = pi / 1.5 / unit
+    weave = 0.02 * (np.sin(grid * thread) * np.sin(grid[:, None] * thread))[..., None]
+    colour = saturate(plate.image[y, x], 1.25) * rng.normal(1, 0.06, (len(x), 1))
+    colour = colour + rng.normal(0, 0.015, (len(x), 3))
+    paint_layer = blur(np.take(colour.astype(np.float32), top, axis=0), 0.4)
+    paint_layer = paint_layer * (1 + 0.025 * bristles[..., None])
     return paint_layer * (1 + 0.75 * relief + weave) + 0.25 * relief
 
 
 def watercolour(plate, rng):
-    """Transparent washes that pool at their edges, run into each other and leave paper between them."""
+    """Transparent washes that pool at their edges, run together and leave paper between them."""
     n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
     grid = np.arange(n)
     columns = np.clip(grid + noise(rng, n, 14) * 1.5 * unit, 0, n - 1).astype(int)
@@ -855,48 +1010,62 @@ def watercolour(plate, rng):
     density = 0.58 + 0.14 * noise(rng, n, 4) + 0.05 * noise(rng, n, 16) + 0.07 * paper_grain(n)
     density += 0.14 * is_subject + 0.8 * rim * (1 - wetness)
     bloom = noise(rng, n, 4) + 0.12 * noise(rng, n, 20) - 1.25
-    density += 0.16 * np.exp(-(np.minimum(bloom, 0) / 0.12) ** 2) * (bloom < 0) - 0.16 * smoothstep(0, 0.1, bloom)
+    ring = np.exp(-(np.minimum(bloom, 0) / 0.12) ** 2) * (bloom < 0)
+    density += 0.16 * ring - 0.16 * smoothstep(0, 0.1, bloom)
     gap = smoothstep(0.22, 0.36, rim) * smoothstep(0.3, 0.8, noise(rng, n, 9))
     margin = np.minimum(grid, n - 1 - grid)
-    margin = np.minimum(margin, margin[:, None]) - unit * (9 + 2.5 * noise(rng, n, 7) + noise(rng, n, 25))
+    wander = 9 + 2.5 * noise(rng, n, 7) + noise(rng, n, 25)
+    margin = np.minimum(margin, margin[:, None]) - unit * wander
     density += 0.3 * np.exp(-((margin / (2.5 * unit)) ** 2))
     density = np.maximum(density, 0.12) * (1 - 0.9 * gap) * smoothstep(-0.8, 0.8, margin / unit)
     paper = np.array([0.99, 0.98, 0.955], np.float32) * (1 + 0.012 * paper_grain(n)[..., None])
     return paper * np.exp(density[..., None] * np.log(np.clip(saturate(image, 1.2), 0.03, 1)))
 
 
-STYLE_PAINTERS = {"ink wash": ink_wash, "pointillism": pointillism, "stained glass": stained_glass, "woodcut": woodcut,
-                  "oil": oil, "watercolour": watercolour}
+STYLE_PAINTERS = {
+    "ink wash": ink_wash, "pointillism": pointillism, "stained glass": stained_glass,
+    "woodcut": woodcut, "oil": oil, "watercolour": watercolour}
 
 
-# ---- the public face ----
+# ---- public functions ----
 
 def draw(scene, size=224):
-    """The scene unpainted: smooth softly shaded shapes; scene.style plays no part. Returns a PIL RGB image."""
+    """The scene unpainted, as softly shaded shapes; scene.style is not used.
+
+    Returns a PIL RGB image of size x size pixels.
+    """
     return to_image(render(scene, 2 * size).image).reduce(2)
 
 
 def paint(scene, size=224):
     """The scene painted in scene.style. Returns a PIL RGB image of size x size pixels."""
     n = max(size, WORK_SIZE)
-    rng = np.random.default_rng([scene.seed, STYLES.index(scene.style), COMPOSITIONS.index(scene.composition)])
+    seed = [scene.seed, STYLES.index(scene.style), COMPOSITIONS.index(scene.composition)]
+    rng = np.random.default_rng(seed)
     plate = render(scene, n, fine=scene.style != "stained glass")
     painting = STYLE_PAINTERS[scene.style](plate, rng)
     if not isinstance(painting, Image.Image):
         painting = to_image(painting)
-    return painting if painting.width == size else painting.resize((size, size), Image.Resampling.BOX)
+    if painting.width != size:
+        painting = painting.resize((size, size), Image.Resampling.BOX)
+    return painting
 
 
 def contact_sheet(pictures, columns, captions=None):
-    """PIL pictures of one size in a grid; captions, one string each, are wrapped under them, as tall as the tallest."""
+    """PIL pictures of one size in a grid with `columns` columns, as one PIL RGB image.
+
+    captions: one string a picture, wrapped under it; all get the space of the tallest.
+    """
     width, height = pictures[0].size
     margin, font = max(4, width // 28), ImageFont.load_default(size=max(9, width // 18))
     texts, caption_height = [""] * len(pictures), 0
     if captions:
         letters = max(8, int(width / font.getlength("n")))
-        texts = ["\n".join(textwrap.fill(part, letters) for part in caption.splitlines()) for caption in captions]
+        texts = ["\n".join(textwrap.fill(part, letters) for part in caption.splitlines())
+                 for caption in captions]
         pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-        caption_height = max(int(pen.multiline_textbbox((0, 0), text, font)[3]) for text in texts) + margin
+        bottoms = [pen.multiline_textbbox((0, 0), text, font)[3] for text in texts]
+        caption_height = max(int(bottom) for bottom in bottoms) + margin
     rows = -(-len(pictures) // columns)
     step_x, step_y = width + margin, height + margin + caption_height
     sheet = Image.new("RGB", (columns * step_x + margin, rows * step_y + margin), "#faf8f4")
