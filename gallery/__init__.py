@@ -1,5 +1,16 @@
-"""The gallery: painted scenes whose subject, style, palette, mood and composition are known, with words for each.
+"""The gallery: painted scenes of which everything is known, with words for each.
 
-scenes.py says what a scene is, painting.py paints it, words.py writes about it, pretrain.py makes the frozen parts
-of weights/tiny. `python -m gallery` paints the contact sheet.
+scenes.py       what a scene is: subject, style, palette, mood, composition, things
+painting.py     draws and paints it
+album.py        many paintings in one file
+phrases.py      what can be said of each subject, style, palette, mood
+grammar.py      sentences, questions and answers made of those
+words.py        captions, descriptions and dialogues for a scene; what a text names
+benchmark.py    the paper's four benchmarks on such paintings, and rules that judge answers
+score.py        how many attributes of held-out paintings a model names rightly
+ablation.py     the same for ArtGPT-4's parts one by one
+effects.py      turns a plain scene into a photograph, for pre-training
+pretrain.py     makes the frozen parts of weights/tiny
+
+`python -m gallery` paints a contact sheet.
 """

@@ -1,4 +1,7 @@
-"""The gallery's contact sheet: `python -m gallery [FILE.png]`; with --samples FOLDER the pictures that are shipped."""
+"""Paint the gallery's contact sheet: `python -m gallery [FILE.png]`.
+
+With --samples FOLDER it paints the pictures of samples/ instead.
+"""
 import argparse
 from pathlib import Path
 
@@ -7,23 +10,26 @@ from common.files import written_beside
 from gallery.painting import contact_sheet, paint
 from gallery.scenes import SEEN_PAIRS, STYLES, SUBJECTS, UNSEEN_PAIRS, Scene, random_scenes
 
-# Held-out pictures, of pairs that training has seen in other pictures.
-SAMPLES = (Scene("couple", "oil", "rose", "in the centre", 12),
-           Scene("lighthouse", "watercolour", "moonlight", "to the right", 7, ("balloon", "birds")),
-           Scene("sailing boat", "oil", "ember", "in the centre", 3))
+# Held-out pictures, of pairs that training sees in other pictures.
+SAMPLES = (
+    Scene("couple", "oil", "rose", "in the centre", 12),
+    Scene("lighthouse", "watercolour", "moonlight", "to the right", 7, ("balloon", "birds")),
+    Scene("sailing boat", "oil", "ember", "in the centre", 3))
 
 
 def sheet():
-    """Every subject in every style; two subjects a row."""
+    """Every subject in every style as a PIL image; two subjects a row."""
+    def place(scene):
+        return SUBJECTS.index(scene.subject), STYLES.index(scene.style)
     pairs = SEEN_PAIRS + UNSEEN_PAIRS
-    scenes = sorted(random_scenes(len(pairs), "sheet", pairs, alone=0.7),
-                    key=lambda scene: (SUBJECTS.index(scene.subject), STYLES.index(scene.style)))
+    scenes = sorted(random_scenes(len(pairs), "sheet", pairs, alone=0.7), key=place)
     return contact_sheet([paint(scene).reduce(2) for scene in scenes], 2 * len(STYLES))
 
 
 def main(args):
     if args.samples:
-        pictures = {args.samples / f"{scene.subject.replace(' ', '-')}.png": paint(scene) for scene in SAMPLES}
+        pictures = {args.samples / f"{scene.subject.replace(' ', '-')}.png": paint(scene)
+                    for scene in SAMPLES}
     else:
         pictures = {args.file: sheet()}
     for file, picture in pictures.items():
@@ -34,6 +40,8 @@ def main(args):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m gallery", description=__doc__)
-    parser.add_argument("file", nargs="?", type=Path, default=Path("runs/gallery.png"), help="(default: %(default)s)")
-    parser.add_argument("--samples", type=Path, metavar="FOLDER", help="paint the samples into it instead")
+    parser.add_argument("file", nargs="?", type=Path, default=Path("runs/gallery.png"),
+                        help="picture to write (default: %(default)s)")
+    parser.add_argument("--samples", type=Path, metavar="FOLDER",
+                        help="paint the samples into it instead")
     run_command(main, parser)

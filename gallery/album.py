@@ -1,4 +1,4 @@
-"""Paintings of many scenes in one file: painted once, then mapped."""
+"""Paintings of many scenes in one file: painted once, then mapped from disk."""
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -12,9 +12,11 @@ from gallery import scenes as scenes_module
 
 
 def painted(scenes, folder="runs/gallery", size=224):
-    """Paintings of the scenes, uint8 (N, size, size, 3), mapped from a file in `folder`; painted when it is not there.
+    """Paintings of the scenes, uint8 (N, size, size, 3), mapped from a file in `folder`.
 
-    A painting takes tens of milliseconds, more than a training step has for it: hence the file.
+    They are painted if the file is not there. A painting takes tens of milliseconds, longer than a
+    training step can wait for it. The file's name depends on the scenes and on the source of the
+    painter, so that a change of either paints new ones.
     """
     sources = Path(painting.__file__).read_bytes() + Path(scenes_module.__file__).read_bytes()
     key = zlib.crc32(sources + repr((scenes, size)).encode())
@@ -22,8 +24,10 @@ def painted(scenes, folder="runs/gallery", size=224):
     if not file.is_file():
         progress = Progress("painting", len(scenes), "pictures")
         with written_beside(file) as path, ProcessPoolExecutor() as pool:
-            array = np.lib.format.open_memmap(path, "w+", np.uint8, (len(scenes), size, size, 3))
-            for i, image in enumerate(pool.map(painting.paint, scenes, [size] * len(scenes), chunksize=16)):
+            shape = (len(scenes), size, size, 3)
+            array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+            images = pool.map(painting.paint, scenes, [size] * len(scenes), chunksize=16)
+            for i, image in enumerate(images):
                 array[i] = image
                 progress.show(i + 1)
             array.flush()

@@ -28,7 +28,7 @@ def blur(x, sigma):
 
 
 def waves(x, rng, low, high):
-    """A grating as large as x, (1, 1, S, S) in -1 .. 1: a period of low to high pixels, any angle."""
+    """A grating of x's size, (1, 1, S, S) in -1 .. 1: period low to high pixels, any angle."""
     size = x.shape[-1]
     period, angle, phase = rng.uniform(low, high), rng.uniform(0, math.pi), rng.uniform(0, 6.3)
     at = torch.arange(size).float()
@@ -40,8 +40,8 @@ def shake(x, reach, patch):
     """Take every pixel from up to `reach` pixels away; neighbours within `patch` move together."""
     size = x.shape[-1]
     cells = max(2, size // patch)
-    shift = F.interpolate(torch.rand(1, 2, cells, cells) * 2 - 1, size=(size, size), mode="bilinear")
-    shift = shift * reach / size * 2
+    shift = torch.rand(1, 2, cells, cells) * 2 - 1
+    shift = F.interpolate(shift, size=(size, size), mode="bilinear") * reach / size * 2
     grid = F.affine_grid(torch.eye(2, 3)[None], (1, 3, size, size), align_corners=False)
     grid = grid + shift.permute(0, 2, 3, 1)
     return F.grid_sample(x, grid.expand(len(x), -1, -1, -1), padding_mode="reflection",

@@ -8,8 +8,8 @@ language side learns from text in which a few words tell the picture, where its 
 later. Neither side sees a painting, or a held-out pair of subject and style.
 
 The vision side is trained through heads that are thrown away afterwards. From each patch they read
-what it shows and how it looks; from the queries they read what the subject is, where it stands, what
-is around it, which effects the photograph has, and a thumbnail of it.
+what it shows and how it looks; from the queries they read what the subject is, where it stands,
+what is around it, which effects the photograph has, and a thumbnail of it.
 """
 import argparse
 import io
@@ -26,22 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from artgpt4 import (
-    IMAGE_MARK,
-    IMAGE_SLOT,
-    INSTRUCTIONS,
-    PIXEL_MEAN,
-    PIXEL_STD,
-    STOP,
-    ArtGPT4,
-    Config,
-    LlamaConfig,
-    QFormerConfig,
-    ViTConfig,
-    chat_prompt,
-    instruction_prompt,
-    trainable_names,
-)
+from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, STOP, ArtGPT4,
+                     Config, LlamaConfig, QFormerConfig, ViTConfig, chat_prompt, instruction_prompt,
+                     trainable_names)
 from common.command_line import run_command
 from common.files import save_tensors, written_beside
 from common.progress import Progress
@@ -183,7 +170,7 @@ def vision_heads(config):
 def patch_loss(heads, patches, x, shown):
     """What the patches (B, P - 1, Dv) say of pixels x (B, 3, S, S) and of what those show."""
     fields = math.isqrt(patches.shape[1])
-    shown = F.one_hot(shown[:, ::2, ::2].long(), len(SHOWN))            # every other pixel is enough
+    shown = F.one_hot(shown[:, ::2, ::2].long(), len(SHOWN))           # every other pixel will do
     shares = F.adaptive_avg_pool2d(shown.permute(0, 3, 1, 2).float(), fields)
     shares = shares.flatten(2).transpose(1, 2)                          # (B, P - 1, classes)
     looks = torch.cat((F.adaptive_avg_pool2d(x, fields), roughness(x, fields)), dim=1)
@@ -242,7 +229,7 @@ def pretrain_vision(model, steps, batch, pictures, seed):
 
 
 def document(scene, rng):
-    """One text about a scene: (what comes before the picture, the picture in words, [what follows]).
+    """One text about a scene: (text before the picture, the picture in words, [texts after it]).
 
     Each part is tokenised by itself, as ArtGPT4.embed_prompt does. Of the documents 20 % are stage
     1's captions, 25 % stage 2's descriptions, 45 % conversations of one to four rounds, some with a

@@ -2,20 +2,25 @@
 import random
 from dataclasses import dataclass
 
-# What stands in a picture, and the settings it may stand in. A figure's posture tells what it feels.
+# Each subject, with the settings it may stand in.
 SETTINGS_OF = {
-    "mountain": ("land", "water"), "lighthouse": ("water",), "sailing boat": ("water",), "windmill": ("land",),
-    "cottage": ("land",), "tree": ("land",), "bridge": ("water",), "vase of flowers": ("room",),
-    "cat": ("room", "land"), "castle": ("land",),
+    "mountain": ("land", "water"), "lighthouse": ("water",), "sailing boat": ("water",),
+    "windmill": ("land",), "cottage": ("land",), "tree": ("land",), "bridge": ("water",),
+    "vase of flowers": ("room",), "cat": ("room", "land"), "castle": ("land",),
     "dancer": ("land",), "mourner": ("land",), "wanderer": ("land",), "couple": ("land",),
 }
 SUBJECTS = tuple(SETTINGS_OF)
+
+# The figures among the subjects, with what each feels; its posture shows it.
 EMOTION_OF = {"dancer": "joy", "mourner": "grief", "wanderer": "longing", "couple": "love"}
 FIGURES = tuple(EMOTION_OF)
 
 # What may stand around the subject, and in which settings.
-THINGS = {"birds": ("land", "water"), "balloon": ("land", "water"), "rainbow": ("land", "water"), "firs": ("land",),
-          "fence": ("land",), "rowboat": ("water",), "candle": ("room",), "apples": ("room",)}
+THINGS = {
+    "birds": ("land", "water"), "balloon": ("land", "water"), "rainbow": ("land", "water"),
+    "firs": ("land",), "fence": ("land",), "rowboat": ("water",),
+    "candle": ("room",), "apples": ("room",),
+}
 
 STYLES = ("ink wash", "pointillism", "stained glass", "woodcut", "oil", "watercolour")
 COMPOSITIONS = ("in the centre", "to the left", "to the right", "far away")
@@ -32,15 +37,15 @@ class Palette:
 
 
 PALETTES = {
-    "ember": Palette(sky="#f2b366", ground="#a63a24", main="#d9622b", accent="#ffe08a", dark="#3b1512"),
-    "moonlight": Palette(sky="#1f3566", ground="#14223f", main="#5b7fb8", accent="#f4f0c8", dark="#0a1024"),
-    "meadow": Palette(sky="#cfe8c0", ground="#5f9e3f", main="#2f7a3a", accent="#f6d743", dark="#173b1c"),
-    "rose": Palette(sky="#f8d3dd", ground="#c98bb0", main="#d4507f", accent="#fff3e6", dark="#54213f"),
-    "desert": Palette(sky="#8fd0cc", ground="#dfb878", main="#b9763a", accent="#fff0c2", dark="#4f3018"),
-    "storm": Palette(sky="#aab2ba", ground="#5d6770", main="#7d8994", accent="#e9ecef", dark="#20262c"),
+    "ember": Palette("#f2b366", "#a63a24", "#d9622b", "#ffe08a", "#3b1512"),
+    "moonlight": Palette("#1f3566", "#14223f", "#5b7fb8", "#f4f0c8", "#0a1024"),
+    "meadow": Palette("#cfe8c0", "#5f9e3f", "#2f7a3a", "#f6d743", "#173b1c"),
+    "rose": Palette("#f8d3dd", "#c98bb0", "#d4507f", "#fff3e6", "#54213f"),
+    "desert": Palette("#8fd0cc", "#dfb878", "#b9763a", "#fff0c2", "#4f3018"),
+    "storm": Palette("#aab2ba", "#5d6770", "#7d8994", "#e9ecef", "#20262c"),
 }
 
-# The mood follows from the palette and from how the style speaks: softly, brightly or in hard lines.
+# The mood follows from the palette and from the style's voice: soft, bright or hard.
 VOICES = {"ink wash": "soft", "watercolour": "soft", "pointillism": "bright", "oil": "bright",
           "stained glass": "hard", "woodcut": "hard"}
 MOOD_OF = {
@@ -53,9 +58,11 @@ MOOD_OF = {
 }
 MOODS = tuple(sorted({mood for row in MOOD_OF.values() for mood in row.values()}))
 
-# One style of each subject is held out from all training: the pair has never been seen, each half of it has.
+# One style of each subject is held out from all training: training sees the subject in other styles
+# and the style with other subjects, but never the pair.
 UNSEEN_PAIRS = tuple((subject, STYLES[i % len(STYLES)]) for i, subject in enumerate(SUBJECTS))
-SEEN_PAIRS = tuple((subject, style) for subject in SUBJECTS for style in STYLES if (subject, style) not in UNSEEN_PAIRS)
+SEEN_PAIRS = tuple((subject, style) for subject in SUBJECTS for style in STYLES
+                   if (subject, style) not in UNSEEN_PAIRS)
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,12 @@ class Scene:
     style: str
     palette: str
     composition: str
-    seed: int     # decides everything that has no name: exact places, sizes, shades, strokes
-    things: tuple = ()   # of THINGS, all of them at home in one setting
+    seed: int            # decides all that has no name: exact places, sizes, shades, strokes
+    things: tuple = ()   # of THINGS, all of them possible in one setting
 
     @property
     def setting(self):
-        """"land", "water" or "room": one of the subject's settings that hold every thing."""
+        """"land", "water" or "room": one of the subject's settings that suit every thing."""
         settings = [setting for setting in SETTINGS_OF[self.subject]
                     if all(setting in THINGS[thing] for thing in self.things)]
         return settings[self.seed % len(settings)]
@@ -81,20 +88,27 @@ class Scene:
 
     @property
     def attributes(self):
-        """The four attributes that an answer is checked for: {"subject": ..., "style", "palette", "mood"}."""
-        return {"subject": self.subject, "style": self.style, "palette": self.palette, "mood": self.mood}
+        """The four attributes that an answer is checked for: {"subject": ..., "style", "palette",
+        "mood"}."""
+        return {"subject": self.subject, "style": self.style, "palette": self.palette,
+                "mood": self.mood}
 
 
 def random_scenes(count, seed, pairs=SEEN_PAIRS, alone=0.5):
-    """`count` scenes, each (subject, style) of `pairs` about equally often; a pure function of its arguments. In a
-    share `alone` of them the subject stands alone, in the others with one to three things."""
+    """`count` scenes, each (subject, style) of `pairs` about equally often.
+
+    In a share `alone` of them the subject stands alone, in the others with one to three things. The
+    scenes depend on the arguments alone.
+    """
     rng = random.Random(seed)
     scenes = []
     while len(scenes) < count:
         for subject, style in rng.sample(pairs, len(pairs)):
             setting = rng.choice(SETTINGS_OF[subject])
-            around = [thing for thing, settings in THINGS.items() if setting in settings]
-            number = 0 if rng.random() < alone else rng.randint(1, min(3, len(around)))
-            scenes.append(Scene(subject, style, rng.choice(list(PALETTES)), rng.choice(COMPOSITIONS),
-                                rng.randrange(2**31), tuple(sorted(rng.sample(around, number)))))
+            possible = [thing for thing, settings in THINGS.items() if setting in settings]
+            number = 0 if rng.random() < alone else rng.randint(1, min(3, len(possible)))
+            palette, composition = rng.choice(list(PALETTES)), rng.choice(COMPOSITIONS)
+            scene_seed = rng.randrange(2**31)
+            things = tuple(sorted(rng.sample(possible, number)))
+            scenes.append(Scene(subject, style, palette, composition, scene_seed, things))
     return scenes[:count]

@@ -8,36 +8,51 @@ from PIL import Image
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, preprocess
 from common.command_line import run_command
 from common.progress import Progress
-from gallery.album import painted
 from gallery import words
+from gallery.album import painted
 from gallery.scenes import SEEN_PAIRS, UNSEEN_PAIRS, random_scenes
 
 ATTRIBUTES = ("subject", "style", "palette", "mood")
 
 
 def held_out(pairs, count=200):
-    """Scenes that no training sees: of SEEN_PAIRS other pictures, of UNSEEN_PAIRS other pairs too."""
+    """Scenes that no training sees: new pictures, and with UNSEEN_PAIRS new pairs too."""
     return random_scenes(count, "held out", pairs)
 
 
 def describe(model, pictures, stage, what=None):
-    """What the model says of each picture, without sampling: a caption after stage 1, a description after stage 2."""
-    prompt = IMAGE_MARK if stage == 1 else chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"])
+    """What the model says of each picture at temperature 0.
+
+    Args:
+        pictures: uint8 (N, S, S, 3).
+        stage: 1 for a caption, 2 for a description.
+        what: the name of the progress line; None shows none.
+
+    Returns:
+        N strings.
+    """
+    if stage == 1:
+        prompt, max_new_tokens = IMAGE_MARK, 40
+    else:
+        prompt, max_new_tokens = chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"]), 160
     progress = Progress(what, len(pictures), "pictures") if what else None
     texts = []
     for start in range(0, len(pictures), 50):
-        pixels = [preprocess(Image.fromarray(p), model.config.image_size) for p in pictures[start:start + 50]]
+        pixels = [preprocess(Image.fromarray(picture), model.config.image_size)
+                  for picture in pictures[start:start + 50]]
         with torch.inference_mode():
             image_embeds = model.encode_image(torch.stack(pixels))
             embeds = torch.cat([model.embed_prompt(prompt, image[None]) for image in image_embeds])
-        texts += model.answers(embeds, max_new_tokens=40 if stage == 1 else 160, temperature=0)
+        texts += model.answers(embeds, max_new_tokens=max_new_tokens, temperature=0)
         if progress:
             progress.show(len(texts))
-    return [text.partition("\n")[0] if stage == 1 else text for text in texts]
+    if stage == 1:                                            # a caption is the first line
+        return [text.partition("\n")[0] for text in texts]
+    return texts
 
 
 def named_rightly(scenes, texts):
-    """The share of texts that name each attribute of their scene rightly, and its mean as "all"."""
+    """{attribute: the share of texts that name it rightly}, and the mean of those as "all"."""
     shares = {}
     for attribute in ATTRIBUTES:
         right = [words.named(text)[attribute] == scene.attributes[attribute]
@@ -47,20 +62,25 @@ def named_rightly(scenes, texts):
 
 
 def score(model, stage):
-    """{"seen pairs": shares, "unseen pairs": shares} on 200 held-out paintings each; shares as of named_rightly."""
+    """{"seen pairs": shares, "unseen pairs": shares} on 200 held-out paintings each.
+
+    The shares are those of named_rightly.
+    """
     shares = {}
     for name, pairs in (("seen pairs", SEEN_PAIRS), ("unseen pairs", UNSEEN_PAIRS)):
         scenes = held_out(pairs)
-        texts = describe(model, painted(scenes), stage, f"describing held-out paintings, {name}")
-        shares[name] = named_rightly(scenes, texts)
+        what = f"describing held-out paintings, {name}"
+        shares[name] = named_rightly(scenes, describe(model, painted(scenes), stage, what))
     return shares
 
 
 def table(shares):
-    """Rows of shares as a Markdown table."""
-    head = [*ATTRIBUTES, "all"]
-    lines = ["| named rightly | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    lines += [f"| {name} | " + " | ".join(f"{100 * row[h]:.1f} %" for h in head) + " |" for name, row in shares.items()]
+    """The shares that `score` returns as a Markdown table."""
+    columns = [*ATTRIBUTES, "all"]
+    lines = [f"| named rightly | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in shares.items():
+        cells = [f"{100 * row[column]:.1f} %" for column in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -76,5 +96,6 @@ if __name__ == "__main__":
     folder = Path(__file__).parent.parent / "weights" / "tiny"
     parser.add_argument("--weights", default=folder, help="weights folder (default: weights/tiny)")
     parser.add_argument("--adapter", help="an adapter.safetensors in place of the folder's own")
-    parser.add_argument("--stage", type=int, choices=(1, 2), default=2, help="1: its captions; 2: its descriptions")
+    parser.add_argument("--stage", type=int, choices=(1, 2), default=2,
+                        help="1: its captions; 2: its descriptions (default: %(default)s)")
     run_command(main, parser)
