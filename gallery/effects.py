@@ -194,7 +194,8 @@ def photograph(pictures, rng, share, groups=16):
 def roughness(x, fields):
     """How rough each field of a picture is: pixels (B, 3, S, S) -> (B, 8, fields, fields).
 
-    The eight kinds: differences in four directions, at three scales, and in colour.
+    The eight kinds: differences in four directions, at three scales, and in colour. Outside the
+    picture the last four see zeros, so its edge reads as rough.
     """
     y = x.mean(dim=1, keepdim=True)
     z = F.pad(y, (1, 1, 1, 1), mode="replicate")

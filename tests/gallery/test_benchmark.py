@@ -1,0 +1,143 @@
+"""gallery/benchmark.py: the folder that it writes, and the rules that judge answers."""
+import random
+
+import pytest
+from PIL import Image
+
+from gallery import benchmark, words
+from gallery.scenes import (FIGURES, MOODS, PALETTES, SEEN_PAIRS, STYLES, SUBJECTS, THINGS,
+                            UNSEEN_PAIRS, Scene, random_scenes)
+
+# Its mood is mysterious.
+LIGHTHOUSE = Scene("lighthouse", "oil", "storm", "in the centre", 1, ("birds", "rowboat"))
+# The figure feels grief, the viewer passion.
+MOURNER = Scene("mourner", "woodcut", "ember", "in the centre", 1)
+# Names everything, of all kinds.
+PARROT = " ".join((*SUBJECTS, *STYLES, *PALETTES, *MOODS, *THINGS, "joy grief longing love"))
+
+
+def score_of(name, scene, *answers):
+    """The score that the rule of the benchmark `name` gives to the answers."""
+    score, reason = benchmark.RULES[name](scene, None, answers)
+    assert reason
+    return score
+
+
+def test_the_questions_of_the_benchmarks_are_taught():
+    rng = random.Random(0)
+    taught = set()
+    for scene in random_scenes(60, "test", SEEN_PAIRS + UNSEEN_PAIRS):
+        for _ in range(5):
+            rounds = [*words.questions(scene, rng), *words.dialogue(scene, rng)]
+            taught |= {question for question, _ in rounds}
+    for question in benchmark.QUESTIONS.values():
+        assert set(question if isinstance(question, list) else [question]) <= taught
+
+
+def test_the_benchmark_is_the_same_bytes_each_time_and_knows_its_truth(tmp_path):
+    for name in ("first", "again"):
+        benchmark.make(tmp_path / name)
+    first, again = tmp_path / "first", tmp_path / "again"
+    files = [file.relative_to(first) for file in sorted(first.rglob("*")) if file.is_file()]
+    assert len(files) == 10 + 10 + 5 + 2 + 2
+    for file in files:
+        assert (first / file).read_bytes() == (again / file).read_bytes(), file
+    truth = benchmark.truth(first)
+    assert truth == benchmark.scenes() and len(truth) == 27
+    assert all(scene.subject in FIGURES for (name, _), scene in truth.items() if name == "ISAC")
+    assert all(len(scene.things) >= 2 for (name, _), scene in truth.items() if name == "ICRC")
+    assert not set(truth.values()) & set(random_scenes(5000, "training"))
+    for name in ("IDC/1.png", "MDIUC/2.png"):
+        assert Image.open(first / name).size == (224, 224)
+
+
+@pytest.mark.parametrize("content", [
+    None, "[]", "{", '{"IDC": {"1": {"subject": "cat"}}}', '{"IDC": 5}'])
+def test_truth_refuses_a_folder_that_is_not_a_gallery_benchmark(tmp_path, content):
+    if content:
+        (tmp_path / "truth.json").write_text(content)
+    with pytest.raises(ValueError, match="truth.json"):
+        benchmark.truth(tmp_path)
+
+
+def test_what_the_gallery_itself_says_gets_four_or_five():
+    rng = random.Random(0)
+    for scene in random_scenes(200, "judged", SEEN_PAIRS + UNSEEN_PAIRS):
+        assert score_of("IDC", scene, words.description(scene, rng)) >= 4
+        assert score_of("ICRC", scene, words.answer("objects", scene, rng)) == 5
+        assert score_of("MDIUC", scene, *(answer for _, answer in words.dialogue(scene, rng))) == 5
+        if scene.subject in FIGURES:
+            assert score_of("ISAC", scene, words.answer("emotions", scene, rng)) >= 4
+
+
+@pytest.mark.parametrize("text, score", [
+    ("", 0),
+    ("I do not know what this is.", 0),
+    (PARROT, 1),
+    ("A castle in oil, in storm colours, mysterious.", 1),
+    ("A lighthouse by the sea.", 2),
+    ("A lighthouse in oil, in rose colours, mysterious.", 2),
+    ("A mysterious oil of a lighthouse in storm colours, with a balloon.", 2),
+    ("A lighthouse in oil, in storm colours.", 3),
+    ("A joyful oil of a lighthouse in storm colours.", 3),
+    ("A mysterious oil of a lighthouse in storm colours.", 4),
+    ("A mysterious oil of a lighthouse in storm colours: thick strokes follow the forms, and "
+     "ridges of paint catch the light. One wonders what waits in the shade. Birds circle, and a "
+     "rowboat passes.", 5)])
+def test_idc_scores(text, score):
+    assert score_of("IDC", LIGHTHOUSE, text) == score
+
+
+@pytest.mark.parametrize("text, score", [
+    ("", 0),
+    ("There is a stone.", 0),
+    (PARROT, 0),
+    ("The figure feels joy; the viewer feels serene.", 0),
+    ("The dancer feels grief.", 0),
+    ("The man feels grief.", 1),
+    ("This makes me feel passionate.", 1),
+    ("It is grief, and the viewer is joyful.", 1),
+    ("His head is bowed, his back is bent: this is grief. The viewer feels serene.", 2),
+    ("His head is bowed, his back is bent: this is grief.", 3),
+    ("His head is bowed, his back is bent: this is grief. It leaves me passionate.", 3),
+    ("His head is bowed, his back is bent: this is grief. The colours are warm and glowing, so I "
+     "feel passionate.", 4),
+    ("His head is bowed, his back is bent: this is grief. The colours are warm and glowing, so I "
+     "feel passionate, and firm carved lines sharpen the pain.", 5)])
+def test_isac_scores(text, score):
+    assert score_of("ISAC", MOURNER, text) == score
+
+
+@pytest.mark.parametrize("text, score", [
+    ("", 0),
+    ("A castle with a fence.", 0),
+    (PARROT, 1),
+    ("A lighthouse.", 1),
+    ("A lighthouse, a cat and firs.", 1),
+    ("A lighthouse and birds.", 2),
+    ("A lighthouse, birds, a rowboat and a balloon.", 3),
+    ("A lighthouse, birds and a rowboat.", 4),
+    ("At the waterside: a lighthouse, birds and a rowboat.", 5)])
+def test_icrc_scores(text, score):
+    assert score_of("ICRC", LIGHTHOUSE, text) == score
+
+
+ROUNDS = ["A lighthouse in oil, in storm colours.", "It is a mysterious moment.",
+          "The lighthouse waits for ships and sends its beam out.", "An oil in the storm palette.",
+          "The lighthouse lifts its patient light\nand counts the ships that pass by night."]
+
+
+@pytest.mark.parametrize("changes, score", [
+    ({}, 5),
+    ({4: "It is a poem."}, 4),
+    ({0: "A castle."}, 3),
+    ({0: "A castle.", 1: "It is joyful."}, 2),
+    ({0: "A castle.", 1: "It is joyful.", 3: "A woodcut."}, 1),
+    ({2: ""}, 1),
+    ({1: ROUNDS[0]}, 1),
+    (dict.fromkeys(range(5), ""), 0),
+    (dict.fromkeys(range(5), PARROT), 0),
+    ({i: f"{PARROT} {i}" for i in range(5)}, 0)])
+def test_mdiuc_scores(changes, score):
+    answers = [changes.get(i, text) for i, text in enumerate(ROUNDS)]
+    assert score_of("MDIUC", LIGHTHOUSE, *answers) == score

@@ -1,0 +1,73 @@
+"""gallery/pretrain.py: a few steps of both sides at the real sizes, and the folder written."""
+import itertools
+import random
+
+import pytest
+import torch
+
+from artgpt4 import IMAGE_MARK, ArtGPT4
+from gallery import pretrain
+from gallery.scenes import random_scenes
+
+FLAGS = ("--vision-steps 2 --vision-batch 4 --pictures 6 --language-steps 2 --language-batch 2 "
+         "--out")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder that a pre-training of a few steps writes."""
+    out = tmp_path_factory.mktemp("pretrain") / "tiny"
+    pretrain.main(pretrain.command_line().parse_args([*FLAGS.split(), str(out)]))
+    return out
+
+
+def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_loads(written):
+    model = ArtGPT4.from_pretrained(written, dtype=torch.float32)
+    assert model.config == pretrain.TINY
+    assert model.tokenizer.get_piece_size() == pretrain.TINY.llama.vocab_size
+    torch.manual_seed(42)
+    before = ArtGPT4(pretrain.TINY, model.tokenizer)
+    for part in (before.vit, before.qformer, before.llama):
+        pretrain.initialise(part)
+    trained = dict(model.named_parameters())
+    # Moved by more than the rounding to half precision:
+    moved = {name for name, parameter in before.named_parameters()
+             if not torch.allclose(trained[name], parameter, atol=2e-4, rtol=2e-3)}
+    assert {"vit.blocks.0.attn.qkv.weight", "qformer.queries", "llama.embed.weight"} <= moved
+    assert not any(".adapter." in name or name.startswith("proj.") for name in moved)
+
+
+def test_the_written_folder_answers_about_a_picture(written):
+    model = ArtGPT4.from_pretrained(written, dtype=torch.float32)
+    size = pretrain.TINY.image_size
+    with torch.inference_mode():
+        image_embeds = model.encode_image(torch.zeros(1, 3, size, size))
+        embeds = model.embed_prompt(IMAGE_MARK, image_embeds)
+    assert isinstance(model.answers(embeds, max_new_tokens=3, temperature=0)[0], str)
+
+
+def test_a_saved_folder_loads_as_the_same_model(written, tmp_path):
+    model = ArtGPT4.from_pretrained(written)
+    pretrain.save_pretrained(model, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "adapter.safetensors", "config.json", "llama.safetensors", "tokenizer.model",
+        "vision.safetensors"]
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (written / file.name).read_bytes(), file.name
+
+
+def test_batches_of_documents_are_the_same_for_the_same_seed(written):
+    tokenizer = ArtGPT4.from_pretrained(written).tokenizer
+    runs = []
+    for _ in range(2):
+        batches = pretrain.document_batches(tokenizer, 2, 7, random.Random(7), window=3)
+        runs.append(list(itertools.islice(batches, 5)))
+    assert runs[0] == runs[1] and all(len(batch) == 2 for batch in runs[0])
+    assert all(before[0] == tokenizer.bos_id() for batch in runs[0] for before, _, _ in batch)
+
+
+def test_documents_never_hold_the_image_marker():
+    rng = random.Random(0)
+    for scene in random_scenes(200, "documents"):
+        before, told, after = pretrain.document(scene, rng)
+        assert IMAGE_MARK not in before + told + "".join(after)
