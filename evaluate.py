@@ -23,10 +23,10 @@ import torch
 from PIL import Image
 
 from common.loading import device, load_model
-from common.command_line import run_command
+from common.command_line import number, run_command
 from common.files import open_image, weight_files
 from common.progress import Progress
-from conversation.rounds import SETTINGS, Conversation, number, plain
+from conversation.rounds import SETTINGS, Conversation, plain
 from gallery import benchmark as gallery
 from evaluation.judges import (RUBRICS, Said, ServerJudge, append_record, by_hand, by_rule, by_server, digest, read_records,
                     rounds_in_html, write_text)

@@ -1,12 +1,22 @@
-"""What every command does: one line for an error, exit codes, types of flags."""
+"""What the commands share: errors in one line, exit codes, argparse types."""
+import argparse
 import os
 import sys
 import traceback
 
 
+def last_line(error):
+    """The message of an exception, in one line. Errors of workers begin with a traceback."""
+    text = str(error).strip() or repr(error)
+    return text.splitlines()[-1]
+
+
 def run_command(main, parser, arguments=None):
-    """Run main(args) as a command: an error that a user can cause is one line on stderr and exit code 1, with
-    --debug also its traceback; Ctrl-C is code 130; a closed pipe ends quietly."""
+    """Parse the arguments (default: those of the process) and run main(args) as a command.
+
+    An error that a user can cause is one line on stderr, and the exit code is then 1. With --debug
+    its traceback is printed too. After Ctrl-C the code is 130. A closed pipe ends quietly, with 1.
+    """
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     args = parser.parse_args(arguments)
     try:
@@ -21,6 +31,20 @@ def run_command(main, parser, arguments=None):
     except (ValueError, OSError, RuntimeError) as error:
         if args.debug:
             traceback.print_exc()
-        message = (str(error).strip() or repr(error)).splitlines()[-1]       # a worker's error brings its traceback
-        print(f"{parser.prog}: {message}", file=sys.stderr)
+        print(f"{parser.prog}: {last_line(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def number(kind, low, high):
+    """An argparse type: a number of a kind, int or float, from low to high."""
+    name = "whole number" if kind is int else "number"
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {name} from {low} to {high}")
+        return value
+    return parse
