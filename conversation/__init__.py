@@ -1,1 +1,1 @@
-"""The parts of chat.py: rounds and their cache, typed lines, the terminal."""
+"""The parts of chat.py: rounds, beam search, saved files, the session, the terminal."""

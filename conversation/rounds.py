@@ -1,135 +1,160 @@
-"""A conversation about pictures, without a terminal: the rounds, the prompt, the cache, the file it is saved in.
+"""A conversation about pictures, without a terminal: its rounds, its settings, the cache.
 
     conversation = Conversation(model, temperature=0)
     conversation.add_image(image)
     for piece in conversation.answer("What is this?"):
         print(piece, end="")
 
-What a question costs is its own tokens: the keys and values of all that was said stay in a cache. Yet each prompt is
-made and tokenised as a whole, as the released code does it, and only what the cache holds of it is not computed again.
+The keys and values of earlier rounds stay in a cache, so the cost of a question is that of its own
+tokens. Each prompt is still built and tokenised as a whole, as the released code does it; the part
+that the cache holds already is then skipped.
 """
-import argparse
-import contextlib
-import json
-import os
 import re
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, KVCache, chat_prompt, preprocess
+from common.command_line import number
+from conversation.beams import beam_search
 from conversation.terminal import clean
 
-MAX_CONTEXT = 2000                                            # tokens of prompt and answer, as in the released code
-MARKS = re.compile(rf"#(?=##)|<(?={IMAGE_MARK[1:]})|\[(?=/?INST\])")    # where a message or an image would begin
+MAX_CONTEXT = 2000            # tokens of prompt and answer, as in the released code
+
+# Where a new message or an image would begin in a prompt
+MARKS = re.compile(rf"#(?=##)|<(?={IMAGE_MARK[1:]})|\[(?=/?INST\])")
 
 
-def number(kind, low, high):
-    """An argparse type: an int or float from low to high."""
-    def parse(text):
-        with contextlib.suppress(ValueError):
-            if low <= kind(text) <= high:
-                return kind(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is no {kind.__name__} from {low} to {high}")
-    return parse
+class Setting(NamedTuple):
+    parse: Any                # an argparse type
+    default: Any
+    help: str
 
 
-SETTINGS = {                                                  # of answers: type, default, help
-    "temperature": (number(float, 0, 10), 1.0, "0: always the likeliest word"),
-    "top_p": (number(float, 0.001, 1), 0.9, "draw from the likeliest words that hold this share of the probability"),
-    "repetition_penalty": (number(float, 0.1, 10), 1.0, "above 1: what an answer has said is less likely again"),
-    "min_new_tokens": (number(int, 0, MAX_CONTEXT), 0, "the shortest answer"),
-    "max_new_tokens": (number(int, 1, MAX_CONTEXT), 300, "the longest answer"),
-    "beams": (number(int, 1, 16), 1, "above 1: the likeliest answer that so wide a search finds; it comes at once"),
-    "seed": (number(int, 0, 2 ** 63 - 1), None, "same seed, same answers"),
+SETTINGS = {
+    "temperature": Setting(number(float, 0, 10), 1.0, "0: always the likeliest token"),
+    "top_p": Setting(
+        number(float, 0.001, 1), 0.9,
+        "draw from the likeliest tokens that hold this share of the probability"),
+    "repetition_penalty": Setting(
+        number(float, 0.1, 10), 1.0,
+        "above 1: tokens that the answer already holds become less likely"),
+    "min_new_tokens": Setting(
+        number(int, 0, MAX_CONTEXT), 0, "the least length of an answer, in tokens"),
+    "max_new_tokens": Setting(
+        number(int, 1, MAX_CONTEXT), 300, "the greatest length of an answer, in tokens"),
+    "beams": Setting(
+        number(int, 1, 16), 1,
+        "above 1: beam search of this width; the answer then comes all at once"),
+    "seed": Setting(number(int, 0, 2 ** 63 - 1), None, "the same seed gives the same answers"),
 }
 
 
 def plain(text):
-    """Text as it may stand in a prompt: a space breaks what would begin a message or an image there. Control characters
-    go, and what is not Unicode becomes "?"."""
-    return MARKS.sub(r"\g<0> ", clean(text.encode(errors="replace").decode())).strip()
+    """Text as it may stand in a prompt.
+
+    A space breaks every mark that would begin a message or an image there. Control characters are
+    removed, and what is not Unicode becomes "?".
+    """
+    unicode = text.encode(errors="replace").decode()
+    return MARKS.sub(r"\g<0> ", clean(unicode)).strip()
 
 
 class Round(NamedTuple):
-    images: list                                              # the files that the question brought
+    images: list              # the files of the pictures that came with the question
     question: str
     answer: str = ""
 
 
 class Conversation:
-    """Rounds of question and answer about pictures. settings: values by their names in SETTINGS."""
+    """Rounds of question and answer about pictures.
+
+    settings: values by their names in SETTINGS.
+    rounds: what was said, oldest first. waiting: the files that the next question brings.
+    After an answer, dropped is the number of rounds that had to be forgotten to make room for it,
+    and new_tokens its length.
+    """
 
     def __init__(self, model, **settings):
-        self.model, weight = model, model.llama.embed.weight
+        self.model = model
+        embed = model.llama.embed.weight
         self.context = min(MAX_CONTEXT, model.config.llama.max_position_embeddings)
-        self.generator = torch.Generator(weight.device)
+        self.generator = torch.Generator(embed.device)
         self.generator.seed()
-        self.settings = {name: default for name, (_, default, _) in SETTINGS.items()}
+        self.settings = {name: setting.default for name, setting in SETTINGS.items()}
         for name, value in settings.items():
             self.set(name, value)
-        self.rounds, self.waiting = [], []                    # oldest first; files that the next question brings
-        self.image_embeds = weight.new_empty(0, model.config.qformer.queries, weight.shape[1])     # (N, Q, D)
-        self.cache, self.cached = KVCache(), []               # cached: the ids that the cache holds
-        self.dropped = self.new_tokens = 0                    # of the last answer: rounds forgotten for it, its length
+        self.rounds, self.waiting = [], []
+        self.dropped, self.new_tokens = 0, 0
+        self.image_embeds = embed.new_empty(0, model.config.qformer.queries, embed.shape[1])
+        self.cache = KVCache()
+        self.cached = []                                      # the ids that the cache holds
 
     def set(self, name, value):
-        """Change a setting, for the answers to come."""
+        """Change a setting for the answers to come."""
         self.settings[name] = value
         if name == "seed" and value is not None:
             self.generator.manual_seed(value)
 
     @torch.inference_mode()
     def add_image(self, image, file=""):
-        """Encode a PIL image; the next question comes with it. file: its name, for a conversation that is saved."""
+        """Encode a PIL image, which the next question brings. file: its name in saved files."""
         pixels = preprocess(image, self.model.config.image_size)[None]
         self.image_embeds = torch.cat((self.image_embeds, self.model.encode_image(pixels)))
         self.waiting = [*self.waiting, str(file)]
 
     def reset(self):
-        """Forget the rounds, and the images but for the last."""
-        self.waiting = [*(file for images, _, _ in self.rounds for file in images), *self.waiting][-1:]
-        if len(self.image_embeds) > 1:                        # the last one gets the ids that the first had
-            self.image_embeds, self.cached = self.image_embeds[-1:], []
+        """Forget the rounds, and all images but the last."""
+        files = [file for round in self.rounds for file in round.images] + self.waiting
+        self.waiting = files[-1:]
+        if len(self.image_embeds) > 1:                        # the last image becomes the first
+            self.image_embeds = self.image_embeds[-1:]
+            self.cached = []
         self.rounds = []
 
     def prompt_ids(self, rounds):
         """The ids of the prompt that ends with the question of the last round."""
-        messages = [message for images, question, answer in rounds for message in
-                    (" ".join([IMAGE_SLOT] * len(images) + [plain(question)]), plain(answer))]
-        return self.model.prompt_ids(chat_prompt(messages[:-1], self.model.config.prompt))
+        messages = []
+        for images, question, answer in rounds:
+            messages.append(" ".join([IMAGE_SLOT] * len(images) + [plain(question)]))
+            messages.append(plain(answer))
+        prompt = chat_prompt(messages[:-1], self.model.config.prompt)
+        return self.model.prompt_ids(prompt)
 
     def answer(self, question=None):
-        """An iterator of pieces of text. After them the round is kept; of an answer that is stopped, what was said.
+        """Answer a question, or without one the last question again -> an iterator of text.
 
-        question None: another answer to the last one. The oldest rounds are forgotten until prompt and answer fit into
-        the context; their images stay. Raises ValueError if the question alone is too long.
+        When the iterator ends, the round is kept; when it is closed early, with the answer so far.
+        The oldest rounds are forgotten until prompt and answer fit into the context, but their
+        images stay. Raises ValueError if the question alone is too long.
         """
-        rounds = [*self.rounds, Round(self.waiting, question)]
-        if question is None:
-            if not self.rounds:
-                raise ValueError("no question has an answer yet")
-            rounds[-2:] = [Round(rounds[-2].images + self.waiting, rounds[-2].question)]
+        if question is not None:
+            rounds = [*self.rounds, Round(self.waiting, question)]
+        elif self.rounds:
+            *earlier, last = self.rounds
+            rounds = [*earlier, Round(last.images + self.waiting, last.question)]
+        else:
+            raise ValueError("no question has an answer yet")
+
         count, ids = len(rounds), self.prompt_ids(rounds)
         while len(rounds) > 1 and len(ids) + self.settings["max_new_tokens"] > self.context:
-            rounds[:2] = [rounds[1]._replace(images=rounds[0].images + rounds[1].images)]
+            oldest, second, *rest = rounds
+            rounds = [second._replace(images=oldest.images + second.images), *rest]
             ids = self.prompt_ids(rounds)
         if len(ids) >= self.context:
-            raise ValueError(f"the question makes a prompt of {len(ids)} tokens, but the context is {self.context}; "
-                             "ask a shorter one")
+            raise ValueError(f"the question makes a prompt of {len(ids)} tokens, "
+                             f"but the context is {self.context}; ask a shorter one")
         self.dropped = count - len(rounds)
         return self.pieces(rounds, ids)
 
     @torch.inference_mode()
     def pieces(self, rounds, ids):
-        """Answer `ids`, the prompt of `rounds`. Its first tokens cost nothing as far as the cache holds the same."""
-        pairs = enumerate(zip(self.cached, ids[:-1], strict=False))
-        known = next((i for i, (a, b) in pairs if a != b), min(len(self.cached), len(ids) - 1))
+        """Yield the answer to `ids`, the prompt of `rounds`, and keep the rounds with it."""
+        self.cache.length = self.known(ids)
         room = min(self.context - len(ids), self.settings["max_new_tokens"])
-        self.cache.length, answer, said = known, [], ""
+        answer, said = [], ""
         try:
-            for token in self.tokens(ids[known:], room):
+            for token in self.tokens(ids[self.cache.length:], room):
                 answer.append(token)
                 text, ended = self.model.readable(answer, whole=len(answer) == room)
                 text = clean(text).strip()
@@ -139,50 +164,30 @@ class Conversation:
                 if ended:
                     break
         finally:
-            self.cached, self.new_tokens = (ids + answer)[:self.cache.length], len(answer)
+            self.cached = (ids + answer)[:self.cache.length]
+            self.new_tokens = len(answer)
             if said:
-                self.rounds, self.waiting = [*rounds[:-1], rounds[-1]._replace(answer=said)], []
+                self.rounds = [*rounds[:-1], rounds[-1]._replace(answer=said)]
+                self.waiting = []
+
+    def known(self, ids):
+        """How many of a prompt's first ids the cache holds; never all, as the last one's logits are
+        still needed."""
+        most = min(len(self.cached), len(ids) - 1)
+        for i in range(most):
+            if self.cached[i] != ids[i]:
+                return i
+        return most
 
     def tokens(self, ids, room):
-        """Yield the ids of an answer of at most `room` tokens to what the cache holds and `ids`."""
+        """Yield at most `room` ids of an answer to what the cache holds, followed by `ids`."""
         embeds = self.model.embed_ids(ids, self.image_embeds)
-        settings = {name: self.settings[name] for name in ("repetition_penalty", "min_new_tokens")}
-        if self.settings["beams"] > 1:
-            yield from self.model.beam_search(embeds, self.settings["beams"], room, **settings, cache=self.cache)
+        settings = dict(self.settings, max_new_tokens=room)
+        beams, _ = settings.pop("beams"), settings.pop("seed")
+        if beams > 1:                                         # which draws nothing
+            del settings["temperature"], settings["top_p"]
+            yield from beam_search(self.model, embeds, beams, cache=self.cache, **settings)
             return
-        for token in self.model.generate_ids(embeds, room, self.settings["temperature"], self.settings["top_p"],
-                                             **settings, generator=self.generator, cache=self.cache):
+        for token in self.model.generate_ids(embeds, generator=self.generator, cache=self.cache,
+                                             **settings):
             yield token.item()
-
-
-# ---- Files
-
-
-def to_json(conversation):
-    """What read_json takes."""
-    settings = {name: value for name, value in conversation.settings.items() if value is not None}
-    rounds = [round._asdict() for round in conversation.rounds]
-    return json.dumps({"settings": settings, "rounds": rounds, "images": conversation.waiting}, indent=1) + "\n"
-
-
-def to_markdown(conversation, folder):
-    """The pictures (their paths as seen from a folder), the questions as quotations, the answers."""
-    parts = []
-    for images, question, answer in [*conversation.rounds, Round(conversation.waiting, "")]:
-        parts += [f"![{Path(image).name}](<{os.path.relpath(image, folder)}>)" for image in images]
-        parts += ["> " + clean(question).replace("\n", "\n> "), answer] if question else []
-    return clean("\n\n".join(parts)) + "\n"
-
-
-def read_json(file):
-    """A saved conversation -> rounds, files that wait, settings. Raises ValueError if the file is none."""
-    try:
-        saved = json.loads(Path(file).read_text(encoding="utf-8"))
-        rounds = [Round(list(round["images"]), round["question"], round["answer"]) for round in saved["rounds"]]
-        waiting = list(saved["images"])
-        "".join(text for images, *words in [*rounds, [waiting]] for text in (*images, *words))    # all are strings
-        return rounds, waiting, {name: SETTINGS[name][0](str(value)) for name, value in saved["settings"].items()}
-    except OSError as error:
-        raise ValueError(f"{file}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"{file}: no conversation that /save FILE.json wrote ({error!r})") from None

@@ -1,19 +1,28 @@
-"""The golden checkpoints, made by the recipe of tests/golden, and what they convert to."""
+"""The golden checkpoints, made by the recipe of tests/golden, and what they convert to; a small
+model that talks nonsense."""
 import contextlib
+import io
 import json
 import math
 import shutil
 import signal
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import chat
 import convert_weights
-from artgpt4 import ArtGPT4
+from artgpt4 import ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig
+from common.command_line import run_command
+from common.files import load_tokenizer
+from conversation import rounds
+from conversation.rounds import Conversation
 from tests.robustness.kill_and_resume import small_data
 from training.data import Gallery
 
@@ -230,3 +239,122 @@ def gallery(training_folder):
 def pairs(training_folder):
     """A folder for --data, with small pictures that do not depend on the gallery."""
     return small_data(training_folder / "pairs")
+
+
+# ---- For the tests of chat.py and conversation/
+
+LETTERS = slice(259, 300)                                     # ids of single letters
+
+
+def draw():
+    """A picture of four colours, which every format can hold without loss."""
+    colours = np.array([[200, 30, 30], [20, 120, 40], [250, 240, 200], [0, 0, 90]], dtype=np.uint8)
+    places = np.add.outer(np.arange(30) // 7, np.arange(40) // 11)
+    return Image.fromarray(colours[places % 4])
+
+
+@pytest.fixture(scope="session")
+def talker():
+    """A model of random weights, to be read only. A bias leaves it with single letters, so that
+    its answers are as long as they may be."""
+    config = Config(
+        image_size=56,
+        adapter_width=24,
+        vit=ViTConfig(64, 1, 2, 96, 14),
+        qformer=QFormerConfig(32, 2, 2, 48, 6, 2),
+        llama=LlamaConfig(96, 200, 2, 4, 4, 1e-6, 10000.0, 4096, 321),
+    )
+    torch.manual_seed(0)
+    model = ArtGPT4(config, load_tokenizer(GOLDEN / "tokenizer.model", config)).eval()
+    with torch.no_grad():
+        for block in model.llama.blocks:
+            block.attn.qkv.weight.mul_(10)                    # other pictures, other answers
+        model.llama.blocks[-1].adapter.up.bias[0] = 30
+        model.llama.head.weight[:, 0] = -3
+        model.llama.head.weight[LETTERS, 0] = 0
+    return model
+
+
+@pytest.fixture(scope="session")
+def talker_weights(talker, tmp_path_factory):
+    """The weights folder of the talker."""
+    folder = tmp_path_factory.mktemp("talker")
+    talker.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory):
+    file = tmp_path_factory.mktemp("pictures") / "picture.png"
+    draw().save(file)
+    return file
+
+
+@pytest.fixture
+def run_chat(talker_weights, monkeypatch, capsys):
+    """run_chat(*arguments, lines=b""): run chat.py in this process with `lines` on its stdin.
+
+    terminal: whether stdin says that it is one. Returns exit code, stdout and stderr.
+    """
+    def run(*arguments, lines=b"", terminal=False):
+        stdin = io.TextIOWrapper(io.BytesIO(lines))
+        monkeypatch.setattr(stdin, "isatty", lambda: terminal, raising=False)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        if "--weights" not in arguments:
+            arguments += ("--weights", talker_weights)
+        arguments = ["--max-new-tokens", "20", *map(str, arguments)]
+        code = 0
+        try:
+            run_command(chat.main, chat.command_line(), arguments)
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+    return run
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """script(*answers): what the model answers, each a list of pieces and of exceptions to raise.
+
+    Returns a list that fills with the messages of each prompt.
+    """
+    def script(*answers):
+        asked, left = [], list(answers)
+
+        def generate_ids(self, *_, **__):
+            self.pieces = []
+            for piece in left.pop(0):
+                if not isinstance(piece, str):
+                    raise piece
+                self.pieces.append(piece)
+                yield torch.tensor([0])
+
+        def readable(self, ids, whole):
+            return "".join(self.pieces), False
+
+        def chat_prompt(messages, style):
+            asked.append(messages)
+            return ""
+
+        monkeypatch.setattr(ArtGPT4, "generate_ids", generate_ids)
+        monkeypatch.setattr(ArtGPT4, "readable", readable)
+        monkeypatch.setattr(rounds, "chat_prompt", chat_prompt)
+        return asked
+    return script
+
+
+@pytest.fixture
+def talk(talker):
+    """talk(**settings): a conversation about the picture, with answers of 20 tokens at most and,
+    unless the settings say otherwise, at temperature 0."""
+    def talk(**settings):
+        settings = {"temperature": 0.0, "max_new_tokens": 20} | settings
+        conversation = Conversation(talker, **settings)
+        conversation.add_image(draw(), "picture.png")
+        return conversation
+    return talk
+
+
+def say(conversation, question=None):
+    """The whole answer to a question, or another one to the last question."""
+    return "".join(conversation.answer(question))

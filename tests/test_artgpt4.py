@@ -1,5 +1,4 @@
 """artgpt4.py against the golden data, and what must hold of any ArtGPT-4."""
-import math
 import resource
 import subprocess
 import sys
@@ -89,14 +88,6 @@ def test_greedy_answers_are_the_golden_ones(model, minigpt4, chat, expected):
     for answerer, embeds, golden in ((model, chat, "greedy_ids"), (minigpt4, context, "minigpt4_greedy_ids")):
         ids = [token.item() for token in answerer.generate_ids(embeds, max_new_tokens=24, temperature=0)]
         assert ids == expected[golden].tolist()
-
-
-@torch.no_grad()
-def test_beam_search_finds_the_golden_answers(model, minigpt4, chat, expected):
-    with torch.no_grad():
-        context = minigpt4.embed_prompt(expected["chat_prompt"], expected["minigpt4_image_embeds"][:1])
-    for answerer, embeds, golden in ((model, chat, "beam3_ids"), (minigpt4, context, "minigpt4_beam3_ids")):
-        assert answerer.beam_search(embeds, beams=3, max_new_tokens=16) == expected[golden].tolist()
 
 
 def test_losses_reach_the_golden_data(model, expected):
@@ -199,24 +190,6 @@ def test_generate_ends_at_the_stop_mark_however_it_is_tokenised(model, monkeypat
     assert "".join(pieces) == "a boat #"
 
 
-def test_a_beam_that_ends_early_wins_by_its_mean_log_probability(model, monkeypatch):
-    stop, go = model.tokenizer.eos_id(), 100
-    odds = {(): {go: 0.6, stop: 0.4}, (go,): {go: 0.5, stop: 0.5}, (go, go): {go: 0.9, stop: 0.1}}
-
-    def logits(embeds, cache, chosen, *_):
-        found = torch.full((len(chosen), 321), -1e9)
-        for row, ids in zip(found, chosen.tolist(), strict=True):
-            for token, share in odds.get(tuple(ids), {7: 1e-9}).items():     # the second beam is a poor one
-                row[token] = math.log(share)
-        return found
-    monkeypatch.setattr(model, "next_logits", logits)
-    monkeypatch.setattr(KVCache, "select", lambda cache, rows: cache)
-    embeds = torch.zeros(1, 1, 96)
-    # the means: 0.4; (0.6 0.5) ** 1/2 = 0.55; (0.6 0.5 0.9) ** 1/3 = 0.65
-    assert model.beam_search(embeds, beams=2, max_new_tokens=3) == [go, go, go]
-    assert model.beam_search(embeds, beams=2, max_new_tokens=3, length_penalty=0.0) == [stop]
-
-
 def test_a_repetition_penalty_and_a_minimum_length_change_the_logits_as_they_say(model, chat):
     chosen = torch.tensor([[5, 300, 5]])
     plain, penalised, unending = (model.next_logits(chat, KVCache(), chosen, *how) for how in ((1, 0), (2, 0), (1, 4)))
@@ -226,15 +199,6 @@ def test_a_repetition_penalty_and_a_minimum_length_change_the_logits_as_they_say
     ends = {i for i in range(320) if "#" in model.tokenizer.id_to_piece(i)} | {model.tokenizer.eos_id()}
     assert set((unending == -torch.inf).nonzero()[:, 1].tolist()) == ends
     assert torch.equal(model.next_logits(chat, KVCache(), chosen, 1, 3), plain)
-
-
-def test_beams_are_penalised_as_single_answers_are(model, chat):
-    once = {"repetition_penalty": 1e6, "min_new_tokens": 12}
-    ids = model.beam_search(chat, beams=3, max_new_tokens=12, **once)
-    assert len(set(ids)) == 12 and not set(ids) & set(model.ending_ids)
-    greedy = [token.item() for token in model.generate_ids(chat, 12, temperature=0, **once)]
-    assert len(set(greedy)) == 12
-    assert "".join(model.generate(chat, 12, beams=3, temperature=0.7, **once)) == model.readable(ids, whole=True)[0]
 
 
 def test_a_cache_that_lives_on_gives_the_logits_of_the_whole_prompt(model, expected):

@@ -1,4 +1,4 @@
-"""terminal.py: what goes to which terminal, without one."""
+"""conversation/terminal.py: what is printed on which terminal, tested without one."""
 import io
 import re
 
@@ -28,7 +28,8 @@ class Stream(io.TextIOWrapper):
     ({"COLORTERM": "truecolor"}, Stream(encoding="latin-1"), 0),
 ])
 def test_colours_go_where_they_are_seen(environment, stream, colours, monkeypatch):
-    for name, value in ({"TERM": "xterm-256color", "COLORTERM": None, "NO_COLOR": None} | environment).items():
+    usual = {"TERM": "xterm-256color", "COLORTERM": None, "NO_COLOR": None}
+    for name, value in (usual | environment).items():
         monkeypatch.delenv(name, raising=False)
         if value is not None:
             monkeypatch.setenv(name, value)
@@ -37,17 +38,25 @@ def test_colours_go_where_they_are_seen(environment, stream, colours, monkeypatc
 
 def test_two_pixels_are_one_character():
     pixels = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [9, 8, 7]]], dtype=np.uint8)
-    assert half_blocks(Image.fromarray(pixels), 80, 24, 2 ** 24) == (
+    image = Image.fromarray(pixels)
+    assert half_blocks(image, 80, 24, 2 ** 24) == (
         "\x1b[38;2;255;0;0;48;2;0;0;255m\u2580\x1b[38;2;0;255;0;48;2;9;8;7m\u2580\x1b[0m")
-    assert half_blocks(Image.fromarray(pixels), 80, 24, 256) == (
+    assert half_blocks(image, 80, 24, 256) == (
         "\x1b[38;5;196;48;5;21m\u2580\x1b[38;5;46;48;5;232m\u2580\x1b[0m")
 
 
 @pytest.mark.parametrize("size, columns, rows", [
-    ((200, 100), 40, 10), ((100, 200), 12, 12), ((3000, 3), 40, 1), ((3, 3000), 1, 12), ((8, 6), 8, 3), ((1, 1), 1, 1)])
+    ((200, 100), 40, 10),
+    ((100, 200), 12, 12),
+    ((3000, 3), 40, 1),
+    ((3, 3000), 1, 12),
+    ((8, 6), 8, 3),
+    ((1, 1), 1, 1),
+])
 def test_a_picture_keeps_its_proportions_in_the_room_there_is(size, columns, rows):
     lines = half_blocks(Image.new("RGB", size), 40, 12, 256).split("\n")
-    assert (len(lines), {line.count("\u2580") for line in lines}) == (rows, {columns})
+    assert len(lines) == rows
+    assert {line.count("\u2580") for line in lines} == {columns}
 
 
 def test_256_colours_are_the_nearest_ones():
@@ -60,28 +69,32 @@ def test_256_colours_are_the_nearest_ones():
         return sum((int(x) - int(y)) ** 2 for x, y in zip(a, b, strict=True))
     for column, pair in zip(pixels.transpose(1, 0, 2), codes, strict=True):
         for pixel, code in zip(column, pair, strict=True):
-            assert distance(pixel, PALETTE[int(code) - 16]) == min(distance(pixel, colour) for colour in PALETTE)
+            nearest = min(distance(pixel, colour) for colour in PALETTE)
+            assert distance(pixel, PALETTE[int(code) - 16]) == nearest
 
 
-def test_words_that_have_no_room_begin_a_line():
+def test_words_that_do_not_fit_begin_a_line():
     text = "a boat\n\n  on the\twide, wide\nsea immeasurable x"
+    lines = "a boat\n\n  on the\nwide,\nwide\nsea\nimmeasurable\nx"
     for pieces in ([text], list(text), re.findall("(?s).{1,3}", text)):
-        assert "".join(wrapped(pieces, 8)) == "a boat\n\n  on the\nwide,\nwide\nsea\nimmeasurable\nx"
+        assert "".join(wrapped(pieces, 8)) == lines
     assert "".join(wrapped([text, " "], 80)) == text
     words = wrapped(iter(["a bo", "at ", KeyError]), 80)
     assert [next(words), next(words)] == ["a", " boat"]
 
 
-def test_control_characters_stay_behind():
-    assert clean("a\x00\x1b[31m\x9b\x7f\r\u202e\u2066b\u061f\n\tc \N{SAILBOAT}") == "a[31mb\u061f\n\tc \N{SAILBOAT}"
+def test_control_characters_are_removed():
+    text = "a\x00\x1b[31m\x9b\x7f\r\u202e\u2066b\u061f\n\tc \N{SAILBOAT}"
+    assert clean(text) == "a[31mb\u061f\n\tc \N{SAILBOAT}"
 
 
 def test_paths_as_they_are_typed_and_dropped(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     name = tmp_path / "it's my picture.png"
     name.touch()
-    for text in (str(name), f'"{name}"', str(name).replace(" ", "\\ ").replace("'", "\\'"), "~/it's my picture.png",
-                 "~/it\\'s\\ my\\ picture.png"):
+    escaped = str(name).replace(" ", "\\ ").replace("'", "\\'")
+    home = ("~/it's my picture.png", "~/it\\'s\\ my\\ picture.png")
+    for text in (str(name), f'"{name}"', escaped, *home):
         assert typed_path(text) == name
     assert typed_path("new talk.md").name == "new talk.md"
     assert typed_path("'new talk.md'").name == "new talk.md"
