@@ -1,29 +1,71 @@
-"""A model from flags: which weights, on which device, in which precision."""
+"""A model from a folder and flags; whatever is wrong with a file is said in one line."""
 import argparse
+import json
 import os
+from pathlib import Path
 
 import torch
 
-from artgpt4 import ArtGPT4
+from artgpt4 import PROMPTS, ArtGPT4, Config
+from common.files import load_tokenizer, read_tensors, weight_files
+
+
+def check_folder(folder, adapter=True):
+    """Raises ValueError, naming the file, if a file of a weights folder is missing or damaged."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder}: no weights folder (no config.json in it); "
+                         "make one with convert_weights.py")
+    try:
+        config = Config.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        with torch.device("meta"):
+            ArtGPT4(config, None)
+    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{file}: {error}") from None
+    if config.prompt not in PROMPTS:
+        raise ValueError(f"{file}: prompt is {config.prompt!r}; known are {', '.join(PROMPTS)}")
+    load_tokenizer(folder / "tokenizer.model", config)
+    for file in weight_files(folder, adapter):
+        next(read_tensors(file), None)                        # reads and checks the header
+
+
+def load_folder(folder, device="cpu", dtype=None, adapter=True, int8=False, vision_int8=False):
+    """ArtGPT4.from_pretrained after check_folder. Raises ValueError, naming the file."""
+    folder = Path(folder)
+    check_folder(folder, adapter)
+    return ArtGPT4.from_pretrained(folder, device, dtype, adapter, int8, vision_int8)
+
+
+def load_adapter(model, file):
+    """ArtGPT4.load_adapter. Raises ValueError, naming the file, if it is missing or damaged."""
+    next(read_tensors(file), None)
+    model.load_adapter(file)
 
 
 def load_model(args):
-    """The model that the flags describe. Without --dtype a CPU computes in float32 if half of its memory holds that:
-    it is slow in half precision."""
-    model = ArtGPT4.from_pretrained(args.weights, args.device, args.dtype and getattr(torch, args.dtype),
-                                    int8=args.int8, vision_int8=args.vision_int8)
+    """The model that the flags describe.
+
+    Without --dtype a CPU computes in float32 if half of its memory holds that: it is slow in
+    half precision.
+    """
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    model = load_folder(args.weights, args.device, dtype, int8=args.int8,
+                        vision_int8=args.vision_int8)
     if args.adapter:
-        model.load_adapter(args.adapter)
+        load_adapter(model, args.adapter)
     if not args.dtype and torch.device(args.device).type == "cpu" and hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if sum(p.numel() * (4 if p.is_floating_point() else 1) for p in model.parameters()) <= memory / 2:
+        widths = [4 if p.is_floating_point() else 1 for p in model.parameters()]
+        counts = [p.numel() for p in model.parameters()]
+        if sum(count * width for count, width in zip(counts, widths, strict=True)) <= memory / 2:
             model.float()
     return model
 
 
 def precision(model):
     """What a model computes in, in words."""
-    int8 = [part for part, config in (("language", model.config.llama), ("vision", model.config.vit)) if config.int8]
+    parts = (("language", model.config.llama), ("vision", model.config.vit))
+    int8 = [name for name, config in parts if config.int8]
     dtype = str(model.llama.embed.weight.dtype).removeprefix("torch.")
     return f"{dtype}, {' and '.join(int8)} in int8" if int8 else dtype
 
@@ -33,5 +75,6 @@ def device(text):
     try:
         torch.zeros(1, device=text).item()
     except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {reason}") from None
     return text

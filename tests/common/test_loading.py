@@ -1,0 +1,39 @@
+"""common/loading.py: what is wrong with a weights folder is said in one line that names the file."""
+import shutil
+
+import pytest
+
+from artgpt4 import ArtGPT4
+from common.files import read_tensors, save_tensors
+from common.loading import load_adapter, load_folder
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"image_size": "big"}', '{"x": 1}',
+                                     '{"llama": {"num_attention_heads": 0}}'])
+def test_a_config_that_makes_no_model_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="config.json: "):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["vision.safetensors", "llama.safetensors", "adapter.safetensors",
+                                  "tokenizer.model"])
+def test_a_file_that_is_missing_or_cut_short_is_named(weights, tmp_path, file):
+    folder = tmp_path / "weights"
+    shutil.copytree(weights["artgpt4"], folder)
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match=f"{file}: not a "):
+        load_folder(folder)
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"{file}: no such file"):
+        load_folder(folder)
+
+
+def test_an_adapter_of_a_deeper_model_is_refused(weights, tmp_path):
+    deeper = dict(read_tensors(weights["artgpt4"] / "adapter.safetensors"))
+    deeper["llama.blocks.4.mlp_norm.weight"] = deeper["llama.blocks.3.mlp_norm.weight"].clone()
+    save_tensors(deeper, tmp_path / "adapter.safetensors")
+    model = ArtGPT4.from_pretrained(weights["artgpt4"])
+    with pytest.raises(ValueError, match=r"llama.blocks.4.mlp_norm.weight is \(96,\), .* not part"):
+        load_adapter(model, tmp_path / "adapter.safetensors")
