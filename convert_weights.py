@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from artgpt4 import PROMPTS, ArtGPT4, trainable_names
+from artgpt4 import PROMPTS, ArtGPT4
 from common.command_line import run_command
 from common.files import read_tensors, written_beside
 from conversion.assembly import fit_vit, take, take_adapter, to_int8
@@ -49,12 +49,12 @@ def convert(args):
         llm.tensors.pop("lm_head.weight", None)
 
     with torch.device("meta"):
-        state = ArtGPT4(config, None).state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        model = ArtGPT4(config, None)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     in_vision = {name: shape for name, shape in shapes.items() if name.startswith(VISION)}
     in_llama = {name: shape for name, shape in shapes.items()
                 if name.startswith("llama.") and ".adapter." not in name}
-    trainable = {name: shapes[name] for name in trainable_names(config)}
+    trainable = {name: shapes[name] for name in model.trainable_names()}
 
     vision = take(vit, in_vision, "vit.") | take(qformer, in_vision, ("ln_vision.", "qformer."))
     llama = take(llm, in_llama)

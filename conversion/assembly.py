@@ -12,7 +12,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from artgpt4 import initial_adapter
+from artgpt4 import Adapter, CastLinear
 from common.int8 import quantise
 from conversion.formats import FORMATS, their_names
 from conversion.tensor_files import Stored, in_memory
@@ -91,6 +91,18 @@ def refuse(checkpoint, names, what):
         raise ValueError(f"{checkpoint.path}: {names[0]} {what}{more}")
 
 
+def untrained_adapter(config):
+    """Yield (name, float32 tensor) of projection and adapters as training starts them.
+
+    One module at a time is in memory.
+    """
+    width, blocks = config.llama.hidden_size, config.llama.num_hidden_layers
+    yield from CastLinear(config.qformer.width, width).state_dict(prefix="proj.").items()
+    for i in range(blocks if config.adapter_width else 0):
+        adapter = Adapter(width, config.adapter_width)
+        yield from adapter.state_dict(prefix=f"llama.blocks.{i}.adapter.").items()
+
+
 def take_adapter(checkpoint, config, shapes, llm):
     """The trainable parameters, float32, {name: Fused}.
 
@@ -103,7 +115,7 @@ def take_adapter(checkpoint, config, shapes, llm):
         check_adapter(checkpoint, config)
         taken = take(checkpoint, shapes, only="proj." if checkpoint.kind == "minigpt4" else "")
     torch.manual_seed(42)
-    untrained = initial_adapter(config)                       # yields in the order of `shapes`
+    untrained = untrained_adapter(config)                     # yields in the order of `shapes`
 
     def initial(name):
         return next(tensor for produced, tensor in untrained if produced == name)

@@ -3,7 +3,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from artgpt4 import ArtGPT4, initial_adapter, trainable_names
+from artgpt4 import ArtGPT4
+from conversion.assembly import untrained_adapter
 from tests.conftest import released
 
 
@@ -15,7 +16,7 @@ def test_frozen_weights_keep_the_dtype_of_the_source_and_the_adapter_is_float32(
     assert {tensor.dtype for tensor in load_file(out / "llama.safetensors").values()} == {dtype}
     adapter = load_file(out / "adapter.safetensors")
     assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
-    assert adapter.keys() == set(trainable_names(ArtGPT4.from_pretrained(out).config))
+    assert adapter.keys() == set(ArtGPT4.from_pretrained(out).trainable_names())
 
 
 def test_files_of_different_dtypes_make_one_model(convert, vicuna, checkpoints, tmp_path, expected):
@@ -36,10 +37,10 @@ def test_files_of_different_dtypes_make_one_model(convert, vicuna, checkpoints, 
 def test_what_no_adapter_file_holds_starts_as_training_does(weights):
     start = load_file(weights["start"] / "adapter.safetensors")
     minigpt4 = load_file(weights["minigpt4"] / "adapter.safetensors")
-    config = ArtGPT4.from_pretrained(weights["start"]).config
-    assert start.keys() == minigpt4.keys() == set(trainable_names(config))
+    model = ArtGPT4.from_pretrained(weights["start"])
+    assert start.keys() == minigpt4.keys() == set(model.trainable_names())
     torch.manual_seed(42)
-    for name, tensor in initial_adapter(config):
+    for name, tensor in untrained_adapter(model.config):
         assert torch.equal(start[name], tensor), name
         assert torch.equal(minigpt4[name], tensor) or name.startswith("proj."), name
     bias = released("pretrained_minigpt4.pth")["llama_proj.bias"]
