@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from artgpt4 import ArtGPT4, trainable_names
 from common.command_line import run_command
 from common.files import written_beside
+from common.loading import load_adapter, load_folder
 from gallery.album import painted
 from gallery.scenes import SEEN_PAIRS
 from gallery.score import held_out, score, table
@@ -31,6 +31,7 @@ from training.processes import (
     RANK, WORLD, accumulating, clip_gradients, mean_over_tokens, on_rank_0, processes,
     rank_0_first, say, spread,
 )
+from training.recomputation import recompute_blocks
 from training.report import sample_pictures
 from training.run import Run, can_resume, warn_if_untrained
 from training.validation import Evaluation, token_losses
@@ -50,7 +51,7 @@ class Recipe:
     min_crop_area: float = 0.5
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
-    mode: str = "artgpt4"       # which parameters are trainable: a key of artgpt4.TRAINS
+    mode: str = "artgpt4"       # which parameters are trainable: a key of artgpt4.MODES
     eval_every: int = 1000      # steps between evaluations: validation loss and samples.png
     seed: int = 42
 
@@ -120,7 +121,7 @@ def train(model, loader, recipe, stage, run, evaluation, fsdp=False):
     """
     model.freeze(recipe.mode)
     module = spread(model, fsdp)
-    weights = {name: model.get_parameter(name) for name in trainable_names(model.config)}
+    weights = {name: model.get_parameter(name) for name in model.trainable_names()}
     parameters = [weight for weight in weights.values() if weight.requires_grad]
     optimizer = optimizer_for(parameters, recipe)
     with run.begin(weights, optimizer):
@@ -148,10 +149,11 @@ def train(model, loader, recipe, stage, run, evaluation, fsdp=False):
 def load_model(args, adapter, device):
     """The model to train, with the adapter in that file unless it is None."""
     dtype, place = getattr(torch, args.dtype), "cpu" if args.fsdp else device
-    model = ArtGPT4.from_pretrained(args.weights, place, dtype, adapter=False, int8=args.int8)
+    model = load_folder(args.weights, place, dtype, adapter=False, int8=args.int8)
     if adapter:
-        model.load_adapter(adapter)
-    model.llama.checkpointing = args.checkpointing
+        load_adapter(model, adapter)
+    if args.checkpointing:
+        recompute_blocks(model.llama)
     if args.compile:
         compile_blocks(model, device)
     return model

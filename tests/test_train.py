@@ -9,7 +9,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from artgpt4 import trainable_names
 from tests.training.short_runs import log_of, short_run, train_py
 from training.checkpoints import checkpoints
 from training.validation import Evaluation
@@ -77,7 +76,7 @@ def test_a_run_writes_its_adapter_log_and_samples_and_is_the_same_every_time(
     for file in ("adapter.safetensors", "samples.png"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     saved = load_file(tmp_path / "a" / "adapter.safetensors")
-    assert saved.keys() == set(trainable_names(model.config))
+    assert saved.keys() == set(model.trainable_names())
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
     assert moved(model, start) == saved.keys()
 

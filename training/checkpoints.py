@@ -12,7 +12,6 @@ import zlib
 
 import torch
 
-from artgpt4 import trainable_names
 from common.files import written_beside
 from training.processes import RANK, say, share_of, whole
 
@@ -109,7 +108,7 @@ def frozen_checksum(model):
 
     Two models with the same checksum are taken for the same model.
     """
-    crc, trainable = 0, set(trainable_names(model.config))
+    crc, trainable = 0, set(model.trainable_names())
     for name, tensor in model.state_dict().items():
         if name not in trainable:
             beginning = tensor.flatten()[:4096].contiguous().view(torch.uint8)

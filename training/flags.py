@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from artgpt4 import TRAINS
+from artgpt4 import MODES
 from training.processes import UNDER_TORCHRUN, WORLD
 
 TINY = Path(__file__).parent.parent / "weights" / "tiny"
@@ -58,7 +58,7 @@ def train_parser(description, recipes):
         help="processes that read pictures, for each training process (default: %(default)s)")
     group = parser.add_argument_group("hyperparameters (default: those of the recipe)")
     for field in fields(next(iter(recipes.values()))):
-        choices = sorted(TRAINS) if field.name == "mode" else None
+        choices = sorted(MODES) if field.name == "mode" else None
         group.add_argument(flag(field.name), type=field.type, choices=choices)
     return parser
 

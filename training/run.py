@@ -15,7 +15,6 @@ import time
 
 import torch
 
-from artgpt4 import trainable_names
 from common.files import save_tensors, written_beside
 from common.progress import Progress
 from training.checkpoints import (
@@ -82,7 +81,7 @@ class Run:
     def describe(self, model, source):
         """Print what this run is about to do."""
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        trainable = trainable_names(model.config, self.recipe.mode)
+        trainable = model.trainable_names(self.recipe.mode)
         line = (f"{sum(sizes[name] for name in trainable):,} of {sum(sizes.values()):,} parameters "
                 f"are trained ({self.recipe.mode}): {self.recipe.steps} steps of "
                 f"{self.recipe.batch_size} pairs, from {len(source)} pairs")

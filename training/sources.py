@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from artgpt4 import INSTRUCTIONS, instruction_prompt
-from common.files import to_rgb
+from artgpt4 import INSTRUCTIONS, instruction_prompt, to_rgb
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DRAFT = 4               # see decode()

@@ -12,6 +12,7 @@ from gallery import score
 from gallery.album import painted
 from gallery.scenes import SEEN_PAIRS
 from training.data import Gallery, batches
+from training.recomputation import recompute_blocks
 from training.report import sample_pictures
 from training.run import Run
 from training.validation import Evaluation
@@ -36,7 +37,8 @@ def short_run(out, source, stage=1, mode="artgpt4", resume=False, dtype=torch.fl
     recipe = short_recipe(stage, mode, dict(changes))
     torch.manual_seed(recipe.seed)
     model = ArtGPT4.from_pretrained(TINY, dtype=dtype, adapter=False, int8=int8)
-    model.llama.checkpointing = checkpointing
+    if checkpointing:
+        recompute_blocks(model.llama)
     if loss:
         model.register_forward_hook(lambda module, arguments, losses: loss(losses))
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
