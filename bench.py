@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from artgpt4 import ArtGPT4, Config, Int8Linear, KVCache, LlamaConfig, preprocess
+from artgpt4 import ArtGPT4, Config, KVCache, LlamaConfig, preprocess
 from benchmarks.peers import peers
 from benchmarks.training_cost import loader_table, memory_table, train_table
 from common.command_line import run_command
 from common.files import load_tokenizer, open_image
 from conversation.rounds import Conversation, Round
-from common.int8 import int8_linear, int_matmul, quantise
+from common.int8 import Int8Linear, int8_linear, int_matmul, quantise, replace_linears
 
 HERE = Path(__file__).resolve().parent
 LLAMAS = {"1b": LlamaConfig(2048, 5632, 22, 16, 16, vocab_size=32000),
@@ -78,6 +78,7 @@ def random_model(config, dtype, device):
     """An ArtGPT4 with random weights, each in memory of its own: noise, at the speed of the shape."""
     with torch.device("meta"):
         model = ArtGPT4(config, None)
+    replace_linears(model)
     model.to_empty(device=device)
     noise = torch.randn(2 ** 20, device=device)
 
@@ -257,7 +258,8 @@ def main(args):
     if args.rounds:
         if model.tokenizer is None:                           # noise, a letter a token
             model.tokenizer = load_tokenizer(HERE / "weights/tiny/tokenizer.model", model.config)
-            model.readable = lambda ids, whole=False: ("x" * len(ids), False)
+            model.decode = lambda ids, whole=False: "x" * len(ids)
+            model.has_ended = lambda ids: False
         print(rounds_table(model, args.rounds))
         return
     if args.int8_error:

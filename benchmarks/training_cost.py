@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from artgpt4 import IMAGE_SLOT, STOP, ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig, trainable_names
+from artgpt4 import IMAGE_SLOT, STOP, ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig
 from common.files import load_tokenizer, written_beside
 from training.data import batches, open_source
 
@@ -42,8 +42,9 @@ def training_memory(config, batch, tokens, text_tokens, frozen_bytes=2, checkpoi
     Only what the backward pass needs counts as activation: the towers before the projection leave nothing.
     """
     with torch.device("meta"):
-        sizes = {name: p.numel() for name, p in ArtGPT4(config, None).named_parameters()}
-    training = sum(sizes[name] for name in trainable_names(config, mode))
+        model = ArtGPT4(config, None)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    training = sum(sizes[name] for name in model.trainable_names(mode))
     frozen = sum(sizes.values()) - training
     llama, act = config.llama, 4 if frozen_bytes == 4 else 2
     width, inner, adapter = llama.hidden_size, llama.intermediate_size, config.adapter_width

@@ -3,9 +3,9 @@ import torch
 
 
 def ending_ids(model):
-    """The tokens with which an answer can end: EOS, and every piece with a "#"."""
+    """The tokens with which an answer can end: EOS, and every piece, or byte, with a "#"."""
     pieces = range(model.tokenizer.get_piece_size())
-    with_hash = [i for i in pieces if "#" in model.tokenizer.id_to_piece(i)]
+    with_hash = [i for i in pieces if "#" in model.tokenizer.decode([i])]
     return [model.tokenizer.eos_id(), *with_hash]
 
 

@@ -6,6 +6,7 @@ with early stopping once as many answers as there are beams have ended.
 import torch
 
 from artgpt4 import KVCache
+from common.answering import penalties
 
 
 def select(cache, rows):
@@ -14,6 +15,11 @@ def select(cache, rows):
     chosen.length = cache.length
     chosen.layers = {layer: stored[:, rows] for layer, stored in cache.layers.items()}
     return chosen
+
+
+def next_logits(model, embeds, cache):
+    """Logits (B, V) of the token after embeds (B, T, D)."""
+    return model.llama.logits(model.llama.hidden(embeds, cache)[:, -1])
 
 
 @torch.inference_mode()
@@ -29,12 +35,15 @@ def beam_search(model, embeds, beams, max_new_tokens=300, repetition_penalty=1.0
     embeds too, but not the answer. repetition_penalty, min_new_tokens: as for a single answer.
     """
     cache = KVCache() if cache is None else cache
+    adjust = penalties(model, repetition_penalty, min_new_tokens)
     rows = [[]]                                               # the unfinished answers
     scores = torch.zeros(1, device=embeds.device)             # their log-probabilities
     finished = []                                             # (score, answer)
     for length in range(1, max_new_tokens + 1):
         chosen = torch.tensor(rows, dtype=torch.long, device=embeds.device)
-        logits = model.next_logits(embeds, cache, chosen, repetition_penalty, min_new_tokens)
+        logits = next_logits(model, embeds, cache)
+        if adjust is not None:
+            logits = adjust(logits, chosen)
         totals = scores[:, None] + logits.log_softmax(dim=-1)                # (beams, V)
         best, places = totals.flatten().topk(2 * beams)                # half of them may end here
 
@@ -42,8 +51,7 @@ def beam_search(model, embeds, beams, max_new_tokens=300, repetition_penalty=1.0
         for rank, (score, place) in enumerate(zip(best.tolist(), places.tolist(), strict=True)):
             parent, token = divmod(place, logits.shape[1])
             row = rows[parent] + [token]
-            _, ended = model.readable(row)
-            if not ended:
+            if not model.has_ended(row):
                 unfinished.append((score, parent, row))
             elif rank < beams:
                 finished.append((score / length ** length_penalty, row))

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, KVCache, chat_prompt, preprocess
+from common.answering import penalties
 from common.command_line import number
 from conversation.beams import beam_search
 from conversation.terminal import clean
@@ -152,17 +153,14 @@ class Conversation:
         """Yield the answer to `ids`, the prompt of `rounds`, and keep the rounds with it."""
         self.cache.length = self.known(ids)
         room = min(self.context - len(ids), self.settings["max_new_tokens"])
-        answer, said = [], ""
+        answer, text, said = [], "", ""
         try:
-            for token in self.tokens(ids[self.cache.length:], room):
-                answer.append(token)
-                text, ended = self.model.readable(answer, whole=len(answer) == room)
-                text = clean(text).strip()
-                if len(text) > len(said):
-                    piece, said = text[len(said):], text
+            for piece in self.stream(ids[self.cache.length:], room, answer):
+                text += piece
+                shown = clean(text).strip()
+                if len(shown) > len(said):
+                    piece, said = shown[len(said):], shown
                     yield piece
-                if ended:
-                    break
         finally:
             self.cached = (ids + answer)[:self.cache.length]
             self.new_tokens = len(answer)
@@ -179,15 +177,19 @@ class Conversation:
                 return i
         return most
 
-    def tokens(self, ids, room):
-        """Yield at most `room` ids of an answer to what the cache holds, followed by `ids`."""
+    def stream(self, ids, room, answer):
+        """An iterator of the answer's text, at most `room` tokens, to the cached tokens and `ids`.
+
+        answer: a list to which the answer's ids are added.
+        """
         embeds = self.model.embed_ids(ids, self.image_embeds)
         settings = dict(self.settings, max_new_tokens=room)
         beams, _ = settings.pop("beams"), settings.pop("seed")
         if beams > 1:                                         # which draws nothing
             del settings["temperature"], settings["top_p"]
-            yield from beam_search(self.model, embeds, beams, cache=self.cache, **settings)
-            return
-        for token in self.model.generate_ids(embeds, generator=self.generator, cache=self.cache,
-                                             **settings):
-            yield token.item()
+            answer += beam_search(self.model, embeds, beams, cache=self.cache, **settings)
+            return [self.model.decode(answer, whole=True)]
+        adjust = penalties(self.model, settings.pop("repetition_penalty"),
+                           settings.pop("min_new_tokens"))
+        return self.model.generate(embeds, answer_ids=answer, generator=self.generator,
+                                   cache=self.cache, adjust=adjust, **settings)

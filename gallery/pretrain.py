@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, STOP, ArtGPT4,
-                     Config, LlamaConfig, QFormerConfig, ViTConfig, chat_prompt, instruction_prompt,
-                     trainable_names)
+                     Config, LlamaConfig, QFormerConfig, ViTConfig, chat_prompt, instruction_prompt)
 from common.command_line import run_command
 from common.files import save_tensors, written_beside
 from common.progress import Progress
@@ -88,7 +87,7 @@ def save_pretrained(model, folder):
     folder, state = Path(folder), model.state_dict()
     vision = [name for name in state if name.startswith(("vit.", "ln_vision.", "qformer."))]
     llama = [name for name in state if name.startswith("llama.") and ".adapter." not in name]
-    adapter = trainable_names(model.config)
+    adapter = model.trainable_names()
     for part, names in (("vision", vision), ("llama", llama), ("adapter", adapter)):
         save_tensors({name: state[name] for name in names}, folder / f"{part}.safetensors")
     with written_beside(folder / "tokenizer.model") as path:
@@ -323,23 +322,6 @@ def pretrain_language(model, steps, batch, seed):
 
 
 # ---- The command
-
-
-def save_pretrained(model, folder):
-    """Write a weights folder: config.json, tokenizer.model and the three files of tensors."""
-    import json
-    from dataclasses import asdict
-    from pathlib import Path
-    from common.files import save_tensors, written_beside
-    folder, state = Path(folder), model.state_dict()
-    vision = [name for name in state if name.startswith(("vit.", "ln_vision.", "qformer."))]
-    llama = [name for name in state if name.startswith("llama.") and ".adapter." not in name]
-    for part, names in (("vision", vision), ("llama", llama), ("adapter", model.trainable_names())):
-        save_tensors({name: state[name] for name in names}, folder / f"{part}.safetensors")
-    with written_beside(folder / "tokenizer.model") as path:
-        path.write_bytes(model.tokenizer.serialized_model_proto())
-    with written_beside(folder / "config.json") as path:
-        path.write_text(json.dumps(asdict(model.config), indent=1) + "\n")
 
 
 def main(args):

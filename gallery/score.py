@@ -5,8 +5,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, preprocess
+from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, preprocess
+from common.answering import answers
 from common.command_line import run_command
+from common.loading import load_adapter, load_folder
 from common.progress import Progress
 from gallery import words
 from gallery.album import painted
@@ -43,7 +45,7 @@ def describe(model, pictures, stage, what=None):
         with torch.inference_mode():
             image_embeds = model.encode_image(torch.stack(pixels))
             embeds = torch.cat([model.embed_prompt(prompt, image[None]) for image in image_embeds])
-        texts += model.answers(embeds, max_new_tokens=max_new_tokens, temperature=0)
+        texts += answers(model, embeds, max_new_tokens=max_new_tokens, temperature=0)
         if progress:
             progress.show(len(texts))
     if stage == 1:                                            # a caption is the first line
@@ -85,9 +87,9 @@ def table(shares):
 
 
 def main(args):
-    model = ArtGPT4.from_pretrained(args.weights, dtype=torch.float32)
+    model = load_folder(args.weights, dtype=torch.float32)
     if args.adapter:
-        model.load_adapter(args.adapter)
+        load_adapter(model, args.adapter)
     print(table(score(model, args.stage)))
 
 

@@ -23,6 +23,7 @@ from common.command_line import run_command
 from common.files import load_tokenizer
 from conversation import rounds
 from conversation.rounds import Conversation
+from gallery.pretrain import save_pretrained
 from tests.robustness.kill_and_resume import small_data
 from training.data import Gallery
 
@@ -279,7 +280,7 @@ def talker():
 def talker_weights(talker, tmp_path_factory):
     """The weights folder of the talker."""
     folder = tmp_path_factory.mktemp("talker")
-    talker.save_pretrained(folder)
+    save_pretrained(talker, folder)
     return folder
 
 
@@ -329,15 +330,16 @@ def script(monkeypatch):
                 self.pieces.append(piece)
                 yield torch.tensor([0])
 
-        def readable(self, ids, whole):
-            return "".join(self.pieces), False
+        def decode(self, ids, whole):
+            return "".join(self.pieces)
 
         def chat_prompt(messages, style):
             asked.append(messages)
             return ""
 
         monkeypatch.setattr(ArtGPT4, "generate_ids", generate_ids)
-        monkeypatch.setattr(ArtGPT4, "readable", readable)
+        monkeypatch.setattr(ArtGPT4, "decode", decode)
+        monkeypatch.setattr(ArtGPT4, "has_ended", lambda self, ids: False)
         monkeypatch.setattr(rounds, "chat_prompt", chat_prompt)
         return asked
     return script

@@ -1,5 +1,4 @@
 """artgpt4.py against the golden data, and what must hold of any ArtGPT-4."""
-import re
 import shutil
 import subprocess
 import sys

@@ -9,6 +9,8 @@ from PIL import Image
 import artgpt4
 import chat
 from artgpt4 import IMAGE_SLOT, ArtGPT4
+from common.files import save_adapter
+from gallery.pretrain import save_pretrained
 from tests.conftest import draw
 
 # One question
@@ -41,12 +43,12 @@ def test_the_answer_is_what_the_model_generates(run_chat, picture, talker):
 
 def test_an_adapter_file_replaces_the_one_in_the_weights(run_chat, picture, talker, talker_weights,
                                                          tmp_path):
-    talker.save_adapter(tmp_path / "same.safetensors")
+    save_adapter(talker, tmp_path / "same.safetensors")
     other = ArtGPT4.from_pretrained(talker_weights)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         other.proj.bias.add_(torch.randn(other.proj.bias.shape, generator=generator))
-    other.save_adapter(tmp_path / "other.safetensors")
+    save_adapter(other, tmp_path / "other.safetensors")
 
     def answer(*flags):
         return run_chat(picture, "--prompt", "What?", "--temperature", 0, *flags)[1]
@@ -169,7 +171,7 @@ def test_misuse_is_exit_code_2_and_names_the_flag(run_chat, picture, arguments):
 
 def test_a_cpu_computes_in_float32_if_half_of_its_memory_holds_that(run_chat, picture, talker,
                                                                     tmp_path, monkeypatch):
-    ArtGPT4(talker.config, talker.tokenizer).bfloat16().save_pretrained(tmp_path)
+    save_pretrained(ArtGPT4(talker.config, talker.tokenizer).bfloat16(), tmp_path)
 
     def dtype(*flags):
         arguments = ["--weights", str(tmp_path), "--device", "cpu", *flags]

@@ -19,6 +19,7 @@ import evaluate
 from evaluation import judges
 from common import page as report
 from artgpt4 import ArtGPT4
+from common.files import save_adapter
 from gallery import benchmark as gallery
 from gallery.scenes import Scene
 
@@ -156,7 +157,7 @@ def test_models_answer_side_by_side_and_each_round_sees_those_before_it(folder, 
     adapter = tmp_path / "other.safetensors"
     changed = ArtGPT4.from_pretrained(TINY)
     torch.nn.init.zeros_(changed.proj.weight)
-    changed.save_adapter(adapter)
+    save_adapter(changed, adapter)
     prompts, whole = [], ArtGPT4.prompt_ids
     monkeypatch.setattr(ArtGPT4, "prompt_ids", lambda self, prompt: prompts.append(prompt) or whole(self, prompt))
     shutil.rmtree(folder / "IDC")

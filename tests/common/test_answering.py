@@ -25,7 +25,7 @@ def test_a_repetition_penalty_and_a_minimum_length_change_the_logits_as_they_say
             assert after == before
     unending = penalties(model, min_new_tokens=4)(logits.clone(), chosen)
     ends = {i for i in range(320) if "#" in model.tokenizer.id_to_piece(i)}
-    ends.add(model.tokenizer.eos_id())
+    ends |= {model.tokenizer.eos_id(), model.tokenizer.piece_to_id("<0x23>")}
     assert set((unending == -torch.inf).nonzero()[:, 1].tolist()) == ends == set(ending_ids(model))
     assert torch.equal(penalties(model, min_new_tokens=3)(logits.clone(), chosen), logits)
     assert penalties(model) is None

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 import artgpt4
-from artgpt4 import IMAGE_SLOT, Llama
+from artgpt4 import IMAGE_ID, IMAGE_SLOT, Llama
+from common.answering import penalties
 from conversation.beams import beam_search
 from conversation.rounds import Conversation, Round, plain
 from tests.conftest import say
@@ -34,7 +35,7 @@ def test_the_prompt_of_a_dialogue_is_the_golden_one(talker, talk, expected):
     ids = talk().prompt_ids(rounds)
     golden = [i for segment in expected["dialogue_segments_ids"] for i in segment]
     assert [i for i in ids if i >= 0] == golden
-    assert [i for i in ids if i < 0] == list(range(-1, -1 - talker.config.qformer.queries, -1))
+    assert [i for i in ids if i < 0] == [IMAGE_ID] * talker.config.qformer.queries
 
 
 def test_config_json_chooses_the_prompt(talker, talk, monkeypatch):
@@ -139,7 +140,8 @@ def test_the_settings_reach_the_model(talker, talk, monkeypatch):
         return talker.embed_prompt(prompt, conversation.image_embeds)
 
     conversation = talk(repetition_penalty=3.0)
-    pieces = talker.generate(embeds(conversation), 20, temperature=0, repetition_penalty=3.0)
+    pieces = talker.generate(embeds(conversation), 20, temperature=0,
+                             adjust=penalties(talker, repetition_penalty=3.0))
     assert say(conversation, "What?") == "".join(pieces).strip()
 
     conversation = talk(temperature=2.0, top_p=0.7, seed=5)
@@ -149,7 +151,7 @@ def test_the_settings_reach_the_model(talker, talk, monkeypatch):
 
     conversation = talk(beams=3)
     ids = beam_search(talker, embeds(conversation), 3, 20)
-    text, _ = talker.readable(ids, whole=True)
+    text = talker.decode(ids, whole=True)
     assert say(conversation, "What?") == text.strip()
 
 

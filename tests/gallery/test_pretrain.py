@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from artgpt4 import IMAGE_MARK, ArtGPT4
+from common.answering import answers
 from gallery import pretrain
 from gallery.scenes import random_scenes
 
@@ -43,7 +44,7 @@ def test_the_written_folder_answers_about_a_picture(written):
     with torch.inference_mode():
         image_embeds = model.encode_image(torch.zeros(1, 3, size, size))
         embeds = model.embed_prompt(IMAGE_MARK, image_embeds)
-    assert isinstance(model.answers(embeds, max_new_tokens=3, temperature=0)[0], str)
+    assert isinstance(answers(model, embeds, max_new_tokens=3, temperature=0)[0], str)
 
 
 def test_a_saved_folder_loads_as_the_same_model(written, tmp_path):
