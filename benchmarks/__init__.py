@@ -1,1 +1,1 @@
-"""The parts of bench.py: models to time, the costs of training, other programs."""
+"""The parts of bench.py: models to time, what is timed, the cost of training, other programs."""

@@ -1,6 +1,7 @@
-"""The language model of bench.py in other people's programs, to be timed beside ours: transformers and llama.cpp.
+"""The language model of bench.py in other programs, to be timed beside ours: transformers and
+llama.cpp.
 
-They are no dependency of this project: a peer that cannot be imported is left out.
+Neither is a dependency of this project. What cannot be imported is left out.
 """
 import importlib.util
 from pathlib import Path
@@ -15,8 +16,9 @@ class Transformers:
     def __init__(self, config):
         import transformers
         self.name = f"transformers {transformers.__version__}, float32"
-        self.model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-            **{key: value for key, value in vars(config).items() if key != "int8"}, attn_implementation="sdpa")).eval()
+        sizes = {name: value for name, value in vars(config).items() if name != "int8"}
+        config = transformers.LlamaConfig(**sizes, attn_implementation="sdpa")
+        self.model = transformers.LlamaForCausalLM(config).eval()
 
     @torch.inference_mode()
     def prefill(self, tokens):
@@ -40,45 +42,10 @@ class LlamaCpp:
         import llama_cpp
         self.name = f"llama.cpp (llama-cpp-python {llama_cpp.__version__}), Q8_0"
         file = Path(folder) / "model.gguf"
-        self.write(config, file)
+        write_gguf(config, file)
         threads = torch.get_num_threads()
-        self.model = llama_cpp.Llama(str(file), n_ctx=1024, n_batch=512, n_threads=threads, n_threads_batch=threads,
-                                     verbose=False)
-
-    def write(self, config, file):
-        import gguf
-        out = gguf.GGUFWriter(str(file), "llama")
-        for key, value in (("context_length", 2048), ("embedding_length", config.hidden_size),
-                           ("block_count", config.num_hidden_layers), ("feed_forward_length", config.intermediate_size),
-                           ("head_count", config.num_attention_heads), ("head_count_kv", config.num_key_value_heads),
-                           ("layer_norm_rms_eps", config.rms_norm_eps), ("rope_freq_base", config.rope_theta),
-                           ("rope_dimension_count", config.hidden_size // config.num_attention_heads),
-                           ("vocab_size", config.vocab_size), ("tokenizer_model", "llama"),
-                           ("token_list", [f"t{i}".encode() for i in range(config.vocab_size)]),
-                           ("token_scores", [0.0] * config.vocab_size), ("token_types", [1] * config.vocab_size)):
-            getattr(out, f"add_{key}")(value)
-        width = config.hidden_size
-        kv_width = config.num_key_value_heads * width // config.num_attention_heads
-        matrices = {"token_embd": (config.vocab_size, width), "output": (config.vocab_size, width)}
-        norms = ["output_norm"]
-        for i in range(config.num_hidden_layers):
-            norms += [f"blk.{i}.attn_norm", f"blk.{i}.ffn_norm"]
-            matrices |= {f"blk.{i}.attn_q": (width, width), f"blk.{i}.attn_k": (kv_width, width),
-                         f"blk.{i}.attn_v": (kv_width, width), f"blk.{i}.attn_output": (width, width),
-                         f"blk.{i}.ffn_gate": (config.intermediate_size, width),
-                         f"blk.{i}.ffn_up": (config.intermediate_size, width),
-                         f"blk.{i}.ffn_down": (width, config.intermediate_size)}
-        block = np.random.default_rng(0).integers(-127, 128, (2 ** 16, 34)).astype(np.int8).view(np.uint8)
-        block[:, :2] = np.array([0.0004], np.float16).view(np.uint8)
-        for name, (rows, columns) in matrices.items():
-            data = np.resize(block, (rows, columns // 32 * 34))
-            out.add_tensor(f"{name}.weight", data, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        for name in norms:
-            out.add_tensor(f"{name}.weight", np.ones(width, np.float32))
-        out.write_header_to_file()
-        out.write_kv_data_to_file()
-        out.write_tensors_to_file()
-        out.close()
+        self.model = llama_cpp.Llama(str(file), n_ctx=1024, n_batch=512, n_threads=threads,
+                                     n_threads_batch=threads, verbose=False)
 
     def prefill(self, tokens):
         self.model.reset()
@@ -89,13 +56,82 @@ class LlamaCpp:
             self.model.eval([i])
 
 
+def gguf_fields(config):
+    """{name: value} of a GGUF file's header, for a LlamaConfig."""
+    vocab = config.vocab_size
+    return {
+        "context_length": 2048,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "head_count": config.num_attention_heads,
+        "head_count_kv": config.num_key_value_heads,
+        "layer_norm_rms_eps": config.rms_norm_eps,
+        "rope_freq_base": config.rope_theta,
+        "rope_dimension_count": config.hidden_size // config.num_attention_heads,
+        "vocab_size": vocab,
+        "tokenizer_model": "llama",
+        "token_list": [f"t{i}".encode() for i in range(vocab)],
+        "token_scores": [0.0] * vocab,
+        "token_types": [1] * vocab,
+    }
+
+
+def gguf_matrices(config):
+    """{name: (rows, columns)} of a language model's matrices in GGUF's names."""
+    width, inner = config.hidden_size, config.intermediate_size
+    kv_width = config.num_key_value_heads * width // config.num_attention_heads
+    block = {
+        "attn_q": (width, width),
+        "attn_k": (kv_width, width),
+        "attn_v": (kv_width, width),
+        "attn_output": (width, width),
+        "ffn_gate": (inner, width),
+        "ffn_up": (inner, width),
+        "ffn_down": (width, inner),
+    }
+    shapes = {"token_embd": (config.vocab_size, width), "output": (config.vocab_size, width)}
+    for i in range(config.num_hidden_layers):
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in block.items()}
+    return shapes
+
+
+def write_gguf(config, file):
+    """Write a model of random Q8_0 weights for llama.cpp."""
+    import gguf
+    out = gguf.GGUFWriter(str(file), "llama")
+    for name, value in gguf_fields(config).items():
+        getattr(out, f"add_{name}")(value)
+
+    random = np.random.default_rng(0)
+    blocks = random.integers(-127, 128, (2 ** 16, 34)).astype(np.int8).view(np.uint8)
+    blocks[:, :2] = np.array([0.0004], np.float16).view(np.uint8)                # the scale
+    for name, (rows, columns) in gguf_matrices(config).items():
+        data = np.resize(blocks, (rows, columns // 32 * 34))
+        out.add_tensor(f"{name}.weight", data, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    norms = ["output_norm"]
+    for i in range(config.num_hidden_layers):
+        norms += [f"blk.{i}.attn_norm", f"blk.{i}.ffn_norm"]
+    for name in norms:
+        out.add_tensor(f"{name}.weight", np.ones(config.hidden_size, np.float32))
+
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+
+
 def peers(config, folder):
-    """The peers that can be imported, on the shape of a LlamaConfig."""
+    """The peers that can be imported, on the shape of a LlamaConfig; their files go to `folder`.
+
+    Raises ValueError if there are none.
+    """
     found = []
     if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
         found.append(LlamaCpp(config, folder))
     if importlib.util.find_spec("transformers"):
         found.append(Transformers(config))
     if not found:
-        raise ValueError("--peers: neither transformers nor llama_cpp (with gguf) can be imported; install one")
+        raise ValueError("--peers: neither transformers nor llama_cpp (with gguf) can be imported; "
+                         "install one")
     return found

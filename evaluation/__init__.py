@@ -1,1 +1,1 @@
-"""The parts of evaluate.py: benchmark items, judges, tables."""
+"""The parts of evaluate.py: what is asked, the answers, who judges them, tables and the report."""

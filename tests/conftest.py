@@ -24,6 +24,7 @@ from common.files import load_tokenizer
 from conversation import rounds
 from conversation.rounds import Conversation
 from gallery.pretrain import save_pretrained
+from tests.evaluation.runs import QuickRuns
 from tests.robustness.kill_and_resume import small_data
 from training.data import Gallery
 
@@ -360,3 +361,26 @@ def talk(talker):
 def say(conversation, question=None):
     """The whole answer to a question, or another one to the last question."""
     return "".join(conversation.answer(question))
+
+
+# ---- Evaluation
+
+
+@pytest.fixture
+def benchmark_folder(tmp_path):
+    """A folder with a picture or more of each benchmark, and what else may lie there."""
+    folder = tmp_path / "benchmark"
+    pictures = ("IDC/1.png", "IDC/2.webp", "IDC/10.gif", "ISAC/1.bmp", "ICRC/01.jpg",
+                "MDIUC/1.jpeg")
+    for i, name in enumerate(pictures):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20 + i, 16), (40 * i, 90, 200)).save(folder / name)
+    for name in ("IDC/notes.txt", "IDC/3.txt", "IDC/cover.jpg", "ISAC/Thumbs.db", "ISAC/2"):
+        (folder / name).write_text("not a picture")
+    return folder
+
+
+@pytest.fixture
+def quick(benchmark_folder, tmp_path, monkeypatch):
+    """QuickRuns of evaluate.py on the benchmark folder."""
+    return QuickRuns(benchmark_folder, tmp_path, monkeypatch)
