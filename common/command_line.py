@@ -5,17 +5,29 @@ import sys
 import traceback
 
 
-def last_line(error):
+LONGEST_MESSAGE = 500                                         # characters
+
+
+def printable(text):
+    """A text whose control characters are escaped: names of files and tensors may hold any."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def one_line(error):
     """The message of an exception, in one line. Errors of workers begin with a traceback."""
-    text = str(error).strip() or repr(error)
-    return text.splitlines()[-1]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    if lines[0].startswith(("Traceback", "Caught ")):
+        lines = lines[-1:]
+    text = printable(" ".join(lines))
+    return text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + " ..."
 
 
 def run_command(main, parser, arguments=None):
     """Parse the arguments (default: those of the process) and run main(args) as a command.
 
-    An error that a user can cause is one line on stderr, and the exit code is then 1. With --debug
-    its traceback is printed too. After Ctrl-C the code is 130. A closed pipe ends quietly, with 1.
+    An error is one line on stderr, and the exit code is then 1. One that nobody foresaw is called
+    an internal error. With --debug the traceback is printed too. After Ctrl-C the code is 130. A
+    closed pipe ends quietly, with 1.
     """
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     args = parser.parse_args(arguments)
@@ -28,10 +40,13 @@ def run_command(main, parser, arguments=None):
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:
+        text = one_line(error)
+        if not isinstance(error, ValueError | OSError | RuntimeError):
+            text = f"internal error ({type(error).__name__}: {text}); --debug shows where"
         if args.debug:
             traceback.print_exc()
-        print(f"{parser.prog}: {last_line(error)}", file=sys.stderr)
+        print(f"{parser.prog}: {text}", file=sys.stderr)
         sys.exit(1)
 
 

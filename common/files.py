@@ -1,6 +1,9 @@
 """Files that the commands read and write: pictures, tensors, tokenizers; whole or not at all."""
 import contextlib
+import json
 import os
+import secrets
+import stat
 from pathlib import Path
 
 import sentencepiece
@@ -26,6 +29,57 @@ def open_image(path):
                          "give another picture, a PNG or JPEG for example") from None
 
 
+LONGEST_JSON = 100_000_000                                    # bytes
+
+
+def check_file(path):
+    """Raises ValueError, naming it, unless `path` is a regular file that can be read."""
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
+            raise ValueError(f"{path}: {kind}; expected a file")
+        path.open("rb").close()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_json(file):
+    """The dictionary in a JSON file. Raises ValueError, naming the file, if there is none."""
+    check_file(file)
+    try:
+        if file.stat().st_size > LONGEST_JSON:
+            raise ValueError(f"longer than {LONGEST_JSON:,} bytes")
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: not a JSON object")
+    return values
+
+
+@contextlib.contextmanager
+def parents_of(path):
+    """Make the folders above `path`. Those that were made are removed if the block fails."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in missing:                                # the nearest first
+            with contextlib.suppress(OSError):
+                folder.rmdir()                                # only an empty one goes
+        raise
+
+
+def path_beside(path):
+    """A hidden path beside `path` that nothing has yet: PIDs repeat, in containers above all."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.part")
+
+
 @contextlib.contextmanager
 def written_beside(file):
     """A path beside `file` to write to: fsynced and renamed to `file` after the block, or removed.
@@ -33,44 +87,94 @@ def written_beside(file):
     Raises ValueError, naming the file, if the disk does not take it.
     """
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        beside.touch()
-        mode = beside.stat().st_mode                          # the umask's; some writers change it
-        yield beside
-        beside.chmod(mode)
-        with open(beside, "rb+") as written:
-            os.fsync(written.fileno())
-        beside.replace(file)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if error.filename or not error.strerror:
-            raise                                             # it names its own file
-        raise ValueError(f"{file}: could not be written ({error.strerror})") from None
-    except (RuntimeError, SafetensorError) as error:          # so torch and safetensors report it
-        raise ValueError(f"{file}: could not be written ({error})") from None
-    finally:
-        beside.unlink(missing_ok=True)
+    beside = path_beside(file)
+    with parents_of(file):
+        beside.touch(exist_ok=False)
+        try:
+            mode = beside.stat().st_mode                      # the umask's; some writers change it
+            yield beside
+            beside.chmod(mode)
+            with open(beside, "rb+") as written:
+                os.fsync(written.fileno())
+            beside.replace(file)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if error.filename or not error.strerror:
+                raise                                         # it names its own file
+            raise ValueError(f"{file}: could not be written ({error.strerror})") from None
+        except (RuntimeError, SafetensorError) as error:      # so torch and safetensors report it
+            raise ValueError(f"{file}: could not be written ({error})") from None
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def load_tokenizer(file, config):
     """The sentencepiece model in `file`.
 
-    Raises ValueError if there is none, or if it has more pieces than the embedding has rows.
+    Raises ValueError if there is none, if it lacks BOS or EOS, or if it has more pieces than the
+    embedding has rows.
     """
+    file = Path(file)
+    if not file.exists() and file.with_name("tokenizer.json").exists():
+        raise ValueError(f"{file}: no such file; tokenizer.json is not supported, add the "
+                         "sentencepiece tokenizer.model of the same language model")
+    check_file(file)
+    content = file.read_bytes()
+    if not content:
+        raise ValueError(f"{file}: not a sentencepiece model (it is empty); download it again")
     try:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=Path(file).read_bytes())
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file") from None
+        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=content)
     except RuntimeError:
         raise ValueError(f"{file}: not a sentencepiece model") from None
     pieces, rows = tokenizer.get_piece_size(), config.llama.vocab_size
+    for name, piece in (("BOS", tokenizer.bos_id()), ("EOS", tokenizer.eos_id())):
+        if not 0 <= piece < pieces:
+            raise ValueError(f"{file}: has no {name}; a LLaMA tokenizer.model has <s> and </s>")
     if pieces > rows:
         raise ValueError(f"{file}: {pieces} pieces, but the language model has an embedding for "
                          f"{rows}")
     return tokenizer
+
+
+# ---- Tensors
+
+
+def shard_files(index):
+    """{name of a tensor: its file} from an index of shards, for the converter and the loader.
+
+    A shard lies beside its index, or is a link there, as download caches have it. Raises
+    ValueError, naming the index, for anything else and for a shard that is missing.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: no weight_map")
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or shard in ("", ".", "..") or Path(shard).name != shard:
+            raise ValueError(f"{index}: {name} is in {json.dumps(shard)}; "
+                             "expected the name of a file beside it")
+    for shard in sorted(set(weight_map.values())):
+        if not (index.parent / shard).exists():
+            raise ValueError(f"{index}: names {shard}, which is not there; "
+                             "the download is incomplete")
+    return {name: index.parent / shard for name, shard in weight_map.items()}
+
+
+def check_shards(names, index=None):
+    """Raises ValueError if a tensor is in two files, or not where the index says.
+
+    names: {file: the names of its tensors}. index: the path of an index, or None.
+    """
+    found = {}
+    for file, in_file in names.items():
+        for name in in_file:
+            if name in found:
+                raise ValueError(f"{file}: {name} is also in {found[name].name}; "
+                                 "each tensor may be in one file only")
+            found[name] = file
+    for name, file in shard_files(index).items() if index else ():
+        if file in names and found.get(name) != file:
+            raise ValueError(f"{index}: {name} is not in {file.name}")
 
 
 def weight_files(folder, adapter=True):
@@ -87,12 +191,24 @@ def read_tensors(file):
 
     Raises ValueError if it is missing or damaged.
     """
+    check_file(file)
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():
                 yield name, tensors.get_tensor(name)
-    except FileNotFoundError:
-        raise ValueError(f"{file}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+
+
+def tensor_dtypes(file):
+    """{name: dtype, as safetensors names it} from the header of a safetensors file.
+
+    Raises ValueError if it is missing or damaged: offsets that overlap, for example.
+    """
+    check_file(file)
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
 

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from common.command_line import last_line
+from common.command_line import one_line
 from common.files import open_image, written_beside
 from conversation.rounds import SETTINGS, plain
 from conversation.saving import find_html, to_json, to_markdown
@@ -41,7 +41,7 @@ class Session:
                 if not self.terminal.typed:
                     raise
             except (ValueError, OSError, RuntimeError) as error:
-                print(clean(last_line(error)), file=sys.stderr)
+                print(clean(one_line(error)), file=sys.stderr)
                 succeeded = False
             if self.ended:
                 break

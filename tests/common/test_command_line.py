@@ -29,6 +29,22 @@ def test_an_error_is_one_line_and_code_1(run):
     assert run(ValueError()) == (1, "tool.py: ValueError()\n")
 
 
+def test_what_nobody_foresaw_is_one_line_too(run):
+    said = "tool.py: internal error (KeyError: 'x'); --debug shows where\n"
+    assert run(KeyError("x")) == (1, said)
+
+
+def test_a_message_of_several_lines_keeps_its_beginning(run):
+    code, err = run(RuntimeError("a.pth: damaged\n\n  frame 1"))
+    assert err == "tool.py: a.pth: damaged frame 1\n"
+    code, err = run(RuntimeError("a.pth: damaged\n" + "frame " * 1000))
+    assert err.startswith("tool.py: a.pth: damaged frame") and len(err) < 600
+
+
+def test_control_characters_do_not_reach_the_terminal(run):
+    assert run(ValueError("a\x1b[2Jb\u202e: cut")) == (1, "tool.py: a\\x1b[2Jb\\u202e: cut\n")
+
+
 def test_debug_shows_where_an_error_came_from(run):
     code, err = run(ValueError("no room"), "--debug")
     assert code == 1

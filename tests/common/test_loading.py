@@ -1,4 +1,4 @@
-"""common/loading.py: what is wrong with a weights folder is said in one line that names the file."""
+"""common/loading.py: a fault of a weights folder is one line that names the file."""
 import shutil
 
 import pytest
