@@ -590,6 +590,9 @@ class ArtGPT4(nn.Module):
         with torch.device("meta"):                            # names and shapes, no memory
             model = cls(config, None)
         model.tokenizer = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
+        if (not 0 < config.llama.rms_norm_eps < 1 <= config.llama.rope_theta < float("inf")
+                or min(model.tokenizer.bos_id(), model.tokenizer.eos_id()) < 0):
+            raise ValueError(f"{folder}: no BOS or EOS, or an eps or theta that makes no sense")
         files = [folder / "vision.safetensors", *sorted(folder.glob("llama*.safetensors"))]
         if adapter:
             files.append(folder / "adapter.safetensors")      # last: its norms replace LLaMA's

@@ -10,22 +10,25 @@ first: a 13B model converts in 1 GB. All shapes are checked before the first byt
 values while they are written. The folder appears when it is complete.
 """
 import argparse
+import contextlib
 import shlex
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from artgpt4 import PROMPTS, ArtGPT4
-from common.command_line import run_command
+from artgpt4 import PROMPTS, ArtGPT4, Config
+from common.command_line import number, printable, run_command
 from common.files import read_tensors, written_beside
-from conversion.assembly import fit_vit, take, take_adapter, to_int8
+from conversion.assembly import fit_vit, settle_head, take, take_adapter, to_int8
 from conversion.checkpoints import open_checkpoint
-from conversion.discovery import choose, list_checkpoints, missing_kinds
+from conversion.discovery import alternatives, choose, list_checkpoints, missing_kinds
 from conversion.formats import FORMATS, their_names
 from conversion.language_models import add_delta
 from conversion.sizes import check_vocabulary, config_of
-from conversion.writing import in_shards, write_folder
+from conversion.writing import check_rows, in_shards, remove_leftovers, write_folder
 
 VISION = ("vit.", "ln_vision.", "qformer.")
 
@@ -35,6 +38,7 @@ def convert(args):
     out = Path(args.out)
     if out.exists():
         raise ValueError(f"{out}: exists already; remove it or give another --out")
+    remove_leftovers(out.parent)
     vit = open_checkpoint(args.vit, "eva", "blip2_hf")
     qformer = open_checkpoint(args.qformer, "blip2", "blip2_hf")
     base = open_checkpoint(args.llm, "llama", "meta")
@@ -42,11 +46,10 @@ def convert(args):
     adapter = open_checkpoint(args.adapter, "artgpt4", "minigpt4") if args.adapter else None
 
     config = config_of(vit, qformer, llm, adapter, args.vit_layers, args.image_size)
-    config = replace(config, prompt=args.prompt)
+    config = replace(config, prompt=args.prompt or Config.prompt)
     check_vocabulary(llm, base, adapter, config)
     fit_vit(vit, qformer, config)
-    if config.llama.tie_word_embeddings:
-        llm.tensors.pop("lm_head.weight", None)
+    settle_head(llm, config)
 
     with torch.device("meta"):
         model = ArtGPT4(config, None)
@@ -67,11 +70,12 @@ def convert(args):
         "adapter.safetensors": trained,                       # last: its norms replace the others
     }
     write_folder(out, files, config, llm.tokenizer)
+    weights = printable(shlex.quote(str(out)))
     if adapter is not None and adapter.kind == "artgpt4":
-        print(f"next: python chat.py --weights {out} image.jpg")
+        print(f"next: python chat.py --weights {weights} image.jpg")
     else:
         print("The adapters are untrained. next: python train.py --stage 1 --recipe paper "
-              f"--dtype bfloat16 --weights {out} --data cc_sbu_align")
+              f"--dtype bfloat16 --weights {weights} --data cc_sbu_align")
 
 
 def export(args):
@@ -84,16 +88,18 @@ def export(args):
         theirs = their_names("artgpt4", name)
         if not theirs:
             raise ValueError(f"{file}: {name} is not part of ArtGPT-4.pth")
+        check_rows(f"{file}: {name}", tensor)
         tensors[theirs[0]] = tensor
     with written_beside(out) as path:
         torch.save({"model": tensors}, path)
-    print(f"{out}  {out.stat().st_size / 1e9:.3f} GB, {len(tensors)} tensors")
+    print(f"{printable(out)}  {out.stat().st_size / 1e9:.3f} GB, {len(tensors)} tensors")
 
 
 def discover(args):
     """List what checkpoints/ holds, what is missing, and the command that converts it.
 
-    With --yes, run that command. Raises ValueError if it is given and something is missing.
+    With --yes, run that command. Raises ValueError if it is given and something is missing, or if
+    there are two files for one part.
     """
     found = list_checkpoints(Path("checkpoints"))
     chosen = choose(found)
@@ -108,20 +114,51 @@ def discover(args):
         print("next: put it there, under any name, and run this again")
         return
 
-    flags = chosen | {
-        "out": "weights/artgpt4", "image-size": args.image_size, "vit-layers": args.vit_layers}
-    command = []
-    for flag, value in flags.items():
-        if value is not None:
-            command += [f"--{flag}", str(value)]
-    if args.int8:
-        command.append("--int8")
-    line = shlex.join(["python", "convert_weights.py", *command])
+    others = alternatives(found, chosen)
+    for flag, path in others:
+        print(f"also possible: --{flag} {printable(shlex.quote(str(path)))}")
+    vars(args).update(chosen, out="weights/artgpt4")
+    line = printable(shlex.join(["python", "convert_weights.py", *given_flags(args)]))
+    if args.yes and others:
+        raise ValueError("checkpoints/ holds two candidates for one part; "
+                         f"leave one there, or type: {line}")
     if args.yes:
         print(f"running: {line}")
-        main(command)
+        convert(args)
     else:
         print(f"next: {line}")
+
+
+def given_flags(args):
+    """The flags of a conversion, as they would be typed."""
+    flags = []
+    for name, value in vars(args).items():
+        if value is True and name != "yes":
+            flags.append(f"--{name}")
+        elif value is not None and not isinstance(value, bool):
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    return flags
+
+
+@contextlib.contextmanager
+def signals_clean_up():
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing is left; then the process
+    ends with the code that shells give such an end. One that is ignored, by nohup, stays so."""
+    def end(number, _):
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)               # one is enough: let it clean up
+        print(f"\nended by {signal.Signals(number).name}; nothing was kept", file=sys.stderr)
+        sys.exit(128 + number)
+
+    before = {}
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) != signal.SIG_IGN:
+            before[each] = signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def make_parser():
@@ -135,11 +172,12 @@ def make_parser():
     add("--adapter", metavar="FILE",
         help="ArtGPT-4.pth or pretrained_minigpt4.pth (default: untrained)")
     add("--out", metavar="FOLDER", help="the weights folder to make")
-    add("--vit-layers", metavar="N", type=int, help="blocks of the ViT to keep (default: 39 of 40)")
-    add("--image-size", metavar="N", type=int,
+    add("--vit-layers", metavar="N", type=number(int, 1, 1000),
+        help="blocks of the ViT to keep (default: 39 of 40)")
+    add("--image-size", metavar="N", type=number(int, 1, 10_000),
         help="pixels per side (default: that of the ViT's position embedding)")
-    add("--prompt", choices=PROMPTS, default="vicuna_v0",
-        help="the prompt format that --llm was trained with (%(default)s)")
+    add("--prompt", choices=PROMPTS,
+        help="the prompt format that --llm was trained with (vicuna_v0)")
     add("--int8", action="store_true", help="store the language model's large matrices as int8")
     add("--yes", action="store_true", help="with no checkpoint given: run the command it finds")
     add("--export", metavar="FILE",
@@ -152,18 +190,25 @@ def main(arguments=None):
     parser = make_parser()
 
     def command(args):
-        checkpoints = (args.vit, args.qformer, args.llm, args.delta, args.adapter, args.out)
-        if args.export or args.weights:
-            run, required = export, ("export", "weights")
-        elif any(checkpoints):
-            run, required = convert, ("vit", "qformer", "llm", "out")
+        given = {name for name, value in vars(args).items() if value not in (None, False)}
+        given.discard("debug")
+        checkpoints = {"vit", "qformer", "llm", "delta", "adapter", "out"}
+        options = {"prompt", "int8", "vit_layers", "image_size"}
+        if given & {"export", "weights"}:
+            run, required, optional = export, {"export", "weights"}, set()
+        elif given & checkpoints:
+            run, required = convert, {"vit", "qformer", "llm", "out"}
+            optional = checkpoints | options
         else:
-            run, required = discover, ()
-        missing = [f"--{flag}" for flag in required if not getattr(args, flag)]
-        if missing:
-            parser.error(f"also needed: {', '.join(missing)}")
+            run, required, optional = discover, set(), options | {"yes"}
+        for names, problem in ((required - given, "also needed"),
+                               (given - required - optional, "not used here")):
+            if names:
+                flags = ", ".join("--" + name.replace("_", "-") for name in sorted(names))
+                parser.error(f"{problem}: {flags}")
         torch.set_num_threads(1)              # for a few rows at a time: threads would only wait
-        run(args)
+        with signals_clean_up():
+            run(args)
     run_command(command, parser, arguments)
 
 

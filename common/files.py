@@ -140,11 +140,12 @@ def load_tokenizer(file, config):
 # ---- Tensors
 
 
-def shard_files(index):
+def shard_files(index, needed=list):
     """{name of a tensor: its file} from an index of shards, for the converter and the loader.
 
-    A shard lies beside its index, or is a link there, as download caches have it. Raises
-    ValueError, naming the index, for anything else and for a shard that is missing.
+    A shard lies beside its index, or is a link there, as download caches have it. needed: names ->
+    those whose shards are asked for. Raises ValueError, naming the index, for anything else and
+    for a shard that is missing.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -153,6 +154,7 @@ def shard_files(index):
         if not isinstance(shard, str) or shard in ("", ".", "..") or Path(shard).name != shard:
             raise ValueError(f"{index}: {name} is in {json.dumps(shard)}; "
                              "expected the name of a file beside it")
+    weight_map = {name: weight_map[name] for name in needed(weight_map)}
     for shard in sorted(set(weight_map.values())):
         if not (index.parent / shard).exists():
             raise ValueError(f"{index}: names {shard}, which is not there; "
@@ -160,10 +162,10 @@ def shard_files(index):
     return {name: index.parent / shard for name, shard in weight_map.items()}
 
 
-def check_shards(names, index=None):
+def check_shards(names, where=None):
     """Raises ValueError if a tensor is in two files, or not where the index says.
 
-    names: {file: the names of its tensors}. index: the path of an index, or None.
+    names: {file: the names of its tensors}. where: what shard_files returned, or None.
     """
     found = {}
     for file, in_file in names.items():
@@ -172,9 +174,9 @@ def check_shards(names, index=None):
                 raise ValueError(f"{file}: {name} is also in {found[name].name}; "
                                  "each tensor may be in one file only")
             found[name] = file
-    for name, file in shard_files(index).items() if index else ():
-        if file in names and found.get(name) != file:
-            raise ValueError(f"{index}: {name} is not in {file.name}")
+    for name, file in (where or {}).items():
+        if found.get(name) != file:
+            raise ValueError(f"{file}: {name} is not in it, but the index says so")
 
 
 def weight_files(folder, adapter=True):

@@ -1,13 +1,18 @@
 """A model from a folder and flags; whatever is wrong with a file is said in one line."""
 import argparse
-import json
 import os
 from pathlib import Path
 
 import torch
 
 from artgpt4 import PROMPTS, ArtGPT4, Config
-from common.files import load_tokenizer, read_tensors, weight_files
+from common.files import (
+    check_shards, load_tokenizer, read_json, shard_files, tensor_dtypes, weight_files,
+)
+from common.sizes import check_config
+
+
+DTYPES = ("F32", "F16", "BF16", "I8")                         # I8: of matrices with a scale a row
 
 
 def check_folder(folder, adapter=True):
@@ -17,16 +22,30 @@ def check_folder(folder, adapter=True):
         raise ValueError(f"{folder}: no weights folder (no config.json in it); "
                          "make one with convert_weights.py")
     try:
-        config = Config.from_dict(json.loads(file.read_text(encoding="utf-8")))
-        with torch.device("meta"):
-            ArtGPT4(config, None)
-    except (TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        config = Config.from_dict(read_json(file))
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"{file}: {error}") from None
+    check_config(file, config)
     if config.prompt not in PROMPTS:
         raise ValueError(f"{file}: prompt is {config.prompt!r}; known are {', '.join(PROMPTS)}")
     load_tokenizer(folder / "tokenizer.model", config)
-    for file in weight_files(folder, adapter):
-        next(read_tensors(file), None)                        # reads and checks the header
+    names = {file: checked_names(file) for file in weight_files(folder, adapter)}
+    index = folder / "llama.safetensors.index.json"
+    trained = names.pop(folder / "adapter.safetensors", [])
+    check_shards(names, shard_files(index) if index.exists() else None)
+    with torch.device("meta"):
+        trainable = ArtGPT4(config, None).trainable_names()
+    for name in sorted(set(trained) - set(trainable)):        # it would replace a frozen one
+        raise ValueError(f"{folder / 'adapter.safetensors'}: {name} is not a trainable parameter")
+
+
+def checked_names(file):
+    """The names in a safetensors file. Raises ValueError for what no weights folder holds."""
+    dtypes = tensor_dtypes(file)
+    for name, dtype in dtypes.items():
+        if dtype not in DTYPES:
+            raise ValueError(f"{file}: {name} is {dtype}; expected one of {', '.join(DTYPES)}")
+    return list(dtypes)
 
 
 def load_folder(folder, device="cpu", dtype=None, adapter=True, int8=False, vision_int8=False):
@@ -38,7 +57,7 @@ def load_folder(folder, device="cpu", dtype=None, adapter=True, int8=False, visi
 
 def load_adapter(model, file):
     """ArtGPT4.load_adapter. Raises ValueError, naming the file, if it is missing or damaged."""
-    next(read_tensors(file), None)
+    checked_names(file)
     model.load_adapter(file)
 
 

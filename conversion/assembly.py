@@ -5,6 +5,7 @@ source is in memory at a time. All shapes and dtypes are checked here, before an
 """
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -89,6 +90,23 @@ def refuse(checkpoint, names, what):
     if names:
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
         raise ValueError(f"{checkpoint.path}: {names[0]} {what}{more}")
+
+
+def settle_head(llm, config):
+    """Tied embeddings: drop a head that is equal to the embedding; keep one that differs, untied.
+
+    Changes the tensors of the Checkpoint `llm` and config.llama.
+    """
+    embed, head = (llm.tensors.get(their_names("llama", name)[0])
+                   for name in ("llama.embed.weight", "llama.head.weight"))
+    if not config.llama.tie_word_embeddings or head is None:
+        return
+    if embed is not None and torch.equal(head.read(), embed.read()):
+        del llm.tensors["lm_head.weight"]
+    else:
+        config.llama.tie_word_embeddings = False
+        print(f"warning: {llm.config_file}: tie_word_embeddings is true, but {head.where} is not "
+              "the embedding; it is kept, untied", file=sys.stderr)
 
 
 def untrained_adapter(config):

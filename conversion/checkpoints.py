@@ -1,10 +1,12 @@
 """A whole checkpoint, a file or a folder, recognised by its tensors."""
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.files import check_shards, read_json, shard_files
 from conversion.formats import FORMATS, their_names
 from conversion.language_models import open_meta
-from conversion.tensor_files import open_file, read_head, read_json
+from conversion.tensor_files import open_file, read_head
 
 
 @dataclass
@@ -32,46 +34,58 @@ class Checkpoint:
         return shape
 
     def count(self, name):
-        """The number of blocks that hold the tensor `name` of artgpt4.py, {i} being the block."""
-        block = 0
-        while their_names(self.kind, name.replace("{i}", str(block)))[0] in self.tensors:
-            block += 1
-        return block
+        """The number of blocks: the highest index of any name + 1. A block of which only a part is
+        there counts, so that the rest is missed. name: a tensor of artgpt4.py, with {i}."""
+        prefix = their_names(self.kind, name.replace("{i}", "0"))[0].partition(".0.")[0]
+        block = re.compile(re.escape(prefix) + r"\.(\d{1,9})\.")
+        found = [block.match(name) for name in self.tensors
+                 if not re.fullmatch(FORMATS[self.kind].unused, name)]
+        return max((int(match[1]) + 1 for match in found if match), default=0)
+
+    @property
+    def config_file(self):
+        """Where `config` comes from, for messages."""
+        is_meta = any(self.path.glob("consolidated.*.pth"))
+        return self.path / ("params.json" if is_meta else "config.json")
+
+
+def needed(names):
+    """Of the names in an index, those that conversion reads: from BLIP-2 not the language model,
+    whose shards need not be there."""
+    kind = recognise(dict.fromkeys(names))
+    unused = FORMATS[kind].unused if kind else ""
+    return [name for name in names if not re.fullmatch(unused, name)]
 
 
 def weight_files(folder):
-    """The files of a model in transformers' format: one file, or shards that an index lists.
+    """The files of a model in transformers' format, and {name: file} of its index or None.
 
-    safetensors are preferred to .bin. Raises ValueError if there are none or a shard is missing.
+    One file, or the needed ones of the shards that an index lists. safetensors are preferred to
+    .bin. Raises ValueError if there are none or a shard is missing.
     """
     for whole in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{whole}.index.json"
         if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise ValueError(f"{index}: no weight_map")
-            shards = sorted(set(weight_map.values()))
-            missing = [shard for shard in shards if not (folder / shard).is_file()]
-            if missing:
-                raise ValueError(f"{index}: names {missing[0]}, which is not there; "
-                                 "the download is incomplete")
-            return [folder / shard for shard in shards]
+            where = shard_files(index, needed)
+            return sorted(set(where.values())), where
         if (folder / whole).is_file():
-            return [folder / whole]
+            return [folder / whole], None
     raise ValueError(f"{folder}: no model.safetensors and no pytorch_model.bin, "
                      "nor an index of their shards")
 
 
 def open_folder(folder):
-    """The tensors of a model in transformers' format, {name: Stored}."""
-    tensors = {}
-    for file in weight_files(folder):
-        tensors |= open_file(file)
-    return tensors
+    """The tensors of a model in transformers' format, {name: Stored}. Raises ValueError for one
+    that is in two shards, or not in that of the index."""
+    files, where = weight_files(folder)
+    opened = {file: open_file(file) for file in files}
+    check_shards(opened, where)
+    return {name: tensor for tensors in opened.values() for name, tensor in tensors.items()}
 
 
 def recognise(tensors):
-    """The key of FORMATS to which tensors under their public names belong, or None."""
+    """The key of FORMATS to which tensors under their public names belong, or None. From names
+    alone, with None for the tensors, a delta is not recognised."""
     kinds = [kind for kind, known in FORMATS.items() if known.marker in tensors]
     if not kinds:
         return None
@@ -106,10 +120,10 @@ def open_checkpoint(path, *kinds):
 
 
 def find_tokenizer(path, kind):
-    """The path of a checkpoint's tokenizer.model. Raises ValueError if it is a Git LFS pointer."""
+    """The path of a checkpoint's tokenizer.model. Raises ValueError if it is something else."""
     tokenizer = path / "tokenizer.model"
     if kind == "meta" and not tokenizer.exists():
         tokenizer = path.parent / "tokenizer.model"           # Meta keeps one for all sizes
-    if tokenizer.is_file():
+    if tokenizer.exists():
         read_head(tokenizer)
     return tokenizer

@@ -2,13 +2,15 @@
 
 Both are opened under transformers' names, so that what follows knows one format.
 """
+import json
 import re
 from dataclasses import replace
 
 import torch
 
+from common.files import read_json
 from conversion.formats import BUFFERS, META
-from conversion.tensor_files import Stored, open_file, read_json
+from conversion.tensor_files import Stored, open_file
 
 
 def half_split(weight, head_dim):
@@ -22,10 +24,19 @@ def half_split(weight, head_dim):
 def joined(name, parts, head_dim):
     """The Stored of one tensor, from its part in each shard.
 
-    name: Meta's, with {i} for the block.
+    name: Meta's, with {i} for the block. Raises ValueError if the parts do not fit together.
     """
     _, dim = META.get(name, (name, None))
     shape = list(parts[0].shape)
+    for part in parts:
+        across = [list(each.shape) for each in (parts[0], part)]
+        if dim is not None and dim < min(map(len, across)):
+            across = [sizes[:dim] + sizes[dim + 1:] for sizes in across]
+        if across[0] != across[1] or part.dtype != parts[0].dtype:
+            raise ValueError(f"{part.where}: {part.shape}, {part.dtype}; it does not fit to "
+                             f"{parts[0].where}: {parts[0].shape}, {parts[0].dtype}")
+    if dim is not None and len(shape) != 2:
+        raise ValueError(f"{parts[0].where}: {parts[0].shape}; expected 2 dimensions")
     if dim is not None:
         shape[dim] = sum(part.shape[dim] for part in parts)
 
@@ -40,9 +51,15 @@ def joined(name, parts, head_dim):
 def read_params(file):
     """Meta's params.json. Raises ValueError unless it has the sizes that are needed."""
     params = read_json(file)
-    for key in ("dim", "n_layers", "n_heads", "norm_eps"):
-        if not isinstance(params.get(key), int | float) or params[key] <= 0:
-            raise ValueError(f"{file}: {key} is {params.get(key)}; expected a number above 0")
+    for key in ("dim", "n_layers", "n_heads"):
+        if type(params.get(key)) is not int or params[key] <= 0:
+            raise ValueError(f"{file}: {key} is {json.dumps(params.get(key))}; "
+                             "expected a whole number above 0")
+    if params["dim"] % (2 * params["n_heads"]):
+        raise ValueError(f"{file}: n_heads is {params['n_heads']}; expected heads of an even "
+                         f"size that make up dim, which is {params['dim']}")
+    if params.get("use_scaled_rope"):
+        raise ValueError(f"{file}: use_scaled_rope is true; only false is supported")
     return params
 
 
@@ -52,7 +69,7 @@ def open_meta(folder):
     params = read_params(folder / "params.json")
     shards = [open_file(file) for file in sorted(folder.glob("consolidated.*.pth"))]
     head_dim, tensors = params["dim"] // params["n_heads"], {}
-    for name in shards[0]:
+    for name in sorted(set().union(*shards)):
         if name == "rope.freqs":
             continue
         parts = [shard[name] for shard in shards if name in shard]
@@ -63,6 +80,8 @@ def open_meta(folder):
         pattern = pattern.replace(block[0], ".{i}.") if block else pattern
         hf_pattern, _ = META.get(pattern, (pattern, None))
         hf_name = hf_pattern.replace("{i}", block[1] if block else "") + ".weight"
+        if hf_name in tensors:
+            raise ValueError(f"{parts[0].where}: there twice, under another name too")
         tensors[hf_name] = joined(pattern, parts, head_dim)
 
     def rows(name):
@@ -79,9 +98,8 @@ def open_meta(folder):
         "num_hidden_layers": params["n_layers"],
         "num_attention_heads": params["n_heads"],
         "num_key_value_heads": params.get("n_kv_heads"),
-        "rms_norm_eps": params["norm_eps"],
+        "rms_norm_eps": params.get("norm_eps"),
         "rope_theta": params.get("rope_theta", 10000.0),
-        "rope_scaling": params.get("use_scaled_rope") or None,
         "max_position_embeddings": 2048,
         "vocab_size": rows("model.embed_tokens.weight"),
     }
