@@ -24,9 +24,11 @@ from common.command_line import number, run_command
 from common.page import markdown_table
 from evaluation.answers import add_answer_flags, answer_all, answer_settings, named_weights
 from evaluation.items import Said, read_items
-from evaluation.judges import ServerJudge, by_rule, by_server
+from evaluation.judges import by_rule, by_server, by_server_together, unjudged
 from evaluation.person import by_hand
+from evaluation.records import locked
 from evaluation.report import write_report
+from evaluation.server import ServerJudge
 from evaluation.tables import published_notes, published_rows, tables
 from gallery import benchmark as gallery
 
@@ -49,9 +51,12 @@ def choose_judge(args, folder):
         raise ValueError("--judge URL needs --judge-model NAME, a model that the server knows")
     server = ServerJudge(args.judge, args.judge_model, args.judge_sees_image, args.judge_timeout,
                          args.judge_options)
-    judge = partial(by_server, server, repeats=args.repeats, seed=args.seed,
-                    file=args.out / "scores.jsonl")
-    return f"{server.name}, {args.repeats} times", judge
+    ask, file, how = by_server, "scores.jsonl", ""
+    if args.judge_together:
+        ask, file, how = by_server_together, "scores-together.jsonl", ", all models at once"
+    judge = partial(ask, server, repeats=args.repeats, seed=args.seed, file=args.out / file,
+                    ask_again=args.ask_again)
+    return f"{server.name}, {args.repeats} times{how}", judge
 
 
 def main(args):
@@ -68,17 +73,28 @@ def main(args):
         args.judge = args.judge or "gallery"
     items = read_items(folder)
     judge_name, judge = choose_judge(args, folder)
-    args.out.mkdir(parents=True, exist_ok=True)
-    answers = answer_all(items, models, args, args.out / "answers.jsonl")
-    scores = None
-    if judge:
-        said = [Said(item, row[item.name]) for row in answers for item in items]
-        scores = judge({entry.id: entry for entry in said})
-    facts = report_facts(args, folder, items, models, judge_name)
-    made = write_report(args.out, items, models, answers, scores, facts)
+    with locked(args.out):
+        answers = answer_all(items, models, args, args.out / "answers.jsonl")
+        scores = None
+        if judge:
+            said = [Said(item, row[item.name]) for row in answers for item in items]
+            scores = judge({entry.id: entry for entry in said})
+        facts = report_facts(args, folder, items, models, judge_name)
+        made = write_report(args.out, items, models, answers, scores, facts)
     print_tables(made[-1:])
     print(f"{args.out / 'report.html'}: the answers, their scores and the paper's tables "
           "(report.md: the tables)")
+    if judge and args.judge != "manual":
+        report_unjudged(scores)
+
+
+def report_unjudged(scores):
+    """Print how many answers stayed unjudged, and why. Raises ValueError if all did."""
+    line = unjudged(scores)
+    if all(verdict["score"] is None for verdicts in scores.values() for verdict in verdicts):
+        raise ValueError(f"no scores: {line}")
+    if line:
+        print(line)
 
 
 def default_weights():
@@ -148,10 +164,15 @@ def add_judge_flags(parser):
                             "own paintings; default: none, only the answers")
     group.add_argument("--judge-model", metavar="NAME", help="the server's model")
     group.add_argument("--judge-sees-image", action="store_true", help="send the picture along")
+    group.add_argument("--judge-together", action="store_true",
+                       help="show the server all models' answers to an item at once, under "
+                            "letters in random order, as the paper's authors did")
     group.add_argument("--judge-timeout", type=number(float, 0.1, 3600), default=120.0,
-                       metavar="SECONDS", help="for one reply; default: 120")
+                       metavar="SECONDS", help="for one whole exchange; default: 120")
     group.add_argument("--judge-options", type=json_object, metavar="JSON",
                        help="more fields of the API, for example '{\"temperature\": 0}'")
+    group.add_argument("--ask-again", action="store_true",
+                       help="ask the server once more about answers that stayed unjudged")
     group.add_argument("--repeats", type=number(int, 1, 100), default=1, metavar="N",
                        help="score every answer N times; the tables then have a spread; "
                             "default: 1")

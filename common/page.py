@@ -44,7 +44,7 @@ img { max-width: 100%; border-radius: 4px; }
 .name { font-weight: 600; margin-top: 0; }
 .score { border-left: 3px solid var(--s0); padding-left: .7rem; }
 
-svg { display: block; max-width: 100%; height: auto; margin: 1rem 0; fill: var(--ink);
+svg { display: block; margin: 1rem 0; fill: var(--ink);
  font: 12px system-ui, "DejaVu Sans", sans-serif; }
 svg .grid { stroke: var(--line); fill: none; }
 svg .axis { stroke: var(--faint); fill: none; }
@@ -145,7 +145,10 @@ def label(text, x, y, anchor="middle", attributes=""):
 
 
 def svg(title, names, shapes, x_label="", y_label=""):
-    """The frame of a chart: title, legend and labels around `shapes` (SVG)."""
+    """The frame of a chart: title, legend and labels around `shapes` (SVG).
+
+    A narrow window scrolls it: scaled down, its text could not be read.
+    """
     legend, x = [], LEFT
     for i, name in enumerate(names):
         legend.append(f'<rect class="s{i % COLOURS}" x="{x}" y="31" width="12" height="12"/>'
@@ -156,9 +159,10 @@ def svg(title, names, shapes, x_label="", y_label=""):
     heading = f'<text x="{LEFT}" y="18" font-weight="600" font-size="14">{escape(title)}</text>'
     below = label(x_label, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, attributes='class="faint"')
     beside = label(y_label, 0, 0, attributes=f'class="faint" transform="{turned}"')
-    return (f'<svg viewBox="0 0 {width} {HEIGHT}" width="{width}" role="img" '
+    return (f'<div class="scroll"><svg viewBox="0 0 {width} {HEIGHT}" width="{width}" '
+            f'height="{HEIGHT}" role="img" '
             f'aria-label="{escape(title)}">\n{heading}{"".join(legend)}\n'
-            f'{"".join(shapes)}\n{below}{beside}</svg>')
+            f'{"".join(shapes)}\n{below}{beside}</svg></div>')
 
 
 def axes():
@@ -263,12 +267,12 @@ def bar(y, x, width, value, spread, style):
     """
     centre, bottom = x + width / 2, y(0)
     if value is None:
-        return [label("–", centre, bottom - 5, attributes='font-size="11"')]
+        return [label("–", centre, bottom - 5)]
     top, above = y(value), 0
     shapes = [f'<rect class="{style}" x="{x + 1:.1f}" y="{top:.1f}" width="{width - 2:.1f}" '
               f'height="{bottom - top:.1f}"/>']
     if spread:
         above = bottom - y(spread)
         shapes.append(f'<path class="axis" d="M{centre:.1f} {top - above:.1f}V{top + above:.1f}"/>')
-    shapes.append(label(f"{value:.2f}", centre, top - above - 5, attributes='font-size="11"'))
+    shapes.append(label(f"{value:.2f}", centre, top - above - 5))
     return shapes

@@ -1,8 +1,11 @@
 """A person as the judge: scoring.csv to fill in, and a page to read from while doing so."""
+import codecs
+import contextlib
 import csv
 import io
 import random
 import re
+from typing import NamedTuple
 
 from common.files import open_image
 from common.page import html_table, page, paragraph, picture_tag
@@ -25,69 +28,108 @@ def numbered(texts):
     return "\n".join(f"{i}. {text}" for i, text in enumerate(texts, start=1))
 
 
-def read_cells(file):
-    """The rows of a table as lists of cells, the heading first.
-
-    Takes what spreadsheets write: commas, semicolons or tabs, with a byte order mark or in another
-    encoding. Raises ValueError if it cannot be read.
-    """
+def decoded(file):
+    """The text of a table, in any encoding that spreadsheets write. Raises ValueError."""
     data = file.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("cp1252", errors="replace")
+    encodings = ["utf-8-sig", "cp1252"]
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encodings = ["utf-16"]
+    elif b"\0" in data[:2]:                                   # no byte order mark
+        encodings = ["utf-16-be" if data.startswith(b"\0") else "utf-16-le"]
+    for encoding in encodings:
+        with contextlib.suppress(UnicodeDecodeError):
+            text = data.decode(encoding)
+            if "\0" not in text:
+                return text
+    raise ValueError(f"{file}: not a text in UTF-8, UTF-16 or Windows-1252; save the table as CSV "
+                     "in UTF-8")
+
+
+def read_cells(file):
+    """[(row number in the file, its cells)] of a table, the heading first.
+
+    Takes what spreadsheets write: commas, semicolons or tabs, a first line sep=;, a byte order
+    mark or another encoding. Raises ValueError if it cannot be read.
+    """
+    text, first = decoded(file), 1
+    separator = re.match(r'"?sep=([,;\t])"?[^\S\n]*\n', text, re.IGNORECASE)
+    if separator:
+        text, first = text[separator.end():], 2
     heading = text.partition("\n")[0]
+    delimiter = separator[1] if separator else max(",;\t", key=heading.count)
     try:
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=heading.count))
-        return [[cell.strip() for cell in row] for row in rows] or [[]]
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        cells = [[cell.strip() for cell in row] for row in rows] or [[]]
     except csv.Error as error:
         raise ValueError(f"{file}: not a table of comma-separated values ({error})") from None
+    return list(enumerate(cells, start=first))
+
+
+class Scoring(NamedTuple):
+    """What a scoring.csv holds.
+
+    scores: {id: {"score", "reason"}}, the score None where its cell is empty. own: the headings of
+    columns that a person added. cells: {id: what stands in these columns}.
+    """
+    scores: dict
+    own: list
+    cells: dict
 
 
 def read_scoring(file, ids):
-    """{id: {"score", "reason"}} of a scoring.csv; the score is None where its cell is empty.
+    """The Scoring of a scoring.csv.
 
-    ids: those of this run's answers. Raises ValueError naming row and column, the heading being
-    row 1.
+    ids: those of this run's answers. Raises ValueError naming row and column, as they are in the
+    file.
     """
-    names, *rows = read_cells(file)
-    missing = [name for name in ("id", "score", "reason") if name not in names]
-    if missing:
-        raise ValueError(f"{file}, row 1: no column {missing[0]!r}, found "
-                         f"{', '.join(names)[:100]!r}; move the file away and run the same command "
-                         "for a new one")
-    found = {}
-    for number, row in enumerate(rows, start=2):
+    (first, names), *rows = read_cells(file)
+    known = {}                                                # column -> its place
+    for place, name in enumerate(names):
+        column = name.casefold()
+        if column in known:
+            raise ValueError(f"{file}, row {first}: two columns {column!r}; rename one")
+        if column in COLUMNS:
+            known[column] = place
+    for name in ("id", "score", "reason"):
+        if name not in known:
+            raise ValueError(f"{file}, row {first}: no column {name!r}, found "
+                             f"{', '.join(names)[:100]!r}; move the file away and run the same "
+                             "command for a new one")
+    width = max([len(names), *(len(row) for _, row in rows)])
+    own = [place for place in range(width) if place not in known.values()]
+    found = Scoring({}, [(names + [""] * width)[place] for place in own], {})
+    for number, row in rows:
         if not any(row):
             continue
-        cells = dict(zip(names, row + [""] * len(names), strict=False))
-        id, score = cells["id"], cells["score"]
-        if id in found:
+        row = row + [""] * (width - len(row))
+        id, score, reason = (row[known[name]] for name in ("id", "score", "reason"))
+        if id in found.scores:
             raise ValueError(f"{file}, row {number}, column id: {id!r} is given twice")
         if id not in ids:
             raise ValueError(f"{file}, row {number}, column id: {id!r} is no answer of this run; "
                              "if there are new answers, move the file away and run the same "
                              "command for a new table")
-        if not re.fullmatch("[0-5]?", score):
+        if not re.fullmatch(r"([0-5]([.,]0+)?)?", score):     # 5.0 is what spreadsheets make of 5
             raise ValueError(f"{file}, row {number}, column score: {score!r} is not a whole number "
                              "from 0 to 5; leave it empty if there is none")
-        found[id] = {"score": int(score) if score else None, "reason": cells["reason"]}
+        found.scores[id] = {"score": int(score[0]) if score else None, "reason": reason}
+        found.cells[id] = [row[place] for place in own]
     return found
 
 
-def write_scoring(file, said, scores):
+def write_scoring(file, said, before):
     """Write the table to fill in, and beside it, as .html, the page to read from.
 
-    said: {id: Said} in the order to judge them in; scores: what read_scoring found before.
+    said: {id: Said} in the order to judge them in; before: the Scoring that the file holds now.
     """
     stream = io.StringIO(newline="")
     table = csv.writer(stream)
-    table.writerow(COLUMNS)
+    table.writerow([*COLUMNS, *map(as_text, before.own)])
     for id, (item, answers) in said.items():
-        verdict = scores.get(id, {"score": None, "reason": ""})
+        verdict = before.scores.get(id, {"score": None, "reason": ""})
         score = "" if verdict["score"] is None else str(verdict["score"])
         cells = (id, item.benchmark, numbered(item.questions), numbered(answers), score,
-                 verdict["reason"])
+                 verdict["reason"], *before.cells.get(id, [""] * len(before.own)))
         table.writerow([as_text(cell) for cell in cells])
     write_text(file.with_suffix(".html"), scoring_page(file, said))
     write_text(file, stream.getvalue(), "utf-8-sig")
@@ -115,14 +157,15 @@ def by_hand(said, seed, file):
 
     said: {id: Said}. Writes the table and its page if there are answers that it does not hold yet.
     """
-    scores = read_scoring(file, said) if file.exists() else {}
+    found = read_scoring(file, said) if file.exists() else Scoring({}, [], {})
+    scores = found.scores
     if said.keys() - scores.keys():
         order = random.Random(seed).sample(sorted(said), len(said))
-        write_scoring(file, {id: said[id] for id in order}, scores)
+        write_scoring(file, {id: said[id] for id in order}, found)
     missing = {"score": None, "reason": "no score in the table yet"}
-    found = {id: scores.get(id, missing) for id in said}
-    left = sum(verdict["score"] is None for verdict in found.values())
+    verdicts = {id: scores.get(id, missing) for id in said}
+    left = sum(verdict["score"] is None for verdict in verdicts.values())
     if left:
         print(f"{left} answers wait for a score: read {file.with_suffix('.html')}, fill in {file}, "
               "then run the same command again")
-    return {id: [verdict] for id, verdict in found.items()}
+    return {id: [verdict] for id, verdict in verdicts.items()}

@@ -1,10 +1,33 @@
-"""Files of a run: lines of JSON that outlive a kill, and texts that are written whole or not."""
+"""Files of a run: one process at a time, lines of JSON that outlive a kill, texts written whole."""
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 
 from common.files import written_beside
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Keep a run's folder to this process during the block.
+
+    The system drops the lock of a process that ends, however it ends, so none is ever stale.
+    Raises ValueError if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(f"{folder}: another evaluate.py (process {file.read().strip()}) is "
+                             "writing there; wait until it has ended, or give another --out"
+                             ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def read_records(file, fields):

@@ -1,4 +1,5 @@
 """A server that speaks the OpenAI chat API as badly as a test wants."""
+import contextlib
 import json
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,20 +22,31 @@ def gives(score, reason="r"):
     return says(json.dumps({"reason": reason, "score": score}))
 
 
+def drip(server_file, seconds):
+    """Headers that come byte by byte and never end."""
+    server_file.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")
+    for _ in range(int(seconds / 0.02)):
+        server_file.write(b"x")
+        server_file.flush()
+        time.sleep(0.02)
+
+
 GOOD = gives(3, "fine")
+DRIP = "drip"
 
 
 class BadServer(ThreadingHTTPServer):
     """Replies what `script` says, and GOOD when it is empty.
 
-    script: a list of replies (status, headers, body), of seconds to sleep before GOOD, or of
-    "close". requests: (path, headers, body) of all that was asked.
+    script: a list of replies (status, headers, body), of seconds to sleep before GOOD, of "close"
+    or of DRIP. requests: (path, headers, body) of all that was asked.
     """
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script, self.requests = [], []
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.handle_error = lambda *_: None                   # a client that left in the middle
         self.flags = ("--judge", self.url, "--judge-model", "judge")
 
 
@@ -44,6 +56,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.path, dict(self.headers), json.loads(body)))
         reply = self.server.script.pop(0) if self.server.script else GOOD
         if reply == "close":
+            self.close_connection = True
+            return
+        if reply == DRIP:
+            with contextlib.suppress(OSError):                # nobody listens any more
+                drip(self.wfile, seconds=2)
             self.close_connection = True
             return
         if isinstance(reply, float):

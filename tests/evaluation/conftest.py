@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from evaluation.judges import ServerJudge
+from evaluation.server import ServerJudge
 from tests.evaluation.bad_server import KEY, BadServer
 
 

@@ -70,3 +70,37 @@ def test_an_id_that_is_given_twice_is_refused_by_row(quick, capsys):
     rows = csv_rows(quick("--judge", "manual") / "scoring.csv")
     error = refused(quick, capsys, [*rows, rows[1]])
     assert re.search("row 14, column id: .* given twice", error)
+
+
+def rewritten(rows):
+    """A table as other spreadsheets would write it, with a score of 5.0 and two columns more."""
+    heading, first, *others = rows
+    heading = [*(name.upper() for name in heading), "Seen by", ""]
+    first = [*first[:4], "5,0", "fine", "Ann", "=twice"]
+    return [heading, first, *([*row, "", ""] for row in others)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig", "cp1252"])
+def test_tables_of_other_spreadsheets_are_taken_and_own_columns_survive(quick, encoding):
+    file = quick("--judge", "manual") / "scoring.csv"
+    rows = rewritten(csv_rows(file))
+    with open(file, "w", encoding=encoding, newline="") as stream:
+        stream.write("sep=;\r\n")
+        csv.writer(stream, delimiter=";").writerows(rows)
+    quick("--judge", "manual", models=("Art", "Mini", "Third"))
+    heading, *rows = csv_rows(file)
+    assert heading == [*COLUMNS, "Seen by", ""] and len(rows) == 18
+    assert sum(row[4:] == ["5", "fine", "Ann", "'=twice"] for row in rows) == 1
+    assert "5: fine" in (file.parent / "report.html").read_text()
+
+
+def test_a_fault_below_a_line_that_names_the_separator_is_told_by_its_row(quick, capsys):
+    file = quick("--judge", "manual") / "scoring.csv"
+    rows = csv_rows(file)
+    rows[1][4] = "4.5"
+    assert "row 3, column score: '4.5'" in refused(quick, capsys, [["sep=,"], *rows])
+    assert "row 1: two columns 'score'" in refused(quick, capsys, [[*rows[0], "Score"]])
+    file.write_bytes(b"\x00\x01\x02\x03\xff")
+    with pytest.raises(SystemExit):
+        quick("--judge", "manual")
+    assert "scoring.csv: not a text in UTF-8, UTF-16" in capsys.readouterr().err
