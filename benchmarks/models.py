@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from artgpt4 import ArtGPT4, KVCache, LlamaConfig
-from common.int8 import Int8Linear, int_matmul, replace_linears
+from common.int8 import Int8Linear, replace_linears, two_digits
 
 SHAPES = {
     "1b": LlamaConfig(2048, 5632, 22, 16, 16, vocab_size=32000),
@@ -51,9 +51,12 @@ def repeat_into(tensor, values):
 def matrix_weights(module):
     """(count, bytes) of the weights in matrices that a token goes through; bytes with scales."""
     matrices = [m for m in module.modules() if isinstance(m, nn.Linear | Int8Linear)]
-    count = sum(matrix.weight.numel() for matrix in matrices)
-    size = sum(tensor.nbytes for matrix in matrices
-               for tensor in (*matrix.parameters(), *matrix.buffers()))
+    count = sum(matrix.in_features * matrix.out_features for matrix in matrices)
+    size = 0
+    for matrix in matrices:                                   # a packed weight has no elements left
+        size += matrix.in_features * matrix.out_features * matrix.weight.element_size()
+        size += sum(tensor.nbytes for tensor in (*matrix.parameters(), *matrix.buffers())
+                    if tensor is not matrix.weight)
     return count, size
 
 
@@ -132,20 +135,23 @@ def machine_limits(device):
     matrix product; bytes/s of int8 weights that a product with one row reads."""
     memory = torch.ones(2 ** 27, dtype=torch.int64, device=device)               # 1 GiB
     square = torch.randn(2048, 2048, device=device)
-    rows = random_int8(128, 2048, device)
-    matrices = [random_int8(11264, 2048, device) for _ in range(12)]             # beyond any cache
-    weights = sum(matrix.numel() for matrix in matrices)
+    layers = [random_int8_layer(2048, 11264, device) for _ in range(12)]         # beyond any cache
+    weights = 12 * 2048 * 11264
 
+    @torch.inference_mode()
     def products(rows):
-        return [int_matmul(rows, matrix) for matrix in matrices][-1]
+        digits, _ = two_digits(torch.randn(rows, 2048, device=device))
+        return [layer.product(digits[:rows]) for layer in layers][-1]
 
     return {
         "read": memory.nbytes / seconds(memory.amax),
         "float32": 2 * 2048 ** 3 / seconds(lambda: square @ square),
-        "int8": 2 * 128 * weights / seconds(lambda: products(rows)),
-        "int8, one row": weights / seconds(lambda: products(rows[:1])),
+        "int8": 2 * 128 * weights / seconds(lambda: products(128)),
+        "int8, one row": weights / seconds(lambda: products(1)),
     }
 
 
-def random_int8(rows, columns, device):
-    return torch.randint(-127, 128, (rows, columns), dtype=torch.int8, device=device)
+def random_int8_layer(inputs, outputs, device):
+    layer = Int8Linear(inputs, outputs, bias=False)
+    layer.weight.data = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    return layer.to(device)

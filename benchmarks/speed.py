@@ -1,20 +1,25 @@
 """Tables of speed: the parts of a model beside the machine's limits and beside other programs, the
 rounds of a conversation. And the table of what int8 costs in accuracy."""
+import random
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from artgpt4 import preprocess
 from benchmarks.models import LanguageModel, in_turns, matrix_weights, seconds
 from benchmarks.peers import peers
 from common.files import load_tokenizer, open_image
-from common.int8 import int8_linear, quantise
+from common.int8 import Int8Linear, quantise
 from common.loading import load_folder
 from common.page import markdown_table
 from conversation.rounds import Conversation, Round
+from gallery import words
+from gallery.scenes import SEEN_PAIRS
+from gallery.score import held_out
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "weights" / "tiny"
@@ -92,30 +97,55 @@ def relative_error(found, exact):
 
 
 def layer_errors():
-    """{method: relative error} of one int8 layer on activations with outliers."""
+    """{way: relative error} of one int8 layer, beside its own int8 matrix, on activations with
+    outliers: one column in a thousand at 60 times the rest."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(128, 5120, generator=generator)
     x[:, ::1000] *= 60
     matrix = torch.randn(1024, 5120, generator=generator) / 5120 ** 0.5
     weight, scale = quantise(matrix)
-    exact = x @ matrix.t()
-    thresholds = {"LLM.int8": 6.0, "plain int8": torch.inf}
-    return {name: relative_error(int8_linear(x, weight, scale[:, 0], threshold), exact)
-            for name, threshold in thresholds.items()}
+    held = weight.float() * scale
+    layer = Int8Linear(5120, 1024, bias=False)
+    layer.load_state_dict({"weight": weight, "scale": scale[:, 0]})
+
+    def one_digit(x):
+        rows, steps = quantise(x)
+        return rows.float() * steps @ held.t()
+    outliers = x.abs().amax(dim=0) > 6.0                      # LLM.int8(): computed exactly
+    rest = x.masked_fill(outliers, 0)
+    answers = {"two digits": layer(x),
+               "one digit, outlier columns exact (LLM.int8)":
+                   one_digit(rest) + (x - rest) @ held.t(),
+               "one digit": one_digit(x)}
+    return {way: relative_error(found, x @ held.t()) for way, found in answers.items()}
 
 
+def perplexity(model, scenes):
+    """exp of the mean cross-entropy of a token in what the gallery says about scenes."""
+    losses = []
+    for i, scene in enumerate(scenes):
+        ids = model.prompt_ids(words.description(scene, random.Random(i)))
+        logits = model.llama(model.llama.embed(torch.tensor([ids[:-1]])))
+        losses.append(F.cross_entropy(logits[0], torch.tensor(ids[1:]), reduction="none"))
+    return torch.cat(losses).mean().exp().item()
+
+
+@torch.inference_mode()
 def int8_error_table(weights):
-    """The errors of one layer, and of the image embeddings of a weights folder with the ViT in
-    int8."""
-    rows = [["a layer, one column in a thousand at 60 times the rest", name, f"{error:.2%}"]
-            for name, error in layer_errors().items()]
+    """What int8 costs: in a layer, in the image embeddings, and in the perplexity of texts."""
+    rows = [["a layer, one column in a thousand at 60 times the rest", way, f"{error:.2%}"]
+            for way, error in layer_errors().items()]
+    name = Path(weights).name
     exact = load_folder(weights, dtype=torch.float32)
-    in_int8 = load_folder(weights, vision_int8=True)                 # as users load it
+    in_int8 = load_folder(weights, dtype=torch.float32, int8=True, vision_int8=True)
     pixels = torch.stack([preprocess(image, exact.config.image_size) for image in sample_images()])
-    with torch.inference_mode():
-        error = relative_error(in_int8.encode_image(pixels), exact.encode_image(pixels))
-    rows.append([f"image embeddings of {Path(weights).name}", "ViT in int8", f"{error:.2%}"])
-    return markdown_table(["what", "how", "relative error"], rows)
+    error = relative_error(in_int8.encode_image(pixels), exact.encode_image(pixels))
+    rows.append([f"image embeddings of {name}", "ViT in int8", f"{error:.2%}"])
+    scenes = held_out(SEEN_PAIRS, 50)
+    for how, model in (("float32", exact), ("int8", in_int8)):
+        rows.append([f"perplexity of 50 descriptions, {name}", how,
+                     f"{perplexity(model, scenes):.4f}"])
+    return markdown_table(["what", "how", "error or value"], rows)
 
 
 # ---- A conversation

@@ -1,69 +1,99 @@
-"""LLM.int8 in one linear layer: a frozen matrix at a byte a weight, computed with in bytes.
+"""int8 in one linear layer: a frozen matrix at a byte a weight, and activations of two digits.
 
     y = x W^T      x (T, in) activations, W (out, in) int8 with a scale a row: W = weight * scale
 
-The rows of x are quantised as they come, so that the product is one of integers
-(torch._int_mm), which CPUs and GPUs do several times as fast as one of floats. A few columns of a
-language model's activations are far larger than the rest, and would leave the rest of their row
-no resolution: columns with a value above 6.0 go through an exact product. Paper: LLM.int8()
-(2022), section 3. Written for CPU and CUDA; it has not been run on CUDA.
+A product of integers is several times as fast as one of floats, and at a byte a weight it reads a
+quarter of the memory. One int8 digit is too coarse for activations: a few columns of a language
+model's activations are far larger than the rest (LLM.int8(), 2022) and leave the rest of their
+row no resolution. So a row of x becomes two digits, as in 37 = 3 * 10 + 7:
+
+    x = step * (256 * high + low)
+
+Both digits are rows of one product, which gives the two halves of y. With one token that is two
+rows, and they cost what one costs: the time goes into reading the matrix.
+
+On a CPU the matrix is packed once in the order in which oneDNN reads it (what torch.compile uses
+for int8 models). A CPU without VNNI instructions adds pairs of products in 16 bits, which
+overflow; exact() finds that out, and floats compute there instead. Elsewhere torch._int_mm
+computes; it was written with CUDA in mind and has not been run there.
 """
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-OUTLIER = 6.0                                                 # the paper's threshold
+ZERO = 128                                                    # a digit d is stored as d + 128
+LARGEST = 127 * 256                                           # of |256 * high + low|
 
 
-def quantise(rows, largest=None):
-    """Rows (N, D) of floats -> int8 (N, D) and float32 scales (N, 1), with rows = int8 * scale.
-
-    The scale is absmax / 127. largest: the absmax (N, 1), if it is known.
-    """
-    if largest is None:
-        largest = rows.abs().amax(dim=-1, keepdim=True)
-    scale = largest.float().clamp(min=1e-30).div_(127)
+def quantise(rows):
+    """Rows (N, D) of floats -> int8 (N, D) and float32 scales (N, 1), with rows = int8 * scale."""
+    scale = rows.abs().amax(dim=-1, keepdim=True).float().clamp(min=1e-30).div_(127)
     return (rows / scale).round_().to(torch.int8), scale
 
 
-def int_matmul(rows, weight):
-    """int8 (N, in) times int8 (out, in), transposed -> int32 (N, out)."""
-    if rows.is_cuda:                          # there all sizes are multiples of 8, and N above 16
-        n, out, inner = len(rows), len(weight), -rows.shape[1] % 8
-        rows = F.pad(rows, (0, inner, 0, max(24 - n, -n % 8)))
+def two_digits(x):
+    """x (T, in) floats -> digits uint8 (2 T, in), first all high ones, and steps (T, 1) float32.
+
+    The number 256 * high + low + 32896 has high + 128 in its second byte, low + 128 in its first.
+    """
+    x = x.float()
+    steps = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-30)
+    steps.div_(LARGEST)
+    numbers = (x / steps).add_(257 * ZERO + 0.5).to(torch.int32)             # + 0.5: rounded
+    places = numbers.view(torch.uint8).unflatten(-1, (-1, 4))                # little-endian bytes
+    return torch.cat((places[..., 1], places[..., 0])), steps
+
+
+def from_digits(products, steps):
+    """The products (2 T, out) of digits with a matrix, and their steps -> y (T, out)."""
+    high, low = products.chunk(2)
+    return torch.add(low, high, alpha=256).mul_(steps)
+
+
+def packed_product(digits, packed, scale):
+    """digits uint8 (N, in) times a packed matrix (out, in), times its scale -> float32 (N, out)."""
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    return torch.ops.onednn.qlinear_pointwise(
+        digits, 1.0, ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+
+
+def plain_product(digits, weight, scale):
+    """The same with the matrix as it is stored, int8 (out, in), on any device."""
+    digits = digits.bitwise_xor(ZERO).view(torch.int8)        # without the 128
+    if digits.is_cuda:                        # there all sizes are multiples of 8, and N above 16
+        n, out, inner = len(digits), len(weight), -digits.shape[1] % 8
+        digits = F.pad(digits, (0, inner, 0, max(24 - n, -n % 8)))
         if inner or out % 8:
             weight = F.pad(weight, (0, inner, 0, -out % 8))
-        return torch._int_mm(rows, weight.t())[:n, :out]
-    if len(rows) == 1:  # reads memory up to half as fast again
-        return torch._int_mm(weight, rows.t()).t()
-    return torch._int_mm(rows, weight.t())
+        return torch._int_mm(digits, weight.t())[:n, :out] * scale
+    if not exact():
+        return (digits.float() @ weight.float().t()).mul_(scale)
+    return torch._int_mm(digits, weight.t()).float().mul_(scale)
 
 
-def int8_linear(x, weight, scale, outlier=OUTLIER):
-    """x (N, in) times weight (out, in) int8 * scale (out,), transposed -> (N, out), float32.
-
-    outlier: columns of x with a value above it are multiplied exactly; infinity: none are.
-    """
-    x, exact = x.float(), None
-    largest = x.abs().amax(dim=-1, keepdim=True)
-    if largest.max().item() > outlier:
-        columns = (x.abs().amax(dim=0) > outlier).nonzero()[:, 0]
-        exact = x[:, columns] @ weight.t().index_select(0, columns).float()
-        x, largest = x.index_fill(1, columns, 0), None
-    rows, row_scale = quantise(x, largest)
-    y = int_matmul(rows, weight).float().mul_(row_scale)      # (N, out); in place: memory is slow
-    if exact is not None:
-        y.add_(exact)
-    return y.mul_(scale)
+@cache
+def exact():
+    """Whether this CPU's integer product of the largest digits is exact, and can be packed."""
+    digits = torch.full((2, 256), 255, dtype=torch.uint8)
+    weight = torch.full((32, 256), 127, dtype=torch.int8)
+    try:
+        packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        found = packed_product(digits, packed, torch.ones(32))
+    except (AttributeError, RuntimeError):                    # a torch without oneDNN
+        return False
+    return bool((found == 127 * 127 * 256).all())
 
 
 class Int8Matmul(torch.autograd.Function):
-    """int8_linear with a gradient to its input; the weight is frozen. No copy is kept."""
+    """The product with a gradient to its input; the weight is frozen. No copy is kept."""
 
     @staticmethod
     def forward(ctx, x, weight, scale):
         ctx.save_for_backward(weight, scale)
-        return int8_linear(x, weight, scale).to(x.dtype)
+        digits, steps = two_digits(x)
+        return from_digits(plain_product(digits, weight, scale), steps).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -72,23 +102,62 @@ class Int8Matmul(torch.autograd.Function):
 
 
 class Int8Linear(nn.Module):
-    """A frozen Linear: weight int8 (out, in), scale float32 (out,), a bias of floats if any."""
+    """A frozen Linear: weight int8 (out, in), scale float32 (out,), a bias of floats if any.
+
+    On a CPU the first use without gradients packs the weight, which then exists in that form
+    alone; state_dict() and whatever moves the layer bring it back.
+    """
 
     def __init__(self, inputs, outputs, bias=True):
         super().__init__()
+        self.in_features, self.out_features = inputs, outputs
         weight = torch.zeros(outputs, inputs, dtype=torch.int8)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("scale", torch.ones(outputs))
         self.bias = nn.Parameter(torch.zeros(outputs), requires_grad=False) if bias else None
+        self.packed = None
 
     def forward(self, x):                                     # (..., in) -> (..., out)
         rows = x.flatten(0, -2)
-        if rows.requires_grad and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and rows.requires_grad:
+            self.unpack()
             y = Int8Matmul.apply(rows, self.weight, self.scale)
         else:
-            y = int8_linear(rows, self.weight, self.scale).to(x.dtype)
+            digits, steps = two_digits(rows)
+            y = from_digits(self.product(digits), steps).to(x.dtype)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
+
+    def product(self, digits):
+        """Digits uint8 (N, in) times the weight and its scale -> float32 (N, out)."""
+        self.pack()
+        if self.packed is None:
+            return plain_product(digits, self.weight, self.scale)
+        return packed_product(digits, self.packed, self.scale)
+
+    def pack(self):
+        """Keep the weight in oneDNN's order alone, where that is possible."""
+        if self.packed is None and self.weight.device.type == "cpu" and exact():
+            self.packed = torch.ops.onednn.qlinear_prepack(self.weight.data, None)
+            self.weight.data = self.weight.data.new_empty(0)
+
+    def unpack(self):
+        """Keep the weight as it is stored alone."""
+        if self.packed is not None:
+            self.weight.data = self.packed.to_dense().t().contiguous()
+            self.packed = None
+
+    def _apply(self, function, recurse=True):                 # .to(), .cuda(), .float(), ...
+        self.unpack()
+        return super()._apply(function, recurse)
+
+    def _save_to_state_dict(self, *arguments):
+        self.unpack()
+        super()._save_to_state_dict(*arguments)
+
+    def _load_from_state_dict(self, *arguments):
+        self.unpack()
+        super()._load_from_state_dict(*arguments)
 
 
 def replace_linears(model):
@@ -109,9 +178,14 @@ def replace_linears(model):
 
 
 def quantise_model(model, state):
-    """replace_linears, and in state, {name: tensor}, int8 weights and scales for float ones."""
-    for name in replace_linears(model):
-        weight = state.get(f"{name}.weight")
-        if weight is not None and weight.is_floating_point() and weight.ndim == 2:
-            state[f"{name}.weight"], scale = quantise(weight)
-            state[f"{name}.scale"] = scale[:, 0]
+    """replace_linears, and in state, {name: tensor}, int8 weights and scales for float ones.
+
+    The other tensors are copied: a mapped file then takes no memory once its matrices are packed.
+    """
+    names = {f"{name}.weight" for name in replace_linears(model)}
+    for name, tensor in list(state.items()):
+        if name in names and tensor.is_floating_point() and tensor.ndim == 2:
+            state[name], scale = quantise(tensor)
+            state[name.removesuffix("weight") + "scale"] = scale[:, 0]
+        elif name not in names:
+            state[name] = tensor.clone()
