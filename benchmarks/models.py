@@ -36,6 +36,8 @@ def random_model(config, dtype=torch.float32, device="cpu"):
                 tensor.fill_(few_outliers * module.weight.shape[1] ** -0.5 / 32)
             elif tensor.ndim < 2:
                 tensor.data.fill_(1.0 if part == "weight" else 0.0)              # norms, biases
+                if name.startswith("llama.") and part == "weight":
+                    tensor.data[::1000] = 60.0                # outliers, as LLaMA has them
             else:
                 deviation = 0.02 if name == "llama.embed" else tensor[0].numel() ** -0.5
                 repeat_into(tensor.data, noise * deviation)
