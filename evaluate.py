@@ -13,6 +13,11 @@ FOLDER/IDC, ISAC, ICRC and MDIUC hold numbered pictures. FOLDER/questions.json m
 questions. Answers and scores are kept in RUN and never asked for twice: after an interruption of
 any kind, run the same command again.
 """
+from common.command_line import number, run_command, start_command
+
+if __name__ == "__main__":
+    start_command()                                           # first: Ctrl-C during the imports
+
 import argparse
 import json
 import os
@@ -20,7 +25,6 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-from common.command_line import number, run_command
 from common.page import markdown_table
 from evaluation.answers import add_answer_flags, answer_all, answer_settings, named_weights
 from evaluation.items import Said, read_items

@@ -30,8 +30,8 @@ def penalties(model, repetition_penalty=1.0, min_new_tokens=0):
     return adjust
 
 
-def answers(model, embeds, **sampling):
-    """Whole answers to B prompts of equal length, embeds (B, T, D) -> B strings.
+def answer_rows(model, embeds, **sampling):
+    """Whole answers to B prompts of equal length, embeds (B, T, D) -> B lists of ids.
 
     sampling: see ArtGPT4.generate_ids.
     """
@@ -43,4 +43,10 @@ def answers(model, embeds, **sampling):
         running = {i for i in running if not model.has_ended(rows[i])}
         if not running:
             break
+    return rows
+
+
+def answers(model, embeds, **sampling):
+    """The texts of answer_rows, B strings."""
+    rows = answer_rows(model, embeds, **sampling)
     return [model.decode(row, whole=True).strip() for row in rows]

@@ -1,9 +1,13 @@
-"""What the commands share: errors in one line, exit codes, argparse types."""
+"""What the commands share: how they start and end, errors in one line, argparse types.
+
+A command imports this first and calls `start_command`, so that Ctrl-C during its slow imports
+(torch takes seconds) is one line too.
+"""
 import argparse
 import os
+import signal
 import sys
 import traceback
-
 
 LONGEST_MESSAGE = 500                                         # characters
 
@@ -11,6 +15,28 @@ LONGEST_MESSAGE = 500                                         # characters
 def printable(text):
     """A text whose control characters are escaped: names of files and tensors may hold any."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def end_at_once(*_):
+    """What Ctrl-C does outside of main: one line, exit code 130. An exception would not do: half
+    imported modules print tracebacks, and C++ libraries abort."""
+    os.write(2, b"\ninterrupted\n")
+    os._exit(130)
+
+
+def start_command():
+    """Prepare the process of a command, before its slow imports.
+
+    Ctrl-C ends it at once from now on, until run_command calls main. Standard streams that were
+    closed (`2>&-`) become /dev/null: no file that is opened later takes their number.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:        # else: ignored, by &
+        signal.signal(signal.SIGINT, end_at_once)
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        while os.open(os.devnull, os.O_RDWR) <= 2:
+            pass
+    if sys.stderr is None:                                    # print would take stdout instead
+        sys.stderr = open(os.devnull, "w")
 
 
 def one_line(error):
@@ -31,7 +57,12 @@ def run_command(main, parser, arguments=None):
     """
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     args = parser.parse_args(arguments)
+    started = signal.getsignal(signal.SIGINT) is end_at_once
     try:
+        if sys.stdout is None:
+            raise ValueError("standard output is closed; send it to a file or to /dev/null")
+        if started:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main(args)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -48,6 +79,9 @@ def run_command(main, parser, arguments=None):
             traceback.print_exc()
         print(f"{parser.prog}: {text}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        if started:
+            signal.signal(signal.SIGINT, end_at_once)
 
 
 def number(kind, low, high):

@@ -1,7 +1,9 @@
 """Files that the commands read and write: pictures, tensors, tokenizers; whole or not at all."""
 import contextlib
+import io
 import json
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -14,19 +16,84 @@ from safetensors.torch import save_file
 from artgpt4 import to_rgb
 
 
-def open_image(path):
-    """The picture in a file, as an RGB image. Raises ValueError if Pillow cannot read it."""
+# Formats that are no pictures to Pillow, or not to every build of it: how a file begins, what it is
+# and what to do. The brands of HEIC and AVIF follow a length of four bytes.
+OTHER_FORMATS = (
+    (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)",
+     "a HEIC picture, as phones take them; export it as JPEG (heif-convert does, and macOS sips)"),
+    (rb"....ftyp(avif|avis)",
+     "an AVIF picture, which this Pillow cannot read; a newer one can, or export it as PNG"),
+    (rb"\s*(<\?xml.*?)?(<!--.*?-->|<!DOCTYPE svg.*?>|\s)*<svg\b",
+     "an SVG drawing; export it as PNG (rsvg-convert or Inkscape do)"),
+    (rb"%PDF-", "a PDF document; export the page as PNG (pdftoppm -png does)"),
+)
+LARGE = 2 ** 25               # pixels; a JPEG of more is decoded at a half, a quarter or an eighth
+WITH_FRAMES = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")          # elsewhere they are previews, layers
+ANOTHER = "give another picture, a PNG or JPEG for example"
+SIDE = 2048                   # pixels that its shorter side keeps at least
+
+
+def other_format(begin):
+    """What a file is that Pillow could not read, and what to do, by its first bytes. None if
+    OTHER_FORMATS does not have it."""
+    for pattern, what in OTHER_FORMATS:
+        if re.match(pattern, begin, re.DOTALL):
+            return what
+    return None
+
+
+@contextlib.contextmanager
+def any_size():
+    """Let Pillow open a picture of any size in the block; decoding it is still up to the caller."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as image:
-            return to_rgb(image)
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def decoded(file):
+    """The picture in a binary stream, as open_image returns it."""
+    with any_size():
+        image = Image.open(file)
+    size = image.size
+    frames = getattr(image, "n_frames", 1) if image.format in WITH_FRAMES else 1
+    if image.width * image.height > LARGE:
+        factor = SIDE / min(size)
+        image.draft(None, [round(side * factor) for side in size])
+    limit = 2 * Image.MAX_IMAGE_PIXELS                        # where Pillow itself refuses
+    if image.width * image.height > limit:
+        raise Image.DecompressionBombError(
+            f"{size[0]} x {size[1]} pixels, and more than {limit:,} are not safe to decode; scale "
+            "it down")
+    image = to_rgb(image)
+    image.info |= {"size": size, "frames": frames}
+    return image
+
+
+def open_image(path, stream=None):
+    """The picture in a file, as an RGB image; of an animation or of several pages the first.
+
+    image.info has its "size" in the file, as a large JPEG is decoded at reduced size, and its
+    number of "frames". stream: a binary one to read instead; path is then its name. Raises
+    ValueError if Pillow cannot read it, or if it has more pixels than Pillow takes for safe.
+    """
+    try:
+        with stream or open(path, "rb") as file:
+            if not file.seekable():
+                file = io.BytesIO(file.read())
+            begin = file.read(2000)
+            file.seek(0)
+            return decoded(file)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        reason = "no such file"
+    except UnidentifiedImageError:
+        reason = other_format(begin) or f"not a picture that Pillow can read; {ANOTHER}"
+    except Image.DecompressionBombError as error:
+        reason = error
     except Exception as error:                                # a damaged file can raise anything
-        reason = getattr(error, "strerror", None) or error
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not a picture that Pillow can read"
-        raise ValueError(f"{path}: {reason}; "
-                         "give another picture, a PNG or JPEG for example") from None
+        reason = f"{getattr(error, 'strerror', None) or error}; {ANOTHER}"
+    raise ValueError(f"{path}: {reason}")
 
 
 LONGEST_JSON = 100_000_000                                    # bytes

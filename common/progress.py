@@ -31,6 +31,11 @@ class Progress:
             end = "\n"
         print(start + line, end=end, file=self.stream, flush=True)
 
+    def say(self, text):
+        """Print a line of its own above the progress."""
+        start = "\r\033[K" if self.stream.isatty() else ""
+        print(start + text, file=self.stream, flush=True)
+
     def line(self, done, seconds, finished):
         """For example "questions 30/100 answers, 2.5 answers/s, 0:28 left"."""
         speed = (done - self.before) / max(seconds, 1e-9)

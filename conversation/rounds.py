@@ -10,45 +10,18 @@ tokens. Each prompt is still built and tokenised as a whole, as the released cod
 that the cache holds already is then skipped.
 """
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, KVCache, chat_prompt, preprocess
 from common.answering import penalties
-from common.command_line import number
 from conversation.beams import beam_search
+from conversation.settings import MAX_CONTEXT, SETTINGS, read_about
 from conversation.terminal import clean
-
-MAX_CONTEXT = 2000            # tokens of prompt and answer, as in the released code
 
 # Where a new message or an image would begin in a prompt
 MARKS = re.compile(rf"#(?=##)|<(?={IMAGE_MARK[1:]})|\[(?=/?INST\])")
-
-
-class Setting(NamedTuple):
-    parse: Any                # an argparse type
-    default: Any
-    help: str
-
-
-SETTINGS = {
-    "temperature": Setting(number(float, 0, 10), 1.0, "0: always the likeliest token"),
-    "top_p": Setting(
-        number(float, 0.001, 1), 0.9,
-        "draw from the likeliest tokens that hold this share of the probability"),
-    "repetition_penalty": Setting(
-        number(float, 0.1, 10), 1.0,
-        "above 1: tokens that the answer already holds become less likely"),
-    "min_new_tokens": Setting(
-        number(int, 0, MAX_CONTEXT), 0, "the least length of an answer, in tokens"),
-    "max_new_tokens": Setting(
-        number(int, 1, MAX_CONTEXT), 300, "the greatest length of an answer, in tokens"),
-    "beams": Setting(
-        number(int, 1, 16), 1,
-        "above 1: beam search of this width; the answer then comes all at once"),
-    "seed": Setting(number(int, 0, 2 ** 63 - 1), None, "the same seed gives the same answers"),
-}
 
 
 def plain(text):
@@ -70,7 +43,8 @@ class Round(NamedTuple):
 class Conversation:
     """Rounds of question and answer about pictures.
 
-    settings: values by their names in SETTINGS.
+    settings: values by their names in SETTINGS. Defaults: those of the weights folder, then those
+    of SETTINGS. Raises ValueError if the weights folder's are wrong.
     rounds: what was said, oldest first. waiting: the files that the next question brings.
     After an answer, dropped is the number of rounds that had to be forgotten to make room for it,
     and new_tokens its length.
@@ -82,8 +56,9 @@ class Conversation:
         self.context = min(MAX_CONTEXT, model.config.llama.max_position_embeddings)
         self.generator = torch.Generator(embed.device)
         self.generator.seed()
+        self.about = read_about(model.config.about)
         self.settings = {name: setting.default for name, setting in SETTINGS.items()}
-        for name, value in settings.items():
+        for name, value in (self.about.settings | settings).items():
             self.set(name, value)
         self.rounds, self.waiting = [], []
         self.dropped, self.new_tokens = 0, 0
@@ -92,10 +67,10 @@ class Conversation:
         self.cached = []                                      # the ids that the cache holds
 
     def set(self, name, value):
-        """Change a setting for the answers to come."""
+        """Change a setting for the answers to come. A seed of None is a new random one."""
         self.settings[name] = value
-        if name == "seed" and value is not None:
-            self.generator.manual_seed(value)
+        if name == "seed":
+            self.generator.seed() if value is None else self.generator.manual_seed(value)
 
     @torch.inference_mode()
     def add_image(self, image, file=""):
@@ -142,17 +117,22 @@ class Conversation:
             oldest, second, *rest = rounds
             rounds = [second._replace(images=oldest.images + second.images), *rest]
             ids = self.prompt_ids(rounds)
+        room = self.room(ids)
+        self.dropped = count - len(rounds)
+        return self.pieces(rounds, ids, room)
+
+    def room(self, ids):
+        """How many tokens the answer to a prompt may have. Raises ValueError if that is none."""
         if len(ids) >= self.context:
             raise ValueError(f"the question makes a prompt of {len(ids)} tokens, "
                              f"but the context is {self.context}; ask a shorter one")
-        self.dropped = count - len(rounds)
-        return self.pieces(rounds, ids)
+        return min(self.context - len(ids), self.settings["max_new_tokens"])
 
     @torch.inference_mode()
-    def pieces(self, rounds, ids):
-        """Yield the answer to `ids`, the prompt of `rounds`, and keep the rounds with it."""
+    def pieces(self, rounds, ids, room):
+        """Yield the answer to `ids`, the prompt of `rounds`, at most `room` tokens; keep the rounds
+        with it."""
         self.cache.length = self.known(ids)
-        room = min(self.context - len(ids), self.settings["max_new_tokens"])
         answer, text, said = [], "", ""
         try:
             for piece in self.stream(ids[self.cache.length:], room, answer):

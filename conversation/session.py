@@ -1,25 +1,42 @@
 """A session of chat.py: typed or piped lines, each of them a question or a /command."""
 import argparse
 import contextlib
+import difflib
 import re
 import sys
+import textwrap
 import time
 from typing import Any, NamedTuple
 
 from common.command_line import one_line
 from common.files import open_image, written_beside
-from conversation.rounds import SETTINGS, plain
+from conversation.line_editing import completions
+from conversation.pictures import frames_text, picture_text, typed_path
+from conversation.rounds import plain
 from conversation.saving import find_html, to_json, to_markdown
-from conversation.terminal import clean, typed_path
+from conversation.settings import SETTINGS
+from conversation.terminal import clean, columns
 
 
 class Session:
-    """A conversation and the terminal or pipe that its lines come from."""
+    """A conversation and the terminal or pipe that its lines come from.
 
-    def __init__(self, conversation, terminal):
-        self.conversation, self.terminal = conversation, terminal
+    model: the name of the weights, for saved files.
+    """
+
+    def __init__(self, conversation, terminal, model=""):
+        self.conversation, self.terminal, self.model = conversation, terminal, model
         self.written = set()                                  # files that may be overwritten
         self.ended = False
+
+    def greet(self, model):
+        """Tell someone who types what is there to talk to. model: its name and precision."""
+        about = self.conversation.about
+        self.terminal.note(f"model {model}; /help")
+        if about.knows:
+            self.terminal.note(about.knows)
+        if about.examples:
+            self.terminal.note("for example: " + "  ".join(about.examples))
 
     def run(self):
         """Answer and obey line by line, until /quit or the end of the input.
@@ -28,8 +45,9 @@ class Session:
         lines succeeded. Ctrl-C stops an answer; if the lines come from a pipe, it ends the session.
         """
         succeeded = True
-        for line in self.terminal.lines():
-            line = line.strip()
+        names = {name: command.argument for name, command in COMMANDS.items()}
+        for line in self.terminal.lines(lambda line: completions(line, names, SETTINGS)):
+            line = ALIASES.get(line.strip().lower(), line.strip())
             try:
                 if line.startswith("/"):
                     self.obey(clean(line))
@@ -49,10 +67,14 @@ class Session:
 
     def obey(self, line):
         """Run a /command. Raises ValueError, in one line, if it cannot be done."""
-        name, _, argument = line.partition(" ")
-        argument = argument.strip()
+        name, argument = re.fullmatch(r"(?s)(\S+)\s*(.*)", line).groups()
+        name = ALIASES.get(name.lower(), name.lower())
         if name not in COMMANDS:
-            raise ValueError(f"{name} is not a command; /help lists them")
+            if typed_path(line).is_file():                    # dropped onto the terminal
+                return self.image(typed_path(line))
+            nearest = difflib.get_close_matches(name, COMMANDS, 1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            raise ValueError(f"{name} is not a command; {hint}/help lists them")
         command = COMMANDS[name]
         if command.argument in ("PATH", "FILE"):
             if not argument:
@@ -75,14 +97,28 @@ class Session:
                                f"the first after {began - start:.2f} s")
 
     def show(self, image, file):
-        """Show a picture, if the terminal can, with its name and size."""
-        self.terminal.show(image)
-        self.terminal.note(f"{file}, {image.width} x {image.height}")
+        """Show someone who types a picture, if the terminal can, with its name and size."""
+        if self.terminal.typed:
+            self.terminal.show(image)
+            self.terminal.note(picture_text(image, file))
+        elif frames_text(image):
+            print(f"{file}: {frames_text(image)}", file=sys.stderr)
+
+    def add_image(self, image, file):
+        """Add a picture to the conversation; say so when there are more than in training."""
+        talk = self.conversation
+        talk.add_image(image, file)
+        count = len(talk.image_embeds)
+        if count == talk.about.pictures + 1:
+            self.terminal.say(f"({count} pictures in one conversation: this model was taught with "
+                              f"at most {talk.about.pictures})")
 
     def write(self, file, text):
         """Write a new file, or overwrite one that this session wrote."""
         if file.exists() and file.resolve() not in self.written:
             raise ValueError(f"{file}: exists already; give another name, or remove it first")
+        if not file.parent.exists():
+            raise ValueError(f"{file}: there is no folder {file.parent}; make it first")
         try:
             with written_beside(file) as beside:
                 beside.write_text(text, encoding="utf-8", errors="replace")
@@ -96,7 +132,7 @@ class Session:
     def image(self, file):
         image = open_image(file)
         self.show(image, file)
-        self.conversation.add_image(image, file.resolve())
+        self.add_image(image, file.resolve())
 
     def again(self, _):
         self.say()
@@ -107,24 +143,30 @@ class Session:
 
     def set(self, text):
         name, value = re.fullmatch(r"([^\s=]*)[\s=]*(.*)", text).groups()
+        name = name.lower().replace("-", "_")
         settings = self.conversation.settings
-        if not name:
-            for name, value in settings.items():
-                print(name, value, file=sys.stderr)
-            return
-        if name not in SETTINGS:
+        if name and name not in SETTINGS:
             raise ValueError(f"/set {name}: there are {', '.join(SETTINGS)}")
+        if not value:
+            for shown in [name] if name else settings:
+                print(self.setting_text(shown), file=sys.stderr)
+            return
         try:
-            self.conversation.set(name, SETTINGS[name].parse(value))
+            random_seed = name == "seed" and value.lower() == "none"
+            self.conversation.set(name, None if random_seed else SETTINGS[name].parse(value))
         except argparse.ArgumentTypeError as error:
             raise ValueError(f"/set {name}: {error}") from None
-        self.terminal.note(f"{name} {settings[name]}")
+        self.terminal.note(self.setting_text(name))
+
+    def setting_text(self, name):
+        value = self.conversation.settings[name]
+        return f"{name} {'none' if value is None else value}"
 
     def save(self, file):
         if file.suffix == ".json":
-            self.write(file, to_json(self.conversation))
+            self.write(file, to_json(self.conversation, self.model))
         elif file.suffix == ".md":
-            self.write(file, to_markdown(self.conversation, file.parent))
+            self.write(file, to_markdown(self.conversation, file.parent, self.model))
         else:
             raise ValueError(f"{file}: /save writes FILE.md, for reading, "
                              "or FILE.json, for --resume")
@@ -138,9 +180,14 @@ class Session:
         self.write(file, html)
 
     def help(self, _):
-        for name, command in COMMANDS.items():
-            print(f"{f'{name} {command.argument}':<18} {command.help}", file=sys.stderr)
-        print("Ctrl-C stops an answer. Any other line is a question.", file=sys.stderr)
+        width = columns() if sys.stderr.isatty() else 100
+        lines = {f"{name} {command.argument}": command.help for name, command in COMMANDS.items()}
+        lines["Ctrl-C"] = "stop an answer"
+        lines["other lines"] = ("are questions; one with \\ at its end continues on the next line, "
+                                'and so does a text between """ and """')
+        for name, text in lines.items():
+            print(textwrap.fill(text, width, initial_indent=f"{name:<19}",
+                                subsequent_indent=" " * 19), file=sys.stderr)
 
     def quit(self, _):
         self.ended = True
@@ -159,7 +206,7 @@ COMMANDS = {
     "/reset": Command(
         "", "forget what was said, and all pictures but the last", Session.reset),
     "/set": Command(
-        "[NAME VALUE]", "change a setting, temperature for example; alone: show all", Session.set),
+        "[NAME VALUE]", "change a setting, or show it; alone: show all", Session.set),
     "/save": Command(
         "FILE", "write the conversation: FILE.md for reading, FILE.json for --resume",
         Session.save),
@@ -167,3 +214,7 @@ COMMANDS = {
     "/help": Command("", "show this", Session.help),
     "/quit": Command("", "end the session, as Ctrl-D does", Session.quit),
 }
+
+# What people type elsewhere
+ALIASES = {"/exit": "/quit", "/bye": "/quit", "/?": "/help", "exit": "/quit", "quit": "/quit",
+           "help": "/help"}

@@ -3,17 +3,19 @@ import contextlib
 import itertools
 import os
 import re
-import shlex
 import shutil
 import sys
 import time
-from pathlib import Path
+import unicodedata
 
 import numpy as np
 from PIL import Image
 
+from conversation.line_editing import line_editing
+
 # Control characters except tab and newline, and those that change the direction of writing
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+QUOTES = '"""'                                                # around a text of several lines
 COLOURLESS = ("dumb", "unknown", "vt")        # how TERM begins on terminals without colours
 
 # The colours 16 to 255 of a terminal with 256 colours: a cube of 6 x 6 x 6, then 24 greys
@@ -71,29 +73,35 @@ def half_blocks(image, columns, rows, colours):
     return "\n".join(lines)
 
 
-def typed_path(text):
-    """A path as it was typed or dropped onto the terminal: with quotes, escaped spaces or ~."""
-    path = Path(text).expanduser()
-    if not path.exists():
-        with contextlib.suppress(ValueError):                 # one quotation mark alone is a letter
-            path = Path(" ".join(shlex.split(text))).expanduser()
-    return path
+def cells(text):
+    """How many columns a text takes: wide characters take two, combining ones none."""
+    count = 0
+    for character in text:
+        wide = unicodedata.east_asian_width(character) in "WF"
+        count += 0 if unicodedata.combining(character) else 1 + wide
+    return count
 
 
 def wrapped(pieces, width):
     """Yield pieces of text as whole words. A word that does not fit on its line begins a new one:
-    the space before it becomes a line break."""
+    the space before it becomes a line break. width: a function, asked for each word, as a window
+    may be resized."""
     column, held = 0, ""
     for piece in itertools.chain(pieces, ["\n"]):             # the newline completes the last word
         held += piece
         while match := re.match(r"(\s*)(\S+)(?=\s)", held):
             space, word = match.groups()
             held = held[match.end():]
-            if "\n" not in space and 0 < column and column + len(space + word) > width:
+            if "\n" not in space and 0 < column and column + cells(space + word) > width():
                 space = "\n"
             line = " " * column + space + word
-            column = len(line.rpartition("\n")[2])
+            column = cells(line.rpartition("\n")[2])
             yield space + word
+
+
+def columns():
+    """The width of the terminal, in characters."""
+    return shutil.get_terminal_size().columns
 
 
 class Terminal:
@@ -101,67 +109,114 @@ class Terminal:
 
     typed: whether someone types the lines. read: whether stdout is a terminal.
     colours: see colours_of. plain: print no picture, no colours, no added line breaks.
+    history: the file of the lines typed in earlier sessions; None keeps none. someone_types: False
+    if no lines are asked for, whatever stdin is.
     """
 
-    def __init__(self, plain=False):
-        self.typed = sys.stdin is not None and sys.stdin.isatty()
+    def __init__(self, plain=False, history=None, someone_types=True):
+        self.typed = someone_types and sys.stdin is not None and sys.stdin.isatty()
+        self.answers = sys.stdout
         self.read = sys.stdout.isatty()
-        self.plain = plain
+        self.plain, self.history = plain, history
         self.colours = 0 if plain else colours_of(sys.stderr)
 
+    def say(self, text, dim=False):
+        """Print a text that is no answer, in lines that fit."""
+        text = clean(text)
+        if sys.stderr.isatty() and not self.plain:
+            text = "".join(wrapped([text], columns))
+        print(f"\x1b[2m{text}\x1b[0m" if dim and self.colours else text, file=sys.stderr)
+
     def note(self, text):
-        """Print a dim line, if someone types."""
+        """Print a dim text, if someone types."""
         if self.typed:
-            text = clean(text)
-            print(f"\x1b[2m{text}\x1b[0m" if self.colours else text, file=sys.stderr)
+            self.say(text, dim=True)
 
     def show(self, image):
-        """Print a picture, if someone types, at most half as high as the terminal."""
-        if self.typed and self.colours:
-            columns, lines = shutil.get_terminal_size()
-            text = half_blocks(image, min(columns - 1, 48), min(lines // 2, 16), self.colours)
+        """Print a picture, if there are colours, at most half as high as the terminal."""
+        if self.colours:
+            width, height = shutil.get_terminal_size()
+            text = half_blocks(image, min(width - 1, 48), min(height // 2, 16), self.colours)
             print(text, file=sys.stderr)
 
     def print(self, pieces):
         """Print an answer as it comes, and end its line. Returns the time of its first piece, as
         time.perf_counter gives it, or None for an empty answer."""
         if self.read and not self.plain:
-            pieces = wrapped(pieces, shutil.get_terminal_size().columns)
+            pieces = wrapped(pieces, columns)
         began = None
         try:
             for piece in pieces:
                 if began is None:
                     began = time.perf_counter()
-                print(piece, end="", flush=True)
+                print(piece, end="", file=self.answers, flush=True)
         finally:
-            print(flush=True)
+            print(file=self.answers, flush=True)
         return began
 
-    def lines(self):
-        """Yield the lines of stdin.
+    def split_stdout(self):
+        """Keep stdout for answers, and let input() talk to the terminal of stderr: it edits lines
+        only where its own stdout is a terminal."""
+        sys.stdout.flush()
+        self.answers = open(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding,
+                            errors="replace")
+        os.dup2(2, 1)
 
-        Someone who types gets a prompt (on stderr if stdout is no terminal), line editing and
-        history. Ctrl-C discards the line.
+    def lines(self, complete=lambda line: []):
+        """Yield what is typed or piped: questions, of several lines too, and commands.
+
+        A line that ends with a backslash continues on the next one, and so does a text between
+        two of triple quotation marks. Someone who types gets a prompt and line editing; complete:
+        see line_editing. Ctrl-C discards the line.
         """
         sys.stdin.reconfigure(errors="replace")
         if not self.typed:
-            yield from sys.stdin
-            return
-        with contextlib.suppress(ImportError):                # some builds of Python have none
-            import readline
-            readline.parse_and_bind("tab: complete")          # completes file names
-            readline.set_completer_delims(" ")
-        while True:
-            try:
-                if self.read:
-                    line = input("> ")
+            while True:
+                try:
+                    yield whole_line(lambda prompt: next_line(sys.stdin))
+                except EOFError:
+                    return
+        if not self.read and sys.stderr.isatty():
+            self.split_stdout()
+        with line_editing(complete, self.history):
+            while True:
+                try:
+                    line = whole_line(self.type_line)
+                except EOFError:
+                    print(file=sys.stderr)
+                    return
+                except KeyboardInterrupt:
+                    print("\nCtrl-D or /quit ends.", file=sys.stderr)
                 else:
-                    print("> ", end="", file=sys.stderr, flush=True)
-                    line = input()
-            except EOFError:
-                print(file=sys.stderr)
-                return
-            except KeyboardInterrupt:
-                print("\nCtrl-D or /quit ends.", file=sys.stderr)
-            else:
-                yield line
+                    yield line
+
+    def type_line(self, prompt):
+        """The line that is typed after a prompt."""
+        if sys.stdout.isatty():
+            return input(prompt)
+        print(prompt, end="", file=sys.stderr, flush=True)
+        return input()
+
+
+def next_line(stream):
+    """The next line of a stream. Raises EOFError at its end, as input() does."""
+    line = stream.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
+
+
+def whole_line(read):
+    """The next question or command, of as many lines as it has. read: a function from a prompt to
+    a line, which raises EOFError at the end."""
+    line = read("> ")
+    with contextlib.suppress(EOFError):                       # the end ends an open question too
+        if line.lstrip().startswith(QUOTES):
+            line = line.lstrip().removeprefix(QUOTES)
+            while QUOTES not in line:
+                line += "\n" + read("... ")
+            line, _, _ = line.partition(QUOTES)
+        elif not line.startswith("/"):
+            while line.endswith("\\"):
+                line = line.removesuffix("\\") + "\n" + read("... ")
+    return line

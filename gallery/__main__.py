@@ -2,10 +2,14 @@
 
 With --samples FOLDER it paints the pictures of samples/ instead.
 """
+from common.command_line import run_command, start_command
+
+if __name__ == "__main__":
+    start_command()                                           # first: Ctrl-C during the imports
+
 import argparse
 from pathlib import Path
 
-from common.command_line import run_command
 from common.files import written_beside
 from gallery.painting import contact_sheet, paint
 from gallery.scenes import SEEN_PAIRS, STYLES, SUBJECTS, UNSEEN_PAIRS, Scene, random_scenes

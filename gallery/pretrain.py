@@ -11,6 +11,11 @@ The vision side is trained through heads that are thrown away afterwards. From e
 what it shows and how it looks; from the queries they read what the subject is, where it stands,
 what is around it, which effects the photograph has, and a thumbnail of it.
 """
+from common.command_line import run_command, start_command
+
+if __name__ == "__main__":
+    start_command()                                           # first: Ctrl-C during the imports
+
 import argparse
 import io
 import itertools
@@ -28,7 +33,6 @@ from torch import nn
 
 from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, STOP, ArtGPT4,
                      Config, LlamaConfig, QFormerConfig, ViTConfig, chat_prompt, instruction_prompt)
-from common.command_line import run_command
 from common.files import save_tensors, written_beside
 from common.progress import Progress
 from gallery import words

@@ -1,4 +1,9 @@
 """How many attributes of held-out paintings a model names rightly: `python -m gallery.score`."""
+from common.command_line import run_command, start_command
+
+if __name__ == "__main__":
+    start_command()                                           # first: Ctrl-C during the imports
+
 import argparse
 from pathlib import Path
 
@@ -7,7 +12,6 @@ from PIL import Image
 
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, preprocess
 from common.answering import answers
-from common.command_line import run_command
 from common.loading import load_adapter, load_folder
 from common.progress import Progress
 from gallery import words

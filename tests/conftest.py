@@ -304,7 +304,7 @@ def run_chat(talker_weights, monkeypatch, capsys):
         monkeypatch.setattr(sys, "stdin", stdin)
         if "--weights" not in arguments:
             arguments += ("--weights", talker_weights)
-        arguments = ["--max-new-tokens", "20", *map(str, arguments)]
+        arguments = ["--no-history", "--max-new-tokens", "20", *map(str, arguments)]
         code = 0
         try:
             run_command(chat.main, chat.command_line(), arguments)

@@ -1,5 +1,7 @@
 """chat.py: one question, pictures, files that cannot be read, precision."""
+import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,7 +75,95 @@ def test_without_a_picture_it_takes_the_first_sample_and_says_so(run_chat, monke
     assert err.count("\n") == 1 and str(tmp_path / "samples" / "a.png") in err
 
 
+def test_a_last_argument_that_sounds_like_one_is_the_question(run_chat, picture, tmp_path):
+    question = ("--prompt", "What is this?", "--temperature", 0)
+    _, answer, _ = run_chat(picture, *question)
+    assert run_chat(picture, "What is this?", "--temperature", 0) == (0, answer, "")
+    _, other, _ = run_chat(picture, "Why?", "--temperature", 0)
+    assert other not in ("", answer)
+    for gone in ("my picture.png", "picture", "http://a.b/c d.png"):
+        code, out, err = run_chat(picture, tmp_path / gone if "/" not in gone else gone)
+        assert (code, out, err.count("\n")) == (1, "", 1) and gone in err
+
+
+def test_several_pictures_come_with_the_first_question(run_chat, picture, tmp_path, script):
+    Image.new("RGB", (40, 30), "white").save(tmp_path / "white.png")
+    asked = script(["One."])
+    assert run_chat(picture, tmp_path / "white.png", "Which of them?") == (0, "One.\n", "")
+    assert asked == [[f"{IMAGE_SLOT} {IMAGE_SLOT} Which of them?"]]
+
+
+def test_more_pictures_than_in_training_are_a_note(run_chat, picture, script):
+    script(["One."], ["One."])
+    code, _, err = run_chat(*[picture] * 4, "Which of them?")
+    assert (code, err) == (0, "")
+    code, _, err = run_chat(*[picture] * 6, "Which of them?")
+    assert code == 0 and err.count("\n") == 1 and "taught with at most 4" in err
+
+
+def test_json_is_the_answer_with_how_it_was_made(run_chat, picture, talker, talker_weights):
+    flags = ("--temperature", 0, "--seed", 3)
+    _, answer, _ = run_chat(picture, "What is this?", *flags)
+    code, out, err = run_chat(picture, "What is this?", "--json", *flags)
+    found = json.loads(out)
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert found.pop("seconds") > 0
+    assert found == {
+        "images": [str(picture)], "question": "What is this?", "answer": answer.strip(),
+        "tokens": 20, "model": talker_weights.name,
+        "settings": {"temperature": 0.0, "top_p": 0.9, "repetition_penalty": 1.0,
+                     "min_new_tokens": 0, "max_new_tokens": 20, "beams": 1, "seed": 3},
+    }
+
+
+def test_the_weights_folder_sets_defaults_and_flags_set_others(run_chat, picture, talker, tmp_path):
+    about = {"settings": {"temperature": 0.0, "seed": None}, "pictures": 1, "more": ["ignored"]}
+    save_pretrained(ArtGPT4(replace(talker.config, about=about), talker.tokenizer), tmp_path)
+
+    def settings(*flags):
+        _, out, err = run_chat(picture, picture, "What is this?", "--json", "--weights", tmp_path,
+                               *flags)
+        assert "taught with at most 1" in err
+        return json.loads(out)["settings"]
+    assert settings()["temperature"] == 0 and settings()["seed"] is None
+    assert settings("--temperature", 0.5)["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("about", [
+    {"settings": {"temperature": "hot"}},
+    {"settings": {"warmth": 1}},
+    {"settings": [1]},
+    {"knows": 1},
+    {"examples": "What?"},
+    {"pictures": "two"},
+])
+def test_what_is_wrong_in_about_is_one_line(run_chat, picture, talker, tmp_path, about):
+    save_pretrained(ArtGPT4(replace(talker.config, about=about), talker.tokenizer), tmp_path)
+    code, out, err = run_chat(picture, "What is this?", "--weights", tmp_path)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("chat.py: config.json, about: ")
+
+
 # Pictures
+
+
+def test_a_picture_comes_through_standard_input(run_chat, picture):
+    question = ("--prompt", "What?", "--temperature", 0)
+    _, answer, _ = run_chat(picture, *question)
+    assert run_chat("-", *question, lines=picture.read_bytes()) == (0, answer, "")
+    code, out, err = run_chat("-", *question, lines=b"words")
+    assert (code, out) == (1, "") and err.startswith("chat.py: standard input: not a picture")
+    code, out, err = run_chat("-", lines=picture.read_bytes())
+    assert (code, out) == (2, "") and "--prompt" in err
+
+
+def test_of_an_animation_the_first_frame_is_seen_and_that_is_said(run_chat, picture, tmp_path):
+    file = tmp_path / "moving.gif"
+    first = draw().convert("P", palette=Image.Palette.ADAPTIVE)
+    first.save(file, save_all=True, append_images=[Image.new("RGB", first.size, "white")])
+    question = ("--prompt", "What?", "--temperature", 0)
+    _, answer, _ = run_chat(picture, *question)
+    assert run_chat(file, *question) == (0, answer, f"{file}: the first of 2 frames\n")
 
 
 def test_pictures_of_every_kind_are_seen_alike(run_chat, picture, tmp_path):
@@ -120,12 +210,13 @@ def broken_files(folder):
     (folder / "words.png").write_text("no picture")
     (folder / "no.safetensors").write_text("no tensors")
     Image.new("L", (900, 900)).save(folder / "bomb.png")
+    (folder / "empty").mkdir()
     return {
         "missing.png": [folder / "missing.png"],
         "words.png": [folder / "words.png"],
         "truncated.jpg": [folder / "truncated.jpg"],
         "bomb.png": [folder / "bomb.png"],
-        folder.name: [folder],
+        "empty": [folder / "empty"],
         "no_weights": [picture, "--weights", folder / "no_weights"],
         "no.safetensors": [picture, "--adapter", folder / "no.safetensors"],
         "gone.safetensors": [picture, "--adapter", folder / "gone.safetensors"],
@@ -158,7 +249,10 @@ def test_missing_weights_say_how_to_get_some(run_chat, picture, tmp_path):
     ("--device", "abacus"),
     ("--device", "meta"),
     ("--prompt", "  "),
-    ("second.png",),
+    ("--json",),
+    ("--each",),
+    ("--replace", "a.png=b.png"),
+    ("--surprise",),
 ])
 def test_misuse_is_exit_code_2_and_names_the_flag(run_chat, picture, arguments):
     code, out, err = run_chat(picture, *arguments)

@@ -49,10 +49,11 @@ def test_a_saved_conversation_is_resumed_as_it_was(run_chat, picture, tmp_path):
 def test_markdown_shows_the_pictures_from_where_it_lies(run_chat, picture, script, tmp_path):
     script(["A *boat*."], ["Blue."])
     file = tmp_path / "talks" / "my talk.md"
+    file.parent.mkdir()
     code, _, _ = run_chat(picture, lines=f"What?\nWhich colour?\n/save {file}\n".encode())
     assert code == 0
     link, *rest = file.read_text().split("\n\n")
-    assert rest == ["> What?", "A *boat*.", "> Which colour?", "Blue.\n"]
+    assert rest == ["> What?", "A *boat*.", "> Which colour?", "Blue.", "*talker0*\n"]
     _, _, path = link.removesuffix(">)").partition("](<")
     assert (file.parent / path).samefile(picture)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conversation.terminal import PALETTE, clean, colours_of, half_blocks, typed_path, wrapped
+from conversation.terminal import PALETTE, clean, colours_of, half_blocks, wrapped
 
 
 class Stream(io.TextIOWrapper):
@@ -77,25 +77,12 @@ def test_words_that_do_not_fit_begin_a_line():
     text = "a boat\n\n  on the\twide, wide\nsea immeasurable x"
     lines = "a boat\n\n  on the\nwide,\nwide\nsea\nimmeasurable\nx"
     for pieces in ([text], list(text), re.findall("(?s).{1,3}", text)):
-        assert "".join(wrapped(pieces, 8)) == lines
-    assert "".join(wrapped([text, " "], 80)) == text
-    words = wrapped(iter(["a bo", "at ", KeyError]), 80)
+        assert "".join(wrapped(pieces, lambda: 8)) == lines
+    assert "".join(wrapped([text, " "], lambda: 80)) == text
+    words = wrapped(iter(["a bo", "at ", KeyError]), lambda: 80)
     assert [next(words), next(words)] == ["a", " boat"]
 
 
 def test_control_characters_are_removed():
     text = "a\x00\x1b[31m\x9b\x7f\r\u202e\u2066b\u061f\n\tc \N{SAILBOAT}"
     assert clean(text) == "a[31mb\u061f\n\tc \N{SAILBOAT}"
-
-
-def test_paths_as_they_are_typed_and_dropped(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    name = tmp_path / "it's my picture.png"
-    name.touch()
-    escaped = str(name).replace(" ", "\\ ").replace("'", "\\'")
-    home = ("~/it's my picture.png", "~/it\\'s\\ my\\ picture.png")
-    for text in (str(name), f'"{name}"', escaped, *home):
-        assert typed_path(text) == name
-    assert typed_path("new talk.md").name == "new talk.md"
-    assert typed_path("'new talk.md'").name == "new talk.md"
-    assert typed_path("it's new.md").name == "it's new.md"

@@ -24,7 +24,8 @@ def command(picture, talker_weights):
     """command(*flags): the command line of a talk about the picture, with long answers."""
     def command(*flags):
         return [sys.executable, str(Path(chat.__file__)), str(picture),
-                "--weights", str(talker_weights), "--max-new-tokens", "1700", *flags]
+                "--weights", str(talker_weights), "--max-new-tokens", "1700", "--no-history",
+                *flags]
     return command
 
 
