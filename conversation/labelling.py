@@ -71,7 +71,7 @@ def label(conversation, files, question, batch_size, model=None):
     A file that cannot be read is a line on stderr. model: the name of the weights; with it the
     lines are JSON, those of bad files too. Returns whether all were answered.
     """
-    progress = Progress("labelling", len(files), "pictures")
+    progress = Progress("labelling", len(files), "pictures", sys.stderr)
     follow = not sys.stdout.isatty()                          # there the answers are the progress
     done, bad = 0, []
 

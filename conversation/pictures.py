@@ -38,6 +38,15 @@ def typed_path(text):
     return path
 
 
+def dropped_path(line):
+    """The file that a whole line names, as a file dropped onto the terminal does, or None."""
+    if not line.lower().startswith(("/", "~", "'", '"', "file:")):
+        return None
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        path = typed_path(line)
+        return path if path.is_file() else None
+
+
 def suffixes():
     """The suffixes of pictures, in lower case."""
     known = Image.registered_extensions()

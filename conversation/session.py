@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from common.command_line import one_line
 from common.files import open_image, written_beside
 from conversation.line_editing import completions
-from conversation.pictures import frames_text, picture_text, typed_path
+from conversation.pictures import dropped_path, frames_text, picture_text, typed_path
 from conversation.rounds import plain
 from conversation.saving import find_html, to_json, to_markdown
 from conversation.settings import SETTINGS
@@ -49,7 +49,9 @@ class Session:
         for line in self.terminal.lines(lambda line: completions(line, names, SETTINGS)):
             line = ALIASES.get(line.strip().lower(), line.strip())
             try:
-                if line.startswith("/"):
+                if dropped_path(line):
+                    self.image(dropped_path(line))
+                elif line.startswith("/"):
                     self.obey(clean(line))
                 elif plain(line):
                     self.say(line)
@@ -70,8 +72,6 @@ class Session:
         name, argument = re.fullmatch(r"(?s)(\S+)\s*(.*)", line).groups()
         name = ALIASES.get(name.lower(), name.lower())
         if name not in COMMANDS:
-            if typed_path(line).is_file():                    # dropped onto the terminal
-                return self.image(typed_path(line))
             nearest = difflib.get_close_matches(name, COMMANDS, 1)
             hint = f"did you mean {nearest[0]}? " if nearest else ""
             raise ValueError(f"{name} is not a command; {hint}/help lists them")

@@ -45,6 +45,7 @@ def verdict_text(rows, colours):
 def surprise(session, seed):
     """Paint the scene of a seed, show it, print the model's description, then the truth."""
     terminal = session.terminal
+    session.conversation.set("seed", seed)
     scene = surprise_scene(seed)
     terminal.say(f"painting number {seed}, which nobody has seen", dim=True)
     image = paint(scene)

@@ -218,5 +218,6 @@ def whole_line(read):
             line, _, _ = line.partition(QUOTES)
         elif not line.startswith("/"):
             while line.endswith("\\"):
-                line = line.removesuffix("\\") + "\n" + read("... ")
+                line = line.removesuffix("\\") + "\n"
+                line += read("... ")
     return line

@@ -45,6 +45,17 @@ def test_a_terminal_gets_one_line_that_is_rewritten(clock):
         "\r\033[Kanswers 100/100 items, 10 items/s, 10 s\n")
 
 
+def test_a_message_stands_above_the_progress(clock):
+    screen, file = Screen(), io.StringIO()
+    for stream in (screen, file):
+        shown = Progress("answers", 100, "items", stream)
+        clock[0] += 1
+        shown.show(5)
+        shown.say("a.png: no picture")
+    assert screen.getvalue().endswith(" left\r\033[Ka.png: no picture\n")
+    assert file.getvalue().endswith(" left\na.png: no picture\n")
+
+
 def test_the_speed_counts_only_what_this_run_did(clock):
     stream = io.StringIO()
     shown = Progress("steps", 100, "steps", stream, before=80)

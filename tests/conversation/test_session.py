@@ -1,4 +1,6 @@
 """conversation/session.py: lines on stdin as questions and /commands, through chat.py."""
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
@@ -7,6 +9,7 @@ from artgpt4 import IMAGE_SLOT, ArtGPT4
 from conversation.rounds import Round
 from conversation.session import COMMANDS, Session
 from conversation.terminal import Terminal
+from gallery.pretrain import save_pretrained
 from tests.conftest import say
 
 FIRST = f"{IMAGE_SLOT} A?"
@@ -153,7 +156,10 @@ def test_again_asks_the_same_question(run_chat, picture, script):
     ("/save words.png", "words.png: /save writes FILE.md"),
     ("/save words.md", "words.md: exists already"),
     ("/save words.md/talk.md", "words.md/talk.md: "),
+    ("/save new/talk.md", "new/talk.md: there is no folder new; make it first"),
     ("/page page.html", "the last answer has no HTML"),
+    ("/imgae a.png", "/imgae is not a command; did you mean /image? /help lists them"),
+    ("/image https://a.b/c.png", "a web address"),
 ])
 def test_a_command_that_fails_is_one_line_and_the_session_continues(run_chat, picture, script, line,
                                                                     message, tmp_path, monkeypatch):
@@ -191,3 +197,50 @@ def test_set_changes_the_answers_to_come(run_chat, picture):
         "beams 1",
         "seed 4",
     ]
+
+
+@pytest.mark.parametrize("line", ["/quit", "/quit now", "/Quit\tthen", "/exit", "/BYE", "exit",
+                                  " Quit "])
+def test_the_session_ends_in_the_words_people_use(run_chat, picture, script, line):
+    asked = script()
+    assert run_chat(picture, lines=f"{line}\nWhat?\n".encode()) == (0, "", "")
+    assert asked == []
+
+
+@pytest.mark.parametrize("line", ["/help", "/?", "/HELP me", "help", "Help"])
+def test_help_comes_in_the_words_people_use(run_chat, picture, line):
+    _, _, err = run_chat(picture, lines=line.encode())
+    assert all(f"{name} " in err for name in COMMANDS)
+
+
+def test_set_shows_a_value_and_takes_names_as_flags_spell_them(run_chat, picture):
+    lines = b"/set seed 3\n/set top-p 0.5\n/set top_p\n/set seed\n/set SEED none\n/set seed\n"
+    code, out, err = run_chat(picture, lines=lines)
+    assert (code, out, err) == (0, "", "top_p 0.5\nseed 3\nseed none\n")
+
+
+def test_a_picture_dropped_onto_the_terminal_is_added(run_chat, picture, script, tmp_path):
+    asked = script(["One"])
+    file = tmp_path / "my picture.png"
+    Image.new("RGB", (7, 5)).save(file)
+    code, _, err = run_chat(picture, lines=f"'{file}'\n{file}\nA?\n".encode())
+    assert (code, err) == (0, "")
+    assert asked == [[f"{IMAGE_SLOT} {IMAGE_SLOT} {FIRST}"]]
+
+
+def test_a_question_of_several_lines_is_asked_as_one(run_chat, picture, script):
+    asked = script(["One"], ["Two"])
+    lines = b'What\\\nis it?\n"""And\n/this\n?"""\n'
+    assert run_chat(picture, lines=lines) == (0, "One\nTwo\n", "")
+    assert asked[1] == [f"{IMAGE_SLOT} What\nis it?", "One", "And\n/this\n?"]
+
+
+def test_someone_who_types_is_greeted_with_what_the_model_knows(run_chat, picture, talker,
+                                                                tmp_path):
+    about = {"knows": "It knows boats.", "examples": ["What is it?", "Why a boat?"]}
+    save_pretrained(ArtGPT4(replace(talker.config, about=about), talker.tokenizer), tmp_path)
+    _, _, err = run_chat(picture, "--weights", tmp_path, lines=b"", terminal=True)
+    shown = err.splitlines()
+    assert shown[1].startswith(f"model {tmp_path.name} in float32")
+    assert shown[2:4] == ["It knows boats.", "for example: What is it?  Why a boat?"]
+    assert run_chat(picture, "--weights", tmp_path, lines=b"") == (0, "", "")

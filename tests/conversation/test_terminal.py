@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conversation.terminal import PALETTE, clean, colours_of, half_blocks, wrapped
+from conversation.terminal import (
+    PALETTE, cells, clean, colours_of, half_blocks, whole_line, wrapped)
 
 
 class Stream(io.TextIOWrapper):
@@ -81,6 +82,45 @@ def test_words_that_do_not_fit_begin_a_line():
     assert "".join(wrapped([text, " "], lambda: 80)) == text
     words = wrapped(iter(["a bo", "at ", KeyError]), lambda: 80)
     assert [next(words), next(words)] == ["a", " boat"]
+
+
+def test_wide_characters_take_two_columns_and_combining_ones_none():
+    assert cells("boat") == 4
+    assert cells("\u8239\U0001f6a4") == 4                      # a ship in Chinese, a speedboat
+    assert cells("e\u0301") == 1
+    assert "".join(wrapped(["\u8239\u8239 \u8239\u8239 x"], lambda: 8)) == (
+        "\u8239\u8239\n\u8239\u8239 x")
+
+
+def test_the_width_is_asked_for_at_each_word():
+    widths = iter([20, 20, 8, 8])
+    assert "".join(wrapped(["a boat on the sea"], lambda: next(widths))) == "a boat on\nthe sea"
+
+
+@pytest.mark.parametrize("lines, whole", [
+    (["What?", "Why?"], ["What?", "Why?"]),
+    (["What\\", "and \\", "why?", "Who?"], ["What\nand \nwhy?", "Who?"]),
+    (['"""What', "is", 'it?""" x', "Why?"], ["What\nis\nit?", "Why?"]),
+    (['  """one line"""'], ["one line"]),
+    (['"""open', "end"], ["open\nend"]),
+    (["open\\"], ["open\n"]),
+    (["/image C:\\", "Why?"], ["/image C:\\", "Why?"]),
+    (['a """ b'], ['a """ b']),
+])
+def test_a_question_may_have_several_lines(lines, whole):
+    left, prompts, found = list(lines), [], []
+
+    def read(prompt):
+        prompts.append(prompt)
+        if not left:
+            raise EOFError
+        return left.pop(0)
+
+    with pytest.raises(EOFError):
+        while True:
+            found.append(whole_line(read))
+    assert [line.rstrip("\n") for line in found] == [line.rstrip("\n") for line in whole]
+    assert prompts.count("> ") == len(whole) + 1 and set(prompts) <= {"> ", "... "}
 
 
 def test_control_characters_are_removed():
