@@ -7,11 +7,13 @@ paper's tables.
     python evaluate.py FOLDER --weights W --out RUN --judge https://host/v1 --judge-model NAME
     python evaluate.py FOLDER --weights W --out RUN --judge manual
                                             a table to fill in; then run the same command again
+    python evaluate.py FOLDER --answers GPT-4=FILE --out RUN --judge ...
+                                            answers that no model here wrote
     python evaluate.py --published          the paper's tables, computed from their items
 
-FOLDER/IDC, ISAC, ICRC and MDIUC hold numbered pictures. FOLDER/questions.json may replace the
-questions. Answers and scores are kept in RUN and never asked for twice: after an interruption of
-any kind, run the same command again.
+FOLDER/IDC, ISAC, ICRC and MDIUC hold numbered pictures, and PAGES those for which a web page is to
+be written. FOLDER/questions.json may replace the questions. Answers and scores are kept in RUN and
+never asked for twice: after an interruption of any kind, run the same command again.
 """
 from common.command_line import number, run_command, start_command
 
@@ -34,6 +36,7 @@ from evaluation.records import locked
 from evaluation.report import write_report
 from evaluation.server import ServerJudge
 from evaluation.tables import published_notes, published_rows, tables
+from evaluation.written import named_answers
 from gallery import benchmark as gallery
 
 HERE = Path(__file__).resolve().parent
@@ -69,16 +72,19 @@ def main(args):
         print(*published_notes(), sep="\n")
         return
     warnings.filterwarnings("ignore", module="PIL")
-    models = named_weights(args.weights or default_weights(), args.base)
+    weights = args.weights or ([] if args.answers else default_weights())
+    models = named_weights(weights, args.base)
     folder = args.folder
     if folder is None:
         folder = GALLERY_FOLDER
-        gallery.make(folder)
+        gallery.make(folder, pages=2)
         args.judge = args.judge or "gallery"
     items = read_items(folder)
+    sources, rows = named_answers(args.answers, items, [model.name for model in models])
     judge_name, judge = choose_judge(args, folder)
     with locked(args.out):
-        answers = answer_all(items, models, args, args.out / "answers.jsonl")
+        answers = answer_all(items, models, args, args.out / "answers.jsonl") + rows
+        models += sources
         scores = None
         if judge:
             said = [Said(item, row[item.name]) for row in answers for item in items]
@@ -148,6 +154,9 @@ def command_line():
                         help="weights folders, or adapter files for one; a NAME given several "
                              "times is one model, trained with several seeds; default: ArtGPT-4 "
                              "and MiniGPT-4 of weights/tiny")
+    parser.add_argument("--answers", nargs="+", action="extend", default=[], metavar="NAME=FILE",
+                        help="answers from elsewhere: JSON lines, or NAME=FOLDER:LETTER for the "
+                             "authors' evaluation folder; see docs/evaluation.md")
     parser.add_argument("--base", type=Path, default=HERE / "weights" / "tiny", metavar="FOLDER",
                         help="the weights folder of adapter files that do not lie in one; "
                              "default: weights/tiny")

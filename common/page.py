@@ -38,6 +38,8 @@ thead th { border-bottom: 2px solid var(--line); }
 .side > * { flex: 1 1 16rem; min-width: 0; }
 .side > img { flex: 0 0 auto; align-self: flex-start; }
 img { max-width: 100%; border-radius: 4px; }
+iframe { width: 100%; height: 24rem; border: 1px solid var(--line); border-radius: 4px;
+ background: #fff; color-scheme: light; }
 
 .text { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; }
 .faint { color: var(--faint); }
@@ -73,6 +75,13 @@ def page(title, body):
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n")
+
+
+def frame(document, title):
+    """A frame that shows an HTML document from elsewhere. It runs no script, opens nothing, and by
+    the policy that it takes over from page() loads nothing."""
+    return (f'<iframe sandbox="" srcdoc="{escape(document)}" title="{escape(title)}" '
+            'loading="lazy"></iframe>')
 
 
 def paragraph(text, style=""):

@@ -1,6 +1,7 @@
-"""A benchmark folder: numbered pictures in IDC, ISAC, ICRC and MDIUC, and what is asked about them.
+"""A benchmark folder: numbered pictures in IDC, ISAC, ICRC, MDIUC, PAGES, and what is asked.
 
     FOLDER/IDC/1.jpg, 2.webp ...     FOLDER/questions.json, if the questions below do not fit
+    FOLDER/MDIUC/Answer1.txt         the authors' file with a dialogue, whose questions are asked
 """
 import json
 import sys
@@ -13,7 +14,10 @@ from PIL import Image
 from common.files import open_image
 from conversation.rounds import plain
 from evaluation.records import digest
-from evaluation.rubrics import BENCHMARKS
+from evaluation.released import dialogue_questions
+from evaluation.rubrics import BENCHMARKS, PAGES
+
+NAMES = (*BENCHMARKS, PAGES)
 
 # ISAC's question and MDIUC's first three are the paper's; the others are in their manner.
 QUESTIONS = {
@@ -28,6 +32,7 @@ QUESTIONS = {
         "What feeling does it give you, and why?",
         "Can you write a short poem about it?",
     ),
+    PAGES: "Write a web page for this picture, as one HTML file.",
 }
 
 
@@ -82,7 +87,8 @@ def numbered_pictures(folder):
 
 
 def read_questions(folder, pictures):
-    """{benchmark: {number: rounds}}: the folder's questions.json where it says so, else QUESTIONS.
+    """{benchmark: {number: rounds}}: the folder's questions.json where it says so, else those of
+    the authors' Answer1.txt of a dialogue, else QUESTIONS.
 
     pictures: {benchmark: {number: file}}. In the file each benchmark has a question, a list of
     rounds, or one of both for each number. Raises ValueError that names the place.
@@ -92,10 +98,10 @@ def read_questions(folder, pictures):
         given = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
-    expected = f"expected is an object with the names {', '.join(BENCHMARKS)}"
+    expected = f"expected is an object with the names {', '.join(NAMES)}"
     if not isinstance(given, dict):
         raise ValueError(f"{file}: {expected}, found {type(given).__name__}")
-    if given.keys() - set(BENCHMARKS):
+    if given.keys() - set(NAMES):
         raise ValueError(f"{file}: {expected}, found {', '.join(sorted(given))[:100]}")
     return {benchmark: rounds_of(file, benchmark, given.get(benchmark, {}), numbers)
             for benchmark, numbers in pictures.items()}
@@ -103,7 +109,10 @@ def read_questions(folder, pictures):
 
 def rounds_of(file, benchmark, given, numbers):
     """{number: rounds} of one benchmark by what questions.json has for it, {} if it has nothing."""
-    names = {str(number) for number in numbers}
+    names, defaults = {str(number) for number in numbers}, {}
+    for number in numbers:
+        asked = dialogue_questions(file.parent, number) if benchmark == "MDIUC" else None
+        defaults[number] = asked or QUESTIONS[benchmark]
     if not isinstance(given, dict):
         given = dict.fromkeys(names, given)
     unknown = given.keys() - names
@@ -111,7 +120,7 @@ def rounds_of(file, benchmark, given, numbers):
         raise ValueError(f"{file}: {benchmark} has no picture {min(unknown)!r}")
     found = {}
     for number in numbers:
-        rounds = given.get(str(number), QUESTIONS[benchmark])
+        rounds = given.get(str(number), defaults[number])
         if isinstance(rounds, str):
             rounds = [rounds]
         if not are_questions(rounds):
@@ -130,10 +139,10 @@ def are_questions(rounds):
 
 def read_items(folder):
     """All items of a benchmark folder, in order. Raises ValueError if there are none."""
-    pictures = {benchmark: numbered_pictures(folder / benchmark) for benchmark in BENCHMARKS}
+    pictures = {benchmark: numbered_pictures(folder / benchmark) for benchmark in NAMES}
     if not any(pictures.values()):
         raise ValueError(f"{folder}: no benchmark folder; expected are numbered pictures in "
-                         f"{', '.join(BENCHMARKS)}, such as {folder / 'IDC' / '1.jpg'}")
+                         f"{', '.join(NAMES)}, such as {folder / 'IDC' / '1.jpg'}")
     for benchmark in BENCHMARKS:
         if not pictures[benchmark]:
             print(f"{folder / benchmark}: no numbered pictures, so there is no overall score",

@@ -3,7 +3,9 @@ from typing import NamedTuple
 
 from common.files import open_image
 from common.page import (
-    bar_chart, html_table, markdown_table, markdown_text, page, paragraph, picture_tag)
+    bar_chart, frame, html_table, markdown_table, markdown_text, page, paragraph, picture_tag,
+)
+from conversation.saving import find_html
 from evaluation.items import Said
 from evaluation.records import write_text
 from evaluation.rubrics import BENCHMARKS
@@ -58,10 +60,13 @@ def rows_of(items, columns):
 
 
 def rounds_in_html(questions, answers):
-    """Each question, and below it the answer."""
+    """Each question, and below it the answer; a web page in it is shown as such."""
     parts = []
     for question, answer in zip(questions, answers, strict=True):
         parts += [paragraph(question, "faint"), paragraph(answer or "(no answer)")]
+        document = find_html(answer)
+        if document:
+            parts.append(frame(document, question))
     return "".join(parts)
 
 
@@ -82,9 +87,10 @@ def item_card(item, columns):
 
 
 def averages_chart(rows, published):
-    averages = {row.name: list(row.averages.values()) for row in rows + published}
-    spreads = {row.name: list(row.spreads.values()) for row in rows}
-    return bar_chart([*BENCHMARKS, OVERALL], averages, "Averages", "score, 0 to 5", 5, spreads)
+    keys = [*BENCHMARKS, OVERALL]
+    averages = {row.name: [row.averages[key] for key in keys] for row in rows + published}
+    spreads = {row.name: [row.spreads[key] for key in keys] for row in rows}
+    return bar_chart(keys, averages, "Averages", "score, 0 to 5", 5, spreads)
 
 
 def write_report(out, items, models, answers, scores, facts):

@@ -1,4 +1,8 @@
-"""The paper's four benchmarks and what the scores 0 to 5 mean in each (its tables of criteria)."""
+"""The paper's four benchmarks and what the scores 0 to 5 mean in each (its tables of criteria).
+
+PAGES is a fifth, after the paper's figure 5, which has no scores; so its rubric is ours, and it is
+no part of the overall mean.
+"""
 
 RUBRICS = {
     "IDC": ("image depiction capability", (
@@ -42,3 +46,12 @@ RUBRICS = {
     )),
 }
 BENCHMARKS = tuple(RUBRICS)
+PAGES = "PAGES"
+RUBRICS[PAGES] = ("web page writing capability", (
+    "No web page",
+    "A web page that has nothing to do with the picture",
+    "A web page that names what the picture shows, with significant errors or omissions",
+    "A web page that describes the picture rightly, in plain form",
+    "A web page that describes the picture rightly, in a form and colours that suit it",
+    "A web page that presents the picture as a designer would, in words, form and colours",
+))

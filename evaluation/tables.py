@@ -2,7 +2,7 @@
 import statistics
 from typing import NamedTuple
 
-from evaluation.rubrics import BENCHMARKS, RUBRICS
+from evaluation.rubrics import BENCHMARKS, PAGES, RUBRICS
 
 OVERALL = "overall"                                           # the mean of the four, 25 % each
 
@@ -59,8 +59,10 @@ def mean(values):
 def averages_of(items):
     """{benchmark or OVERALL: mean}; there is no overall mean if a benchmark has none."""
     averages = {name: mean(items.get(name, {}).values()) for name in BENCHMARKS}
-    overall = None if None in averages.values() else mean(averages.values())
-    return averages | {OVERALL: overall}
+    averages[OVERALL] = None if None in averages.values() else mean(averages.values())
+    if PAGES in items:
+        averages[PAGES] = mean(items[PAGES].values())
+    return averages
 
 
 def summary(name, scores):
@@ -77,7 +79,7 @@ def summary(name, scores):
     count = len(next(iter(first_items.values())))
     each = [averages_of(reduced(lambda samples, i=i: samples[i])) for i in range(count)]
     spreads = {}
-    for key in (*BENCHMARKS, OVERALL):
+    for key in each[0]:
         values = [averages[key] for averages in each if averages[key] is not None]
         spreads[key] = statistics.stdev(values) if len(values) > 1 else None
     return Row(name, items, averages_of(items), spreads)
@@ -146,7 +148,7 @@ def item_columns(rows, benchmark, prefix=""):
 
 
 def item_table(rows, place, benchmarks):
-    """The Table that the paper has at `place`, with one benchmark or two side by side."""
+    """The Table of what the paper has at `place`, with one benchmark or two side by side."""
     heading, lines = ["model"], [[row.name] for row in rows]
     for benchmark in benchmarks:
         prefix = f"{benchmark} " if len(benchmarks) > 1 else ""
@@ -155,7 +157,7 @@ def item_table(rows, place, benchmarks):
         for line, cells in zip(lines, columns, strict=True):
             line += cells
     names = " and ".join(f"{RUBRICS[benchmark][0]} ({benchmark})" for benchmark in benchmarks)
-    return Table(f"Table {place}: {names}", heading, lines)
+    return Table(f"{place}: {names}", heading, lines)
 
 
 def overall_table(rows):
@@ -165,6 +167,9 @@ def overall_table(rows):
 
 
 def tables(rows):
-    """The paper's tables 1 to 3, and the overall scores last."""
-    found = [item_table(rows, place, names) for place, names in enumerate(TABLES, start=1)]
+    """The paper's tables 1 to 3, one for web pages if there are any, the overall scores last."""
+    found = [item_table(rows, f"Table {i}", names) for i, names in enumerate(TABLES, start=1)]
+    with_pages = [row for row in rows if PAGES in row.items]
+    if with_pages:
+        found.append(item_table(with_pages, "Figure 5", (PAGES,)))
     return [*found, overall_table(rows)]

@@ -1,11 +1,14 @@
 """The paper's four benchmarks in miniature: paintings whose truth is known, and rules that judge.
 
+    python -m gallery.benchmark FOLDER --items 100, then python evaluate.py FOLDER --judge gallery
+
 `make` writes a folder laid out as the authors' is, with truth.json beside the pictures.
 
 RULES has one rule for each benchmark: (scene, questions, answers) -> (score 0 to 5, reason). It is
-the benchmark's rubric with its words made countable. A name counts only if no other name of its
-kind is in the text, so naming everything earns nothing.
+the benchmark's rubric with its words made countable. A name counts only if the text affirms it and
+no other name of its kind, so naming everything earns nothing, nor does "this is no windmill".
 """
+import argparse
 import json
 import math
 import re
@@ -13,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from artgpt4 import INSTRUCTIONS
+from common.command_line import number, run_command
 from common.files import written_beside
 from gallery.grammar import GRAMMAR
 from gallery.painting import paint
@@ -26,7 +30,9 @@ QUESTIONS = {
     "IDC": INSTRUCTIONS[0],
     "ISAC": GRAMMAR["ask emotions"][0],
     "ICRC": GRAMMAR["ask objects"][0],
-    "MDIUC": [INSTRUCTIONS[0], *(GRAMMAR[f"ask {topic}"][0] for topic in DIALOGUE)]}
+    "MDIUC": [INSTRUCTIONS[0], *(GRAMMAR[f"ask {topic}"][0] for topic in DIALOGUE)],
+    "PAGES": GRAMMAR["ask page"][0]}
+SHAPE = {"IDC": 10, "ISAC": 10, "ICRC": 5, "MDIUC": 2}        # items of the paper's benchmarks
 
 # ---- The folder
 
@@ -40,40 +46,61 @@ def held_out_scenes(name, count, subjects, things=0, alone=0.5):
     pairs = [pair for pair in SEEN_PAIRS + UNSEEN_PAIRS if pair[0] in subjects]
     most = math.ceil(count / len(subjects))
     chosen = []
-    for scene in random_scenes(1000, f"benchmark {name}", pairs, alone):
+    for scene in random_scenes(max(1000, 10 * count), f"benchmark {name}", pairs, alone):
         same_subject = sum(scene.subject == other.subject for other in chosen)
         if len(scene.things) >= things and same_subject < most and len(chosen) < count:
             chosen.append(scene)
     return chosen
 
 
-def scenes():
-    """{("IDC", "1"): Scene, ...}.
+def items_of(count):
+    """{benchmark: items} of `count` items in the shape of the paper's, at least one of each."""
+    counts, total = {}, sum(SHAPE.values())
+    for benchmark, share in SHAPE.items():
+        counts[benchmark] = max(1, count * share // total)
+    remainder = sorted(SHAPE, key=lambda name: -(count * SHAPE[name] % total))
+    for benchmark in remainder[:max(0, count - sum(counts.values()))]:
+        counts[benchmark] += 1
+    return counts
 
-    10 IDC, 10 ISAC with figures, 5 ICRC with several objects, and 2 MDIUC, one of them a figure.
+
+def scenes(items=27, pages=0):
+    """{("IDC", "1"): Scene, ...}, `items` in the four benchmarks and `pages` in PAGES.
+
+    27 is the paper's number: 10 IDC, 10 ISAC with figures, 5 ICRC with several objects, and 2
+    MDIUC, half of them figures.
     """
     others = [subject for subject in SUBJECTS if subject not in FIGURES]
     outdoors = [subject for subject in others if subject not in ("vase of flowers", "cat")]
-    figure, other = held_out_scenes("MDIUC", 1, FIGURES), held_out_scenes("MDIUC", 1, others)
-    chosen = {"IDC": held_out_scenes("IDC", 10, others),
-              "ISAC": held_out_scenes("ISAC", 10, FIGURES, alone=1),
-              "ICRC": held_out_scenes("ICRC", 5, outdoors, things=2, alone=0),
-              "MDIUC": figure + other}
+    counts = items_of(items)
+    half = counts["MDIUC"] // 2
+    dialogues = (held_out_scenes("MDIUC", half, FIGURES)
+                 + held_out_scenes("MDIUC", counts["MDIUC"] - half, others))
+    chosen = {"IDC": held_out_scenes("IDC", counts["IDC"], others),
+              "ISAC": held_out_scenes("ISAC", counts["ISAC"], FIGURES, alone=1),
+              "ICRC": held_out_scenes("ICRC", counts["ICRC"], outdoors, things=2, alone=0),
+              "MDIUC": dialogues,
+              "PAGES": held_out_scenes("PAGES", pages, SUBJECTS)}
     return {(benchmark, str(number)): scene
             for benchmark, row in chosen.items() for number, scene in enumerate(row, start=1)}
 
 
-def make(folder):
+def make(folder, items=27, pages=0):
     """Write the benchmark: IDC/1.png ..., questions.json and, last of all, truth.json.
 
-    The bytes are the same each time.
+    The bytes are the same each time. Pictures of another benchmark that was made there are removed.
     """
     folder, truths = Path(folder), {}
-    for (benchmark, number), scene in scenes().items():
+    chosen = scenes(items, pages)
+    if (folder / "truth.json").is_file():
+        for benchmark, number in truth(folder).keys() - chosen.keys():
+            (folder / benchmark / f"{number}.png").unlink(missing_ok=True)
+    for (benchmark, number), scene in chosen.items():
         with written_beside(folder / benchmark / f"{number}.png") as path:
             paint(scene).save(path, format="PNG")
         truths.setdefault(benchmark, {})[number] = asdict(scene)
-    for name, content in (("questions.json", QUESTIONS), ("truth.json", truths)):
+    questions = {benchmark: QUESTIONS[benchmark] for benchmark in truths}
+    for name, content in (("questions.json", questions), ("truth.json", truths)):
         with written_beside(folder / name) as path:
             path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -94,6 +121,19 @@ def truth(folder):
 
 
 # ---- What a text says
+
+
+DENIALS = re.compile(
+    r"\b(?:no|not|nor|never|neither|without|lacks?|lacking|hardly|(?:nothing|anything) (?:like|but)"
+    r"|far from|rather than|instead of|absence of|cannot|\w+n['’]t)\b"
+    r"(?!\s+(?:only|just|merely|doubt|question)\b).*?(?=[.,:;!?\n]|\bbut\b|$)",
+    re.IGNORECASE | re.DOTALL)
+
+
+def affirmed(text):
+    """The text without what it denies: "no windmill", "not in oil", each to the end of its clause.
+    """
+    return DENIALS.sub(" ", text)
 
 
 def words_of(text):
@@ -120,6 +160,7 @@ def said(text, table, *rules):
 def compared(scene, text, attributes):
     """({attribute: whether the text names it rightly}, the same as a sentence)."""
     values_of = {"subject": SUBJECTS, "style": STYLES, "palette": PALETTES, "mood": MOODS}
+    text = affirmed(text)
     found, right, findings = named(text), {}, []
     for attribute in attributes:
         true = scene.attributes[attribute]
@@ -139,7 +180,7 @@ def compared(scene, text, attributes):
 def idc(scene, questions, answers):
     """How complete the description is, and whether it appreciates the painting.
 
-    0 nothing of the gallery is named
+    0 nothing of the gallery is named, or several names of every kind
     1 another subject is named, or none
     2 the subject is named, but not style and palette; or things that are not there are
     3 subject, style and palette
@@ -148,10 +189,11 @@ def idc(scene, questions, answers):
     """
     text = answers[0]
     right, reason = compared(scene, text, ("subject", "style", "palette", "mood"))
-    things = mentioned(text, THINGS)
+    things = mentioned(affirmed(text), THINGS)
     wrong_things = things - set(scene.things)
-    if not mentioned(text, (*SUBJECTS, *STYLES, *PALETTES, *MOODS, *THINGS)):
-        return 0, "nothing of a painting is named"
+    names_something = any(named(affirmed(text)).values()) or (things and not wrong_things)
+    if not names_something:
+        return 0, "nothing of a painting is named, or several names of every kind"
     if not right["subject"]:
         return 1, reason
     if wrong_things:
@@ -177,9 +219,9 @@ def isac(scene, questions, answers):
     4 both, with their proofs
     5 and the artist's means
     """
-    text = answers[0]
-    emotions, moods = mentioned(text, EMOTION_OF.values()), mentioned(text, MOODS)
-    figures = mentioned(text, FIGURES)
+    text, names = answers[0], affirmed(answers[0])
+    emotions, moods = mentioned(names, EMOTION_OF.values()), mentioned(names, MOODS)
+    figures = mentioned(names, FIGURES)
     emotion = EMOTION_OF[scene.subject]
     right = {"figure": emotions == {emotion} and figures <= {scene.subject},
              "viewer": moods == {scene.mood}}
@@ -212,20 +254,21 @@ def isac(scene, questions, answers):
 def icrc(scene, questions, answers):
     """Which objects are recognised, and whether any are named that are not there.
 
-    0 none
+    0 none, or thrice as many are named that are not there
     1 some, but at least as many are wrong or left out
     2 most
     3 all, and one too many
     4 exactly all
     5 and the setting
     """
-    there, found = {scene.subject, *scene.things}, mentioned(answers[0], (*SUBJECTS, *THINGS))
+    there = {scene.subject, *scene.things}
+    found = mentioned(affirmed(answers[0]), (*SUBJECTS, *THINGS))
     recognised, errors = there & found, len(there ^ found)
     reason = f"recognised {', '.join(sorted(recognised)) or 'nothing'}"
     for what, names in (("left out", there - found), ("not there", found - there)):
         if names:
             reason += f"; {what}: {', '.join(sorted(names))}"
-    if not recognised:
+    if not recognised or len(found - there) >= 3 * len(recognised):
         return 0, reason
     if len(recognised) <= errors:
         return 1, reason
@@ -253,8 +296,8 @@ def mdiuc(scene, questions, answers):
     looked, _ = compared(scene, look, ("style", "palette"))
     understood = {
         "description": all(described.values()),
-        "situation": (named(situation)["mood"] == scene.mood
-                      and mentioned(situation, SUBJECTS) <= {scene.subject}),
+        "situation": (named(affirmed(situation))["mood"] == scene.mood
+                      and mentioned(affirmed(situation), SUBJECTS) <= {scene.subject}),
         "doing": said(doing, SUBJECT_RULES, "doing") == {scene.subject},
         "look": all(looked.values())}
     count = sum(understood.values())
@@ -271,4 +314,50 @@ def mdiuc(scene, questions, answers):
     return count, reason
 
 
-RULES = {"IDC": idc, "ISAC": isac, "ICRC": icrc, "MDIUC": mdiuc}
+def pages(scene, questions, answers):
+    """A web page: what it says to its reader, and whether it wears the painting's colours.
+
+    0 no page
+    1 a page that does not name the subject, or another one
+    2 the subject
+    3 style, palette and mood too
+    4 and three of the palette's five colours
+    5 all five, with a title and a heading
+    """
+    source = answers[0]
+    if not re.search(r"<(!doctype html|html|body|h1|title)\b.*<", source, re.I | re.S):
+        return 0, "no web page"
+    visible = re.sub(r"<style.*?</style>|<[^>]*>", " ", source, flags=re.I | re.S)
+    right, reason = compared(scene, visible, ("subject", "style", "palette", "mood"))
+    colours = {colour for colour in vars(PALETTES[scene.palette]).values()
+               if colour in source.lower()}
+    reason += f"; {len(colours)} of 5 colours"
+    if not right["subject"]:
+        return 1, reason
+    if not all(right.values()):
+        return 2, reason
+    if len(colours) < 3:
+        return 3, reason
+    if len(colours) == 5 and re.search("<title>.*<h1>", source, re.I | re.S):
+        return 5, f"{reason}; title and heading"
+    return 4, reason
+
+
+RULES = {"IDC": idc, "ISAC": isac, "ICRC": icrc, "MDIUC": mdiuc, "PAGES": pages}
+
+
+def main(args):
+    make(args.folder, args.items, args.pages)
+    print(f"wrote {args.folder}: {args.items} items and {args.pages} web pages to ask for; judge "
+          f"answers with python evaluate.py {args.folder} --judge gallery")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m gallery.benchmark", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--items", type=number(int, 4, 10_000), default=27, metavar="N",
+                        help="pictures in the four benchmarks, in the paper's shape; default: 27")
+    parser.add_argument("--pages", type=number(int, 0, 1000), default=0, metavar="N",
+                        help="pictures for which a web page is asked; default: 0")
+    run_command(main, parser)

@@ -14,7 +14,7 @@ from tests.evaluation.runs import TINY, run_evaluate
 def test_without_arguments_the_gallery_is_made_answered_and_judged(tmp_path, monkeypatch):
     scene = Scene("dancer", "oil", "ember", "in the centre", 5)
     scenes = {(name, "1"): scene for name in BENCHMARKS}
-    monkeypatch.setattr(gallery, "scenes", lambda: scenes)
+    monkeypatch.setattr(gallery, "scenes", lambda *_: scenes)
     monkeypatch.setattr(evaluate, "HERE", tmp_path)
     monkeypatch.chdir(tmp_path)
     weights = tmp_path / "weights" / "tiny"

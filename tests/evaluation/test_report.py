@@ -44,3 +44,31 @@ def test_nothing_that_a_model_a_judge_or_a_name_says_runs_in_the_report(
         assert all(address.startswith("data:") for address in page.addresses())
         assert SCRIPT.replace("<", "&lt;").replace(">", "&gt;") in text
     assert "<script" not in (out / "report.md").read_text()
+
+
+BAD_PAGE = """<!doctype html><title>t</title><script>alert(1)</script><meta http-equiv=refresh
+content="0;url=http://127.0.0.1:9/"><h1 onclick=alert(1)>A cat</h1><img src=http://127.0.0.1:9/x>"""
+
+
+def test_web_pages_stand_side_by_side_in_frames_that_run_nothing(quick, benchmark_folder, server):
+    (benchmark_folder / "PAGES").mkdir()
+    Image.new("RGB", (9, 9)).save(benchmark_folder / "PAGES" / "1.png")
+
+    def answer(model, item):
+        text = "words"
+        if item.benchmark == "PAGES":
+            text = f"Here it is, by {model}:\n```html\n{BAD_PAGE}\n```\nDo you like it?"
+        return [text] * len(item.questions)
+
+    quick.answer = answer
+    server.script += [gives(4)] * 14
+    out = quick(*server.flags)
+    html = (out / "report.html").read_text()
+    page = Elements(html)
+    assert page.tags.count("iframe") == 2 and "script" not in page.tags and not page.handlers()
+    assert html.count('<iframe sandbox="" srcdoc="&lt;!doctype html&gt;') == 2
+    report = (out / "report.md").read_text()
+    assert "Figure 5: web page writing capability (PAGES)" in report
+    assert "GPT-4 (published) |  |" not in report.split("Figure 5")[1].split("##")[0]
+    overall = report.split("Overall")[1].split("##")[0]
+    assert "PAGES" not in overall

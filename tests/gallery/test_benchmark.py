@@ -1,4 +1,5 @@
 """gallery/benchmark.py: the folder that it writes, and the rules that judge answers."""
+import argparse
 import random
 
 import pytest
@@ -40,6 +41,7 @@ def test_the_benchmark_is_the_same_bytes_each_time_and_knows_its_truth(tmp_path)
     first, again = tmp_path / "first", tmp_path / "again"
     files = [file.relative_to(first) for file in sorted(first.rglob("*")) if file.is_file()]
     assert len(files) == 10 + 10 + 5 + 2 + 2
+    assert not (first / "PAGES").exists()
     for file in files:
         assert (first / file).read_bytes() == (again / file).read_bytes(), file
     truth = benchmark.truth(first)
@@ -73,7 +75,8 @@ def test_what_the_gallery_itself_says_gets_four_or_five():
 @pytest.mark.parametrize("text, score", [
     ("", 0),
     ("I do not know what this is.", 0),
-    (PARROT, 1),
+    (PARROT, 0),
+    ("This is no lighthouse, it is not in oil, without storm or mystery.", 0),
     ("A castle in oil, in storm colours, mysterious.", 1),
     ("A lighthouse by the sea.", 2),
     ("A lighthouse in oil, in rose colours, mysterious.", 2),
@@ -91,6 +94,7 @@ def test_idc_scores(text, score):
 @pytest.mark.parametrize("text, score", [
     ("", 0),
     ("There is a stone.", 0),
+    ("This is not grief. Nobody could call it passionate or serene.", 0),
     (PARROT, 0),
     ("The figure feels joy; the viewer feels serene.", 0),
     ("The dancer feels grief.", 0),
@@ -111,7 +115,10 @@ def test_isac_scores(text, score):
 @pytest.mark.parametrize("text, score", [
     ("", 0),
     ("A castle with a fence.", 0),
-    (PARROT, 1),
+    (PARROT, 0),
+    ("No lighthouse, no birds and no rowboat.", 0),
+    ("There isn't a lighthouse here.", 0),
+    ("This is not a castle but a lighthouse, with birds and a rowboat.", 4),
     ("A lighthouse.", 1),
     ("A lighthouse, a cat and firs.", 1),
     ("A lighthouse and birds.", 2),
@@ -135,9 +142,51 @@ ROUNDS = ["A lighthouse in oil, in storm colours.", "It is a mysterious moment."
     ({0: "A castle.", 1: "It is joyful.", 3: "A woodcut."}, 1),
     ({2: ""}, 1),
     ({1: ROUNDS[0]}, 1),
+    ({0: "No lighthouse in oil, in storm colours.", 1: "It is never mysterious."}, 2),
     (dict.fromkeys(range(5), ""), 0),
     (dict.fromkeys(range(5), PARROT), 0),
     ({i: f"{PARROT} {i}" for i in range(5)}, 0)])
 def test_mdiuc_scores(changes, score):
     answers = [changes.get(i, text) for i, text in enumerate(ROUNDS)]
     assert score_of("MDIUC", LIGHTHOUSE, *answers) == score
+
+
+def test_larger_benchmarks_have_the_papers_shape_and_begin_with_it(tmp_path):
+    assert benchmark.items_of(27) == benchmark.SHAPE
+    assert benchmark.items_of(100) == {"IDC": 37, "ISAC": 37, "ICRC": 19, "MDIUC": 7}
+    assert benchmark.items_of(4) == dict.fromkeys(benchmark.SHAPE, 1)
+    for count in range(4, 300):
+        assert sum(benchmark.items_of(count).values()) == count
+    small, large = benchmark.scenes(), benchmark.scenes(200)
+    assert len(set(large.values())) == 200
+    for name in ("IDC", "ISAC", "ICRC"):
+        assert small[name, "1"] == large[name, "1"]
+    assert not set(large.values()) & set(random_scenes(5000, "training"))
+
+
+def test_a_smaller_benchmark_in_the_same_folder_leaves_no_picture_of_the_larger_one(tmp_path):
+    benchmark.make(tmp_path, 8, pages=1)
+    benchmark.make(tmp_path, 4)
+    assert len(list(tmp_path.rglob("*.png"))) == len(benchmark.truth(tmp_path)) == 4
+
+
+PAGE = words.page(LIGHTHOUSE)
+
+
+@pytest.mark.parametrize("text, score", [
+    ("", 0),
+    ("A lighthouse in oil.", 0),
+    ("<h1>A castle</h1>", 1),
+    ("<h1>No lighthouse</h1>", 1),
+    ("<h1>A lighthouse</h1>", 2),
+    ("<h1>A mysterious oil of a lighthouse in storm colours</h1>", 3),
+    (PAGE.replace("<h1>", "<h2>"), 4),
+    (PAGE, 5)])
+def test_web_page_scores(text, score):
+    assert score_of("PAGES", LIGHTHOUSE, text) == score
+
+
+def test_the_command_makes_the_folder_that_it_is_asked_for(tmp_path, capsys):
+    benchmark.main(argparse.Namespace(folder=tmp_path / "b", items=5, pages=1))
+    assert len(benchmark.truth(tmp_path / "b")) == 6
+    assert "wrote" in capsys.readouterr().out
