@@ -1,5 +1,5 @@
 """Reports: an HTML page that needs no other file and runs no script, and what may stand on it:
-tables, pictures, charts (inline SVG).
+tables, pictures, charts (inline SVG), bars, heat maps, strips of tokens.
 
 Every text is escaped here, so callers pass it as it is. Only page() takes HTML, which is made by
 these functions.
@@ -8,6 +8,9 @@ import base64
 import io
 import math
 from html import escape
+
+import numpy as np
+from PIL import Image
 
 # The colours s0 to s5 are for the series of charts.
 STYLE = """
@@ -52,6 +55,16 @@ svg .grid { stroke: var(--line); fill: none; }
 svg .axis { stroke: var(--faint); fill: none; }
 svg .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 svg .faint { fill: var(--faint); }
+
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .15rem .6rem;
+ align-items: center; font-size: .85rem; margin: .5rem 0 1rem; }
+.bars i { background: var(--s0); height: .8rem; border-radius: 2px; min-width: 1px; }
+.scroll > svg { max-width: none; }
+.strip { display: flex; flex-wrap: wrap; gap: 3px; font-size: .85rem; margin: .8rem 0; }
+.strip span { border: 1px solid var(--line); border-radius: 4px; padding: .1rem .35rem;
+ text-align: center; white-space: pre; }
+.strip small { display: block; opacity: .75; font-size: .68rem; }
+.strip .image { background: var(--s1); color: var(--paper); border-color: var(--s1); }
 """
 COLOURS = 6
 STYLE += "".join(
@@ -65,15 +78,15 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 16, 66, 48
 # ---- Text
 
 
-def page(title, body):
-    """A whole HTML document. title: text; body: HTML. The policy in its head forbids it to run or
-    load anything."""
+def page(title, body, style=""):
+    """A whole HTML document. title: text; body: HTML; style: CSS beside that of every page. The
+    policy in its head forbids it to run or load anything."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
         f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n")
 
 
@@ -128,6 +141,66 @@ def data_url(image, size):
 def picture_tag(image, size, text=""):
     """The <img> of a PIL image, at most size x size pixels. text: for those who cannot see it."""
     return f'<img src="{data_url(image, size)}" alt="{escape(text)}">'
+
+
+def png_url(pixels):
+    """uint8 (rows, columns, 2 grey and alpha, 3 RGB or 4 RGBA) as the data URL of a PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def heat(value):
+    """A value from 0 to 1 as a CSS colour that text can be read on, light or dark."""
+    return f"rgb(40 104 168/{0.65 * min(max(value, 0), 1):.2f})"
+
+
+# ---- Bars, strips of tokens, heat maps: as wide as they need, whatever the screen
+
+
+def bars(rows, high=None):
+    """Lines of name, bar and text. rows: [(name, value, text)]; high: the value of a whole line."""
+    high = high or max([value for _, value, _ in rows] + [1e-30])
+    lines = [f'<span>{escape(name)}</span><i style="width:{100 * value / high:.1f}%"></i>'
+             f"<span>{escape(text)}</span>" for name, value, text in rows]
+    return f'<div class="bars">{"".join(lines)}</div>'
+
+
+def token_strip(tokens):
+    """Tokens one after another. tokens: [(text, text below, value from 0 to 1 or None, what to
+    say of it where the mouse rests, CSS class)]; the value colours it."""
+    parts = []
+    for text, below, value, about, style in tokens:
+        colour = "" if value is None else f' style="background:{heat(value)}"'
+        parts.append(f'<span class="{style}" title="{escape(about)}"{colour}>{escape(text)}'
+                     f"<small>{escape(below)}</small></span>")
+    return f'<div class="strip">{"".join(parts)}</div>'
+
+
+def heatmap(values, rows, columns, title, high=None, cell=14):
+    """A map of values (rows, columns), numpy, from 0 to `high` (default: the largest).
+
+    rows, columns: their names; those of columns are written upwards. cell: its size in pixels.
+    """
+    high = high or max(float(values.max()), 1e-30)
+    pixels = np.zeros((*values.shape, 4), np.uint8)
+    pixels[..., :3] = (40, 104, 168)
+    pixels[..., 3] = (values / high).clip(0, 1) * 255
+    left = 8 + 7 * max(map(len, rows))
+    top = 8 + 7 * max(map(len, columns))
+    width, height = cell * len(columns), cell * len(rows)
+    shapes = [f'<image href="{png_url(pixels)}" x="{left}" y="{top}" width="{width}" '
+              f'height="{height}" preserveAspectRatio="none" style="image-rendering:pixelated"/>'
+              f'<rect class="axis" x="{left}" y="{top}" width="{width}" height="{height}"/>']
+    for i, name in enumerate(rows):
+        shapes.append(label(name, left - 5, top + (i + 0.75) * cell, "end"))
+    for i, name in enumerate(columns):
+        x = left + (i + 0.75) * cell
+        shapes.append(label(name, 0, 0, "start",
+                            f'transform="translate({x:.0f} {top - 5}) rotate(-90)"'))
+    return (f'<div class="scroll" tabindex="0"><svg viewBox="0 0 {left + width + 2} '
+            f'{top + height + 2}" width="{left + width + 2}" role="img" '
+            f'aria-label="{escape(title)}">{"".join(shapes)}</svg></div>')
 
 
 # ---- Charts

@@ -1,6 +1,9 @@
 """Pages, tables and charts: they need no other file, run nothing, and show what they were given."""
+import base64
+import io
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -45,3 +48,31 @@ def test_a_bar_chart_has_a_dash_for_a_missing_value():
     chart = page.bar_chart(["a", "b"], {"x": [1.5, None]}, "t", spread={"x": [0.5, None]})
     assert chart.count('<rect class="s0"') == 2               # one in the legend, one bar
     assert "1.50" in chart and "–" in chart
+
+
+def test_bars_are_as_long_as_their_values():
+    html = page.bars([("a<b", 3.0, "three"), ("c", 1.5, "half")])
+    assert re.findall(r"width:([\d.]+)%", html) == ["100.0", "50.0"]
+    assert "a&lt;b" in html and "half" in html
+    assert re.findall(r"width:([\d.]+)%", page.bars([("a", 3.0, "")], 12)) == ["25.0"]
+    assert re.findall(r"width:([\d.]+)%", page.bars([("a", 0.0, "")])) == ["0.0"]
+
+
+def test_a_strip_shows_every_token_and_colours_it_by_its_value():
+    html = page.token_strip([("<s>", "0", None, "first", "word"), ("a", "1", 1.0, '"', "image")])
+    assert "&lt;s&gt;<small>0</small>" in html and 'title="&quot;"' in html
+    assert html.count("background") == 1 and page.heat(1.0) in html
+    assert page.heat(0.0).endswith("/0.00)") and page.heat(7.0) == page.heat(1.0)
+
+
+def test_a_heat_map_holds_its_values_in_a_picture():
+    values = np.array([[0.0, 0.5, 1.0], [1.0, 0.0, 0.25]])
+    html = page.heatmap(values, ["r1", "r2"], ["c1", "c2", "<c3>"], "title")
+    data = base64.b64decode(re.search(r"data:image/png;base64,([^\"]+)", html)[1])
+    alpha = np.array(Image.open(io.BytesIO(data)))[..., 3]
+    assert alpha.tolist() == [[0, 127, 255], [255, 0, 63]]
+    assert "&lt;c3&gt;" in html and 'aria-label="title"' in html
+
+
+def test_a_page_takes_a_style_of_its_own():
+    assert ".mine { color: red; }</style>" in page.page("t", "", ".mine { color: red; }")
