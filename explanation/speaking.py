@@ -80,8 +80,9 @@ def adapter(tour):
         "A block of the language model adds to each token's vector twice: once what the attention "
         "found in earlier tokens, once what the MLP made of it. ArtGPT-4 puts one more step "
         f"between the two, the image adapter: from {config.llama.hidden_size} numbers down to "
-        f"{config.adapter_width}, and up again. It is the paper's whole idea. The rest of the "
-        "language model never changes; only this learns to speak about art.",
+        f"{config.adapter_width}, and up again. It is the paper's whole idea. The "
+        "matrices of the language model itself never change: what it has to learn about art goes "
+        "into the adapters, the projection and some norms.",
         "The share is the length of what the adapter adds, divided by the length of the vector "
         "that it is given. Before any training it is 0, because the last matrix starts at zero.",
     )
@@ -135,7 +136,7 @@ def next_word(tour):
         "and so on until the model says that it has ended.",
         "A block only adds to the vector, so one can ask after each block: if this were the last "
         "one, which token would be said? That is the logit lens. Early blocks often have no idea "
-        "yet, or think of the wrong word. The darker a field, the surer the block would have been.",
+        "yet, or think of another word. The bluer a field, the surer the block would have been.",
     )
     task = ("draw less likely tokens too, and see the answer change: <code>"
             + escape(tour.command("chat.py", "--temperature 1.5"))
