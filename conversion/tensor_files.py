@@ -5,6 +5,7 @@ file may be larger than the machine's memory. Offsets are those that the archive
 states, and are checked before they are used; the checksums of a torch.save archive are compared
 while its bytes are read. torch.load runs with weights_only=True: no code of a pickle is run.
 """
+import builtins
 import io
 import json
 import math
@@ -30,9 +31,9 @@ DTYPES = {                                                    # by their names i
 }
 PIECE = 1 << 24                                               # bytes checked at a time
 RUNS_CODE = {                                                 # modules whose functions act
-    "posix", "nt", "os", "sys", "subprocess", "builtins", "__builtin__", "importlib", "runpy",
-    "pty", "socket", "shutil", "code", "ctypes", "webbrowser", "pickle", "timeit", "pdb",
-    "commands", "multiprocessing", "operator", "functools", "torch.hub", "numpy.testing",
+    "posix", "nt", "os", "sys", "subprocess", "importlib", "runpy", "pty", "socket", "shutil",
+    "code", "ctypes", "webbrowser", "pickle", "timeit", "pdb", "commands", "multiprocessing",
+    "operator", "functools", "torch.hub", "numpy.testing",
 }
 UNPACK = "; unpack it first"
 FOREIGN = [  # the first bytes of what is often given by mistake, what it is, what to do
@@ -164,6 +165,15 @@ def open_safetensors(file):
     return tensors
 
 
+def runs_code(name):
+    """Whether the global `name` of a pickle, such as "posix.system", is there to run code; classes
+    of the language are not."""
+    module, _, name = name.rpartition(".")
+    if module in ("", "builtins", "__builtin__"):             # torch names these without a module
+        return not isinstance(getattr(builtins, name, None), type)
+    return module in RUNS_CODE or module.partition(".")[0] in RUNS_CODE
+
+
 def load_torch(file, source):
     """torch.load of `source`, which comes from `file`. Raises ValueError if nothing comes of it."""
     try:
@@ -173,11 +183,10 @@ def load_torch(file, source):
         found = re.search(r"GLOBAL (\S+)", str(error))
         if not isinstance(error, pickle.UnpicklingError) or not found:
             raise ValueError(f"{file}: damaged, cut short, or not a checkpoint") from error
-        module = found[1].rpartition(".")[0]
-        if module in RUNS_CODE or module.partition(".")[0] in RUNS_CODE:
+        if runs_code(found[1]):
             raise ValueError(f"{file}: would run code ({found[1]}); refused, nothing was run"
                              ) from None
-        raise ValueError(f"{file}: holds a {found[1]}, which is neither a tensor "
+        raise ValueError(f"{file}: holds {found[1]}, which is neither a tensor "
                          "nor a plain value; save its tensors alone, with torch.save") from None
 
 
