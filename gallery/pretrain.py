@@ -3,15 +3,14 @@
 The parts of the real ArtGPT-4 were pre-trained by others; this stands in for that.
 
 The vision side (ViT, ln_vision, Q-Former) learns from plain, unpainted scenes, photographed through
-all kinds of glass, weather and film (effects.py), as the real one learned from photographs. The
+all kinds of glass, weather and film, as the real one learned from photographs: see vision.py. The
 language side learns from text in which a few words tell the picture, where its vectors will stand
 later. Neither side sees a painting, or a held-out pair of subject and style.
 
-The vision side is trained through heads that are thrown away afterwards. From each patch they read
-what it shows and how it looks; from the queries they read what the subject is, where it stands,
-what is around it, which effects the photograph has, and a thumbnail of it.
+The two sides run at once, each in a process of its own and in one thread. So the same seed gives
+the same weights with any number of cores, and whether the sides run together or one by one.
 """
-from common.command_line import run_command, start_command
+from common.command_line import number, run_command, start_command
 
 if __name__ == "__main__":
     start_command()                                           # first: Ctrl-C during the imports
@@ -21,24 +20,24 @@ import io
 import itertools
 import json
 import math
+import multiprocessing
 import random
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, STOP, ArtGPT4,
-                     Config, LlamaConfig, QFormerConfig, ViTConfig, chat_prompt, instruction_prompt)
+from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, STOP, ArtGPT4, Config, LlamaConfig,
+                     QFormerConfig, ViTConfig, chat_prompt, instruction_prompt)
 from common.files import save_tensors, written_beside
 from common.progress import Progress
 from gallery import words
-from gallery.effects import EFFECTS, photograph, roughness
-from gallery.painting import draw, render
-from gallery.scenes import COMPOSITIONS, SUBJECTS, THINGS, random_scenes
+from gallery.scenes import random_scenes
+from gallery.vision import shrink_outputs, vision_objective
 
 TINY = Config(
     image_size=112, adapter_width=48,
@@ -47,6 +46,8 @@ TINY = Config(
     llama=LlamaConfig(hidden_size=192, intermediate_size=512, num_hidden_layers=4,
                       num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024,
                       vocab_size=1200))
+
+SIDES = ("vision", "language")
 
 # ---- What both sides share
 
@@ -86,13 +87,19 @@ def train(parameters, loss_of_step, steps, peak_lr, what):
         progress.show(step + 1, f"loss {loss.item():.3f}{note}")
 
 
-def save_pretrained(model, folder):
-    """Write a weights folder: config.json, tokenizer.model and three files of tensors."""
+def save_side(model, folder, side):
+    """Write one side's files of a weights folder.
+
+    "vision": vision.safetensors. "language": the language model, the trainable parameters,
+    tokenizer.model and config.json.
+    """
     folder, state = Path(folder), model.state_dict()
-    vision = [name for name in state if name.startswith(("vit.", "ln_vision.", "qformer."))]
+    if side == "vision":
+        names = [name for name in state if name.startswith(("vit.", "ln_vision.", "qformer."))]
+        save_tensors({name: state[name] for name in names}, folder / "vision.safetensors")
+        return
     llama = [name for name in state if name.startswith("llama.") and ".adapter." not in name]
-    adapter = model.trainable_names()
-    for part, names in (("vision", vision), ("llama", llama), ("adapter", adapter)):
+    for part, names in (("llama", llama), ("adapter", model.trainable_names())):
         save_tensors({name: state[name] for name in names}, folder / f"{part}.safetensors")
     with written_beside(folder / "tokenizer.model") as path:
         path.write_bytes(model.tokenizer.serialized_model_proto())
@@ -100,132 +107,10 @@ def save_pretrained(model, folder):
         path.write_text(json.dumps(asdict(model.config), indent=1) + "\n")
 
 
-# ---- Vision: plain scenes, photographed
-
-SHOWN = ("", *SUBJECTS, *THINGS)    # what a patch may show; scenery comes first
-
-
-def draw_plain(scenes, size):
-    """The scenes unpainted, uint8 (N, size, size, 3), and what each pixel shows.
-
-    The latter is uint8 (N, size, size), a number of SHOWN.
-    """
-    progress = Progress("drawing plain scenes", len(scenes), "pictures")
-    drawn = np.empty((len(scenes), size, size, 3), dtype=np.uint8)
-    shown = np.empty((len(scenes), size, size), dtype=np.uint8)
-    for i, scene in enumerate(scenes):
-        drawn[i] = draw(scene, size)
-        shown[i] = render(scene, size).per_shape(lambda shape: SHOWN.index(shape.name))
-        progress.show(i + 1)
-    return drawn, shown
-
-
-class PlainScenes:
-    """Plain scenes, drawn once with a margin around what a batch crops, and their labels."""
-
-    MARGIN = 16
-
-    def __init__(self, count, size, seed):
-        scenes = random_scenes(count, f"plain {seed}")
-        self.size = size
-        self.drawn, self.shown = draw_plain(scenes, size + self.MARGIN)
-        self.subjects = torch.tensor([SUBJECTS.index(scene.subject) for scene in scenes])
-        self.places = torch.tensor([COMPOSITIONS.index(scene.composition) for scene in scenes])
-        self.things = torch.tensor([[float(thing in scene.things) for thing in THINGS]
-                                    for scene in scenes])
-        self.rng = random.Random(seed)
-        self.order = []
-
-    def batch(self, count, share):
-        """Photographs of `count` scenes, a share of them with effects; see `photograph`.
-
-        Returns:
-            (pixels (B, 3, S, S) in 0 .. 1, the targets by name)
-        """
-        if len(self.order) < count:
-            self.order = self.rng.sample(range(len(self.drawn)), len(self.drawn))
-        chosen, self.order = self.order[:count], self.order[count:]
-        top, left = self.rng.randrange(self.MARGIN + 1), self.rng.randrange(self.MARGIN + 1)
-        window = (chosen, slice(top, top + self.size), slice(left, left + self.size))
-        x, effects = photograph(self.drawn[window], self.rng, share)
-        return x, {"shown": torch.from_numpy(self.shown[window]), "effects": effects,
-                   "subject": self.subjects[chosen], "place": self.places[chosen],
-                   "things": self.things[chosen]}
-
-
-def vision_heads(config):
-    """The heads that are thrown away after pre-training."""
-    width, queries = config.qformer.width, config.qformer.queries
-    return nn.ModuleDict({
-        # from each patch: what it shows; its colour and roughness
-        "patch_shows": nn.Linear(config.vit.width, len(SHOWN)),
-        "patch_looks": nn.Linear(config.vit.width, 3 + 8),
-        # from the mean of the queries
-        "subject": nn.Linear(width, len(SUBJECTS)),
-        "place": nn.Linear(width, len(COMPOSITIONS)),
-        "things": nn.Linear(width, len(THINGS)),
-        "effect": nn.Linear(width, len(EFFECTS)),
-        # from all queries: a thumbnail, and the roughness of its parts
-        "colours": nn.Linear(width * queries, 3 * 16 * 16),
-        "roughness": nn.Linear(width * queries, 8 * 8 * 8)})
-
-
-def patch_loss(heads, patches, x, shown):
-    """What the patches (B, P - 1, Dv) say of pixels x (B, 3, S, S) and of what those show."""
-    fields = math.isqrt(patches.shape[1])
-    shown = F.one_hot(shown[:, ::2, ::2].long(), len(SHOWN))           # every other pixel will do
-    shares = F.adaptive_avg_pool2d(shown.permute(0, 3, 1, 2).float(), fields)
-    shares = shares.flatten(2).transpose(1, 2)                          # (B, P - 1, classes)
-    looks = torch.cat((F.adaptive_avg_pool2d(x, fields), roughness(x, fields)), dim=1)
-    looks = looks.flatten(2).transpose(1, 2)                            # (B, P - 1, 3 + 8)
-    shows = heads["patch_shows"](patches)
-    return (3 * F.cross_entropy(shows.flatten(0, 1), shares.flatten(0, 1))
-            + F.mse_loss(heads["patch_looks"](patches), looks))
-
-
-def query_losses(heads, queries, x, targets):
-    """What the queries (B, Q, D) say of pixels x (B, 3, S, S).
-
-    Returns:
-        (the terms of the loss, the share of subjects named rightly)
-    """
-    pooled, flat = queries.mean(dim=1), queries.flatten(1)
-    subject, effect = heads["subject"](pooled), heads["effect"](pooled)
-    first, second = targets["effects"].T
-    terms = (
-        F.cross_entropy(subject, targets["subject"]),
-        3 * F.binary_cross_entropy_with_logits(heads["things"](pooled), targets["things"]),
-        0.5 * F.cross_entropy(heads["place"](pooled), targets["place"]),
-        0.5 * F.cross_entropy(effect, first),
-        0.5 * F.cross_entropy(effect, second),
-        3 * F.mse_loss(heads["colours"](flat), F.adaptive_avg_pool2d(x, 16).flatten(1)),
-        F.mse_loss(heads["roughness"](flat), roughness(x, 8).flatten(1)))
-    return terms, (subject.argmax(dim=1) == targets["subject"]).float().mean().item()
-
-
-def pretrain_vision(model, steps, batch, pictures, seed):
-    """Train model.vit, ln_vision and qformer on `pictures` plain scenes."""
-    scenes = PlainScenes(pictures, model.config.image_size, seed)
-    heads = vision_heads(model.config)
-    mean = torch.tensor(PIXEL_MEAN)[:, None, None]
-    std = torch.tensor(PIXEL_STD)[:, None, None]
-    named_rightly = 0.0                                                 # a running mean
-
-    def loss_of_step(step):
-        nonlocal named_rightly
-        share = min(1, 2 * step / steps)                                # plain pictures come first
-        x, targets = scenes.batch(batch, share)
-        patches = model.ln_vision(model.vit((x - mean) / std))          # (B, P, Dv)
-        queries = model.qformer(patches)                                # (B, Q, D)
-        loss = patch_loss(heads, patches[:, 1:], x, targets["shown"])   # without the class token
-        terms, right = query_losses(heads, queries, x, targets)
-        for term in terms:
-            loss = loss + term
-        named_rightly += 0.02 * (right - named_rightly)
-        return loss, f", subject named in {named_rightly:.0%}"
-
-    parts = nn.ModuleList((model.vit, model.ln_vision, model.qformer, heads))
-    train(list(parts.parameters()), loss_of_step, steps, 1e-3, "vision")
+def save_pretrained(model, folder):
+    """Write a weights folder: config.json, tokenizer.model and three files of tensors."""
+    for side in SIDES:
+        save_side(model, folder, side)
 
 
 # ---- Language: text in which the picture is told in words
@@ -267,6 +152,14 @@ def train_tokenizer(texts, vocab_size):
         split_by_unicode_script=False, character_coverage=1.0, max_sentence_length=100_000,
         minloglevel=2)
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def gallery_tokenizer(seed):
+    """The tokenizer of weights/tiny, trained on 8,000 documents."""
+    rng = random.Random(seed)
+    documents = (document(scene, rng) for scene in random_scenes(8000, f"tokenizer {seed}"))
+    texts = (before + told + "".join(after) for before, told, after in documents)
+    return train_tokenizer(texts, TINY.llama.vocab_size)
 
 
 def mixed(embeds, count):
@@ -328,41 +221,56 @@ def pretrain_language(model, steps, batch, seed):
 # ---- The command
 
 
-def main(args):
+def pretrain_side(side, args):
+    """Train one side and write its files to args.out. Sets the threads of this process to one."""
+    torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    rng = random.Random(args.seed)
-    documents = (document(scene, rng) for scene in random_scenes(8000, f"tokenizer {args.seed}"))
-    texts = (before + told + "".join(after) for before, told, after in documents)
-    model = ArtGPT4(TINY, train_tokenizer(texts, TINY.llama.vocab_size))
-    for part in (model.vit, model.qformer, model.llama):
-        initialise(part)
-    if args.side in ("both", "vision"):
-        pretrain_vision(model, args.vision_steps, args.vision_batch, args.pictures, args.seed)
-    if args.side in ("both", "language"):
+    if side == "vision":
+        model = ArtGPT4(TINY, None)
+        for part in (model.vit, model.qformer):
+            initialise(part)
+        shrink_outputs(model)
+        parameters, loss_of_step = vision_objective(
+            model, args.vision_steps, args.vision_batch, args.pictures, args.seed)
+        train(parameters, loss_of_step, args.vision_steps, 1e-3, side)
+    else:
+        model = ArtGPT4(TINY, gallery_tokenizer(args.seed))
+        initialise(model.llama)
         pretrain_language(model, args.language_steps, args.language_batch, args.seed)
     trainable = {id(parameter) for parameter in model.freeze()}
     for parameter in model.parameters():
         if id(parameter) not in trainable:
             parameter.data = parameter.data.half()
-    save_pretrained(model, args.out)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"{args.out}: {millions:.2f} M parameters")
+    save_side(model, args.out, side)
+
+
+def main(args):
+    sides = SIDES if args.side == "both" else (args.side,)
+    args.out.mkdir(parents=True, exist_ok=True)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(sides), mp_context=spawn) as pool:
+        for done in [pool.submit(pretrain_side, side, args) for side in sides]:
+            done.result()
+    names = sorted(path.name for path in args.out.iterdir())
+    print(f"{args.out}: {', '.join(names)}")
 
 
 def command_line():
     parser = argparse.ArgumentParser(prog="python -m gallery.pretrain",
                                      description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", default="runs/pretrain",
+    count = number(int, 1, 10**9)
+    parser.add_argument("--out", type=Path, default=Path("runs/pretrain"),
                         help="weights folder to write (default: %(default)s)")
-    parser.add_argument("--side", choices=("both", "vision", "language"), default="both",
-                        help="the side to train (default: %(default)s)")
-    parser.add_argument("--vision-steps", type=int, default=2000, help="(default: %(default)s)")
-    parser.add_argument("--vision-batch", type=int, default=48,
+    parser.add_argument("--side", choices=("both", *SIDES), default="both",
+                        help="the side to train; each writes its own files (default: %(default)s)")
+    parser.add_argument("--vision-steps", type=count, default=2400, help="(default: %(default)s)")
+    parser.add_argument("--vision-batch", type=count, default=48,
                         help="pictures in a batch (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=10000,
+    parser.add_argument("--pictures", type=number(int, 1, 10**6), default=10000,
                         help="plain scenes to draw (default: %(default)s)")
-    parser.add_argument("--language-steps", type=int, default=1300, help="(default: %(default)s)")
-    parser.add_argument("--language-batch", type=int, default=32,
+    parser.add_argument("--language-steps", type=count, default=1300,
+                        help="(default: %(default)s)")
+    parser.add_argument("--language-batch", type=count, default=32,
                         help="documents in a batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="(default: %(default)s)")
     return parser
