@@ -7,10 +7,12 @@ phrases.py      what can be said of each subject, style, palette, mood
 grammar.py      sentences, questions and answers made of those
 words.py        captions, descriptions and dialogues for a scene; what a text names
 benchmark.py    the paper's four benchmarks on such paintings, and rules that judge answers
-score.py        how many attributes of held-out paintings a model names rightly
+score.py        what a model names rightly of held-out paintings, and where it looks
 ablation.py     the same for ArtGPT-4's parts one by one
 effects.py      turns a plain scene into a photograph, for pre-training
 pretrain.py     makes the frozen parts of weights/tiny
+vision.py       its vision half: what the queries of the Q-Former are taught to see
+attention.py    where those queries look
 
 `python -m gallery` paints a contact sheet.
 """

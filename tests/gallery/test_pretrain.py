@@ -11,15 +11,23 @@ from gallery import pretrain
 from gallery.scenes import random_scenes
 
 FLAGS = ("--vision-steps 2 --vision-batch 4 --pictures 6 --language-steps 2 --language-batch 2 "
-         "--out")
+         "--out").split()
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """The folder that a pre-training of a few steps writes."""
     out = tmp_path_factory.mktemp("pretrain") / "tiny"
-    pretrain.main(pretrain.command_line().parse_args([*FLAGS.split(), str(out)]))
+    pretrain.main(pretrain.command_line().parse_args([*FLAGS, str(out)]))
     return out
+
+
+@pytest.fixture
+def own_threads():
+    """A test may set the number of threads."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_loads(written):
@@ -28,14 +36,22 @@ def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_loads(writ
     assert model.tokenizer.get_piece_size() == pretrain.TINY.llama.vocab_size
     torch.manual_seed(42)
     before = ArtGPT4(pretrain.TINY, model.tokenizer)
-    for part in (before.vit, before.qformer, before.llama):
-        pretrain.initialise(part)
     trained = dict(model.named_parameters())
     # Moved by more than the rounding to half precision:
     moved = {name for name, parameter in before.named_parameters()
              if not torch.allclose(trained[name], parameter, atol=2e-4, rtol=2e-3)}
     assert {"vit.blocks.0.attn.qkv.weight", "qformer.queries", "llama.embed.weight"} <= moved
     assert not any(".adapter." in name or name.startswith("proj.") for name in moved)
+
+
+def test_the_sides_one_by_one_write_the_same_bytes_as_both_at_once(written, tmp_path, own_threads):
+    args = pretrain.command_line().parse_args([*FLAGS, str(tmp_path)])
+    pretrain.pretrain_side("vision", args)
+    assert [file.name for file in tmp_path.iterdir()] == ["vision.safetensors"]
+    pretrain.pretrain_side("language", args)
+    assert len(list(tmp_path.iterdir())) == 5
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (written / file.name).read_bytes(), file.name
 
 
 def test_the_written_folder_answers_about_a_picture(written):
