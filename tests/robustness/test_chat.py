@@ -4,6 +4,7 @@ import os
 import pty
 import resource
 import select
+import shlex
 import subprocess
 import sys
 import time
@@ -116,6 +117,35 @@ def test_a_plain_session_and_one_without_colours(command, picture):
         screen.wait_for("> ")
         screen.type("\x04")                                   # Ctrl-D
     assert [screen.exit_code() for screen in screens] == [0, 0]
+
+
+def test_lines_are_edited_and_kept_with_the_answers_in_a_pipe(command, tmp_path):
+    answers, history = tmp_path / "answers.txt", tmp_path / "artgpt4" / "history"
+    line = shlex.join(argument for argument in command() if argument != "--no-history")
+    shell = ["/bin/sh", "-c", f"{line} | cat > {answers}"]
+
+    screen = Screen(shell, XDG_STATE_HOME=str(tmp_path))
+    screen.wait_for("> ")
+    screen.type("/se\tmax\t9\n")                             # Tab
+    screen.wait_for("max_new_tokens 9")
+    screen.wait_for(PROMPT)
+    screen.type("What is thx\x7fis?\n")                       # Backspace
+    screen.wait_for(PROMPT)
+    screen.type("\x04")                                       # Ctrl-D
+    assert screen.exit_code() == 0
+    assert answers.read_text().count("\n") == 1 and len(answers.read_text()) > 5
+    assert history.read_text().splitlines() == ["/set max_new_tokens 9", "What is this?"]
+    assert history.stat().st_mode & 0o777 == 0o600
+
+    screen = Screen(shell, XDG_STATE_HOME=str(tmp_path))
+    screen.wait_for("> ")
+    screen.type("\x1b[A\x1b[A")                               # arrows up
+    screen.wait_for("/set max_new_tokens 9")
+    screen.type("\n")
+    screen.wait_for(PROMPT)
+    screen.type("/quit now\n")
+    assert screen.exit_code() == 0
+    assert history.read_text().splitlines()[2:] == ["/set max_new_tokens 9", "/quit now"]
 
 
 def cpu_seconds():
