@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,11 +21,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from artgpt4 import IMAGE_SLOT, STOP, ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig
+from artgpt4 import IMAGE_SLOT, STOP, Config, LlamaConfig, QFormerConfig, ViTConfig
 from benchmarks.models import random_model
 from common.files import load_tokenizer, written_beside
 from common.page import markdown_table
 from training.data import batches, open_source
+from training.memory import training_memory
+from training.optimizer import AdamW8bit
+from training.recomputation import recompute_blocks
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = f"###Human: {IMAGE_SLOT} Describe this image in detail. ###Assistant: "
@@ -32,87 +36,39 @@ SMALL = Config(224, 1e-5, 256, ViTConfig(352, 8, 4, 1536), QFormerConfig(),
                LlamaConfig(1024, 2816, 8, 16, 16, vocab_size=32000))
 WIDER = Config(224, 1e-5, 384, ViTConfig(352, 4, 4, 1536), QFormerConfig(layers=2),
                LlamaConfig(1536, 4096, 12, 24, 24, vocab_size=8000))
-SIZES = {                                                     # config, batch size
-    "width 1024, 8 layers, batch 8": (SMALL, 8),
-    "width 1536, 12 layers, batch 4": (WIDER, 4),
+INT8_SMALL = replace(
+    SMALL, vit=replace(SMALL.vit, int8=True), llama=replace(SMALL.llama, int8=True))
+SIZES = {                           # config, batch size, options of training
+    "width 1024, 8 layers, batch 8": (SMALL, 8, {}),
+    "width 1536, 12 layers, batch 4": (WIDER, 4, {}),
+    "the same, --checkpointing --optimizer-bits 8": (
+        WIDER, 4, {"checkpointing": True, "optimizer_bits": 8}),
+    "width 1024, --int8 --vision-int8 --checkpointing --optimizer-bits 8, batch 1": (
+        INT8_SMALL, 1, {"checkpointing": True, "optimizer_bits": 8}),
 }
-# Ways to train the 13B model: batch on a card, cards, bytes of a frozen weight, checkpointing
+ONE_CARD = {"checkpointing": True, "optimizer_bits": 8}
+# Ways to train the 13B model: batch on a card, int8 of the language model, of the ViT, options
 CASES = {
-    "one 80 GB card, batch 12": (12, 1, 2, False),
-    "the same, --checkpointing": (12, 1, 2, True),
-    "one 80 GB card, batch 32, --checkpointing": (32, 1, 2, True),
-    "8 x 24 GB, --fsdp, batch 16 in all": (2, 8, 2, False),
-    "8 x 24 GB, --fsdp --checkpointing, batch 32 in all": (4, 8, 2, True),
-    "one 24 GB card, --int8 --checkpointing, batch 1": (1, 1, 1, True),
+    "one 80 GB card, batch 12": (12, False, False, {}),
+    "the same, --checkpointing": (12, False, False, {"checkpointing": True}),
+    "one 80 GB card, batch 32, --checkpointing": (32, False, False, {"checkpointing": True}),
+    "8 x 24 GB, --fsdp, batch 16 in all": (2, False, False, {"cards": 8}),
+    "8 x 24 GB, --fsdp --checkpointing, batch 32 in all": (
+        4, False, False, {"cards": 8, "checkpointing": True}),
+    "one 24 GB card, batch 1, --int8 --checkpointing": (1, True, False, {"checkpointing": True}),
+    "the same, --vision-int8 --optimizer-bits 8": (1, True, True, ONE_CARD),
+    "the same, --mode norms": (1, True, True, ONE_CARD | {"mode": "norms"}),
 }
 
 # ---- Memory
 
 
-def block_memory(config, act):
-    """Bytes of activations that one block of the language model keeps for a token.
-
-    act: bytes of an activation.
-    """
-    llama = config.llama
-    width, inner, adapter = llama.hidden_size, llama.intermediate_size, config.adapter_width
-    kv_width = width * llama.num_key_value_heads // llama.num_attention_heads
-    # Both norms keep their input in float32; those with a trainable weight, three in four, also
-    # the normalised values
-    norms = 3.5 * 4 * width
-    q_k_v = width + 2 * kv_width
-    rotated = width + kv_width                                # q and k
-    attention_output = width
-    adapter_values = width + 2 * adapter                      # its input; before and after GELU
-    mlp_values = 3 * inner                                    # gate, up, silu(gate)
-    return norms + act * (q_k_v + rotated + attention_output + adapter_values + mlp_values)
-
-
-def training_memory(config, batch, tokens, text_tokens, frozen_bytes=2, checkpointing=False,
-                    cards=1, mode="artgpt4"):
-    """{part: bytes} of one card while it trains.
-
-    batch: sequences on this card. tokens: of a sequence, image vectors included. text_tokens: of
-    the caption, which is learned. frozen_bytes: of a frozen weight, 4, 2, or 1 for int8;
-    activations then have 4, 2 or 2. cards: over how many fully_shard spreads the parameters.
-
-    Only what the backward pass needs counts as activations: those of the image encoder and of the
-    Q-Former are not kept, since nothing before the projection is trainable.
-    """
-    with torch.device("meta"):
-        model = ArtGPT4(config, None)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    trainable = sum(sizes[name] for name in model.trainable_names(mode))
-    frozen = sum(sizes.values()) - trainable
-    llama, act = config.llama, 4 if frozen_bytes == 4 else 2
-
-    block, blocks = block_memory(config, act), llama.num_hidden_layers
-    kept = blocks * block
-    if checkpointing:                                         # the inputs, and one block at a time
-        kept = blocks * act * llama.hidden_size + block
-    logits = 3 * 4 * batch * text_tokens * llama.vocab_size   # and their softmax, their gradient
-    widened = 0
-    if frozen_bytes == 1:                                     # an int8 matrix in the backward pass
-        widened = 4 * 2 * llama.intermediate_size * llama.hidden_size
-    gathered = 0
-    if cards > 1:                                             # the present block and the next one
-        block_size = sum(size for name, size in sizes.items()
-                         if name.startswith("llama.blocks.0."))
-        gathered = 2 * block_size * frozen_bytes
-    return {
-        "frozen weights": frozen * frozen_bytes / cards + gathered,
-        "trainable weights": trainable * 4 / cards,
-        "gradients": trainable * 4 / cards,
-        "AdamW's two moments": trainable * 8 / cards,
-        "activations": batch * tokens * kept + logits + widened,
-    }
-
-
 def paper_memory_table():
     """The memory of training the 13B model, for sequences of 230 tokens, 160 of them learned."""
     rows = []
-    for name, (batch, cards, frozen_bytes, checkpointing) in CASES.items():
-        parts = training_memory(Config(), batch, 230, 160, frozen_bytes, checkpointing, cards)
+    for name, (batch, int8, vision_int8, options) in CASES.items():
+        config = Config(vit=ViTConfig(int8=vision_int8), llama=LlamaConfig(int8=int8))
+        parts = training_memory(config, batch, 230, 160, **options)
         sizes = [*parts.values(), sum(parts.values())]
         rows.append([name, *(f"{size / 1e9:.1f}" for size in sizes)])
     return markdown_table(["13B, GB on each card", *parts, "sum"], rows)
@@ -148,12 +104,14 @@ def measure_memory(name):
 
 def print_memory(name):
     """Print peak and paper memory, in bytes, of two steps of training at a size of SIZES."""
-    config, batch = SIZES[name]
+    config, batch, options = SIZES[name]
     before = peak_memory()
-    trainer = Trainer(random_model(config), batch, "a painting of a calm boat on the sea " * 8)
+    caption = "a painting of a calm boat on the sea " * 8
+    trainer = Trainer(random_model(config), batch, caption, **options)
     trainer.step()
     trainer.step()
-    paper = training_memory(config, batch, trainer.tokens, trainer.text_tokens, frozen_bytes=4)
+    paper = training_memory(
+        config, batch, trainer.tokens, trainer.text_tokens, frozen_bytes=4, **options)
     print(peak_memory() - before, sum(paper.values()))
 
 
@@ -168,11 +126,14 @@ def peak_memory():
 class Trainer:
     """A model of random weights, one batch, and its optimizer."""
 
-    def __init__(self, model, batch, caption):
+    def __init__(self, model, batch, caption, checkpointing=False, optimizer_bits=32):
         model.tokenizer = load_tokenizer(ROOT / "weights/tiny/tokenizer.model", model.config)
         self.model, self.captions = model, [caption] * batch
         self.parameters = model.freeze()
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-5)
+        adamw = AdamW8bit if optimizer_bits == 8 else torch.optim.AdamW
+        self.optimizer = adamw(self.parameters, lr=1e-5)
+        if checkpointing:
+            recompute_blocks(model.llama)
         size = model.config.image_size
         self.pixels = torch.randn(batch, 3, size, size)
         self.text_tokens = len(model.tokenizer.encode(caption + STOP))

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 ZERO = 128                                                    # a digit d is stored as d + 128
+ROWS = 1024                                                   # floats at a time, going backward
 LARGEST = 127 * 256                                           # of |256 * high + low|
 
 
@@ -98,7 +99,10 @@ class Int8Matmul(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         weight, scale = ctx.saved_tensors
-        return ((grad.float() * scale) @ weight.float()).to(grad.dtype), None, None
+        scaled, grad_x = grad.float() * scale, 0
+        for columns, rows in zip(scaled.split(ROWS, dim=1), weight.split(ROWS), strict=True):
+            grad_x = grad_x + columns @ rows.float()          # never the whole matrix as floats
+        return grad_x.to(grad.dtype), None, None
 
 
 class Int8Linear(nn.Module):

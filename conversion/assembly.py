@@ -145,8 +145,11 @@ def take_adapter(checkpoint, config, shapes, llm):
     return tensors
 
 
-def check_adapter(checkpoint, config):
-    """Raises ValueError if an adapter's checkpoint was made for another language model."""
+def check_adapter(checkpoint, config, flag="--llm"):
+    """Raises ValueError if an adapter's checkpoint was made for another language model.
+
+    flag: the one that names the language model, for the message.
+    """
     llama = config.llama
     sizes = [("width", checkpoint.shape("proj.weight")[0], llama.hidden_size)]
     if checkpoint.kind == "artgpt4":
@@ -155,7 +158,7 @@ def check_adapter(checkpoint, config):
     for size, made_for, given in sizes:
         if made_for != given:
             raise ValueError(f"{checkpoint.path}: made for a language model whose {size} is "
-                             f"{made_for}; that of --llm is {given}")
+                             f"{made_for}; that of {flag} is {given}")
 
 
 # ---- Changes on the way: fewer ViT blocks, another image size, int8

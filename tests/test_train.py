@@ -1,5 +1,6 @@
 """train.py: recipes, the learning rate, the optimizer, short runs, the command and its flags."""
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def test_the_paper_s_rates_are_those_of_the_released_code(stage):
 
 
 def test_warm_up_counts_steps_over_the_whole_run():
-    recipe = replace(train.RECIPES["paper", 2], warmup_steps=300, steps_per_epoch=200)
+    recipe = replace(train.RECIPES["paper", 2], warmup_steps=300)
     rates = [train.learning_rate(step, recipe) for step in range(300)]
     assert rates == sorted(rates) and rates[200] < recipe.lr
     assert recipe.lr == train.learning_rate(10**9, replace(recipe, min_lr=3e-5))
@@ -108,36 +109,49 @@ def test_bfloat16_with_int8_weights_learns_as_float32_does(tmp_path, gallery):
 # ---- The command
 
 
+def other_captions(pairs):
+    """A copy of a folder of pairs, with other captions of the same length."""
+    copy = pairs.parent / "other-captions"
+    shutil.copytree(pairs, copy)
+    file = copy / "filter_cap.json"
+    file.write_text(file.read_text().replace("red", "tan"))
+    return copy
+
+
 def test_an_unfinished_run_is_neither_lost_nor_mixed_with_another(
         training_folder, pairs, monkeypatch, capsys):
     out = training_folder / "unfinished"
     flags = ["--stage", 1, "--data", pairs, "--out", out, "--batch-size", 4,
-             "--steps-per-epoch", 2, "--epochs", 1, "--workers", 0]
+             "--steps", 2, "--workers", 0]
     assert train_py(monkeypatch, *flags, "--resume") is None
     assert "no checkpoint to resume from; the run starts at step 1" in capsys.readouterr().out
     [finished] = checkpoints(out)
     unfinished = finished.rename(out / "checkpoint-0000001-of-0000002.pt")
-    other_data, other_dtype = ["--data", pairs / "image" / ".."], ["--dtype", "bfloat16"]
+    other_dtype, other_data = ["--dtype", "bfloat16"], ["--data", other_captions(pairs)]
     for changed, says in (
             ([], "continue it with --resume, or start a new one with --overwrite"),
             (["--resume", "--seed", 7], "that run has --seed 42, this one 7"),
-            (["--resume", "--steps-per-epoch", 3], "that run has --steps-per-epoch 2, this one 3"),
+            (["--resume", "--steps", 3], "that run has --steps 2, this one 3"),
             (["--resume", "--val", 2], "that run has --val 0, this one 2"),
             (["--resume", *other_dtype], "that run has --dtype float32, this one bfloat16"),
-            (["--resume", *other_data], "that run has --data")):
+            (["--resume", *other_data], "that run has --data 12 pairs, checksum")):
         assert train_py(monkeypatch, *flags, *changed) == 1
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
     assert checkpoints(out) == [unfinished]
     assert train_py(monkeypatch, *flags, "--overwrite") is None
     assert checkpoints(out) == [finished]
-    assert train_py(monkeypatch, *flags) is None     # a finished run is replaced
-    assert len(log_of(out)) == 2
+    before = finished.read_bytes()
+    assert train_py(monkeypatch, *flags) == 1        # a finished run is not replaced silently
+    assert "holds a finished run (checkpoint-0000002" in capsys.readouterr().err
+    same_data_elsewhere = ["--data", f"{pairs / 'image' / '..'}/"]
+    assert train_py(monkeypatch, *flags, *same_data_elsewhere, "--resume") is None
+    assert finished.read_bytes() == before and len(log_of(out)) == 2
 
 
 def test_stage_2_starts_with_the_adapter_of_stage_1_and_takes_its_flags(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = ["--steps-per-epoch", 1, "--epochs", 1, "--batch-size", 4, "--pictures", 8,
+    flags = ["--steps", 1, "--batch-size", 4, "--pictures", 8,
              "--workers", 0]
     assert train_py(monkeypatch, "--stage", 1, *flags) is None
     no_change = ["--lr", 0, "--warmup-lr", 0, "--min-lr", 0]

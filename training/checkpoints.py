@@ -6,14 +6,18 @@ training/run.py}. Its tensors are whole, however many processes trained, so any 
 them can resume. It is written beside and renamed, so it is there whole or not at all. The last
 two are kept.
 """
+import math
 import sys
 import zipfile
 import zlib
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from common.files import written_beside
 from training.processes import RANK, say, share_of, whole
+
+CHECKED = 65536         # values of each tensor that frozen_checksum takes, at equal distances
 
 
 def checkpoints(folder):
@@ -104,13 +108,23 @@ def restore(checkpoint, weights, optimizer):
 
 
 def frozen_checksum(model):
-    """CRC-32, in hexadecimal, of the first values of every tensor that is never trained.
+    """CRC-32, in hexadecimal, of values from all over every tensor that is never trained.
 
     Two models with the same checksum are taken for the same model.
     """
     crc, trainable = 0, set(model.trainable_names())
     for name, tensor in model.state_dict().items():
         if name not in trainable:
-            beginning = tensor.flatten()[:4096].contiguous().view(torch.uint8)
-            crc = zlib.crc32(beginning.cpu().numpy(), crc)
+            stride = math.ceil(tensor.numel() / CHECKED)
+            values = tensor.flatten()[::stride].contiguous().view(torch.uint8)
+            crc = zlib.crc32(values.cpu().numpy(), crc)
     return f"{crc:08x}"
+
+
+def not_finite(model):
+    """The name of a tensor of the model that holds NaN or infinity, or None."""
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            return name
+    return None

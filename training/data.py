@@ -24,6 +24,7 @@ from artgpt4 import (
 from gallery import words
 from gallery.album import painted
 from gallery.scenes import random_scenes
+from training.lock import release_locks
 from training.shards import Shards
 from training.sources import (
     Part, SampleError, Source, cc_sbu_align, clean_caption, expand, own_pictures,
@@ -79,10 +80,15 @@ def open_source(spec=None, index_folder="runs/index", pictures=3000):
         return Gallery(pictures)
     paths, files = expand(str(spec)), []
     for path in paths:
-        files += sorted(path.glob("*.tar")) if path.is_dir() else [path]
+        found = [path]
+        if path.is_dir():
+            found = sorted(file for file in path.glob("*.tar") if file.is_file())
+            if len(paths) > 1 and not found:
+                raise ValueError(f"{path}: a folder without tar files; --data {spec} names it")
+        files += found
     if files and all(file.suffix == ".tar" for file in files):
         return Shards(files, index_folder)
-    if len(paths) == 1 and paths[0].is_dir():
+    if len(paths) == 1 and paths[0].is_dir():                 # a folder x.tar too
         is_cc_sbu_align = (paths[0] / "filter_cap.json").is_file()
         return cc_sbu_align(paths[0]) if is_cc_sbu_align else own_pictures(paths[0])
     other = next((file for file in files if file.suffix != ".tar"), spec)
@@ -91,8 +97,8 @@ def open_source(spec=None, index_folder="runs/index", pictures=3000):
         "pictures with captions, or cc_sbu_align")
 
 
-def split(source, held_out, processes=1):
-    """(training source, validation source): the last `held_out` pairs are for validation.
+def split(source, held_out, seed=42, processes=1):
+    """(training source, validation source): `held_out` pairs, drawn at random, are for validation.
 
     Without held_out pairs the second is None. Raises ValueError for more pairs than there are, or
     for fewer than processes.
@@ -102,8 +108,10 @@ def split(source, held_out, processes=1):
     if not processes <= held_out < len(source):
         raise ValueError(f"--val is {held_out}; it must be at least {processes} and less than the "
                          f"{len(source)} pairs of the data")
-    last = len(source) - held_out
-    return Part(source, 0, last), Part(source, last, len(source))
+    drawn = random.Random(f"{seed} validation").sample(range(len(source)), held_out)
+    is_held_out = np.zeros(len(source), dtype=bool)
+    is_held_out[drawn] = True
+    return Part(source, (~is_held_out).nonzero()[0]), Part(source, is_held_out.nonzero()[0])
 
 
 # ---- One pair
@@ -219,6 +227,7 @@ def quiet_worker(_):
     """
     os.setpgid(0, 0)
     sys.excepthook = lambda *_: None
+    release_locks()
 
 
 def batches(source, stage, image_size, batch_size, steps, seed, min_crop_area=0.5, workers=1,
@@ -239,18 +248,42 @@ def batches(source, stage, image_size, batch_size, steps, seed, min_crop_area=0.
                 yield batch[part * size:(part + 1) * size]
 
     pairs = Pairs(source, stage, image_size, min_crop_area, seed)
+    return grouped(load(pairs, keys(), workers), accumulate)
+
+
+def held_out_batches(source, stage, image_size, batch_size, workers=1, rank=0, world=1):
+    """Yield (Batch, whether it counts) of every pair of a source once, uncropped.
+
+    The processes share the pairs. Each has as many batches as the others, of at most
+    batch_size / world pairs, because they compute together (FSDP2); one whose pairs do not suffice
+    repeats a pair, which does not count.
+    """
+    own = range(rank, len(source), world)
+    count = math.ceil(math.ceil(len(source) / world) / max(batch_size // world, 1))
+    keys, counts = [], []
+    for step, part in enumerate(np.array_split(own, count)):
+        counts.append(len(part) > 0)
+        keys.append([(step, 0, int(i)) for i in (part if len(part) else own[:1])])
+    pairs = Pairs(source, stage, image_size, min_crop_area=1.0, seed=0)
+    loaded = grouped(load(pairs, keys, workers), 1)
+    for [batch], counted in zip(loaded, counts, strict=True):
+        yield batch, counted
+
+
+def load(pairs, keys, workers):
+    """The DataLoader of a Batch for each of the lists of keys."""
     start_method = "fork" if workers and os.name == "posix" else None
-    loader = DataLoader(
-        pairs, batch_sampler=keys(), collate_fn=collate, num_workers=workers,
+    return DataLoader(
+        pairs, batch_sampler=keys, collate_fn=collate, num_workers=workers,
         worker_init_fn=quiet_worker, generator=torch.Generator(),
         multiprocessing_context=start_method)
-    return grouped(loader, accumulate)
 
 
 def grouped(loader, accumulate):
     """Yield the Batches of a loader in tuples of `accumulate`, their pixels normalised.
 
-    Workers send pixels as bytes, a quarter of the size of floats.
+    Workers send pixels as bytes, a quarter of the size of floats. Raises ValueError, in one line,
+    for an error in a worker and for a worker that was killed.
     """
     found = iter(loader)
     while True:
@@ -259,6 +292,11 @@ def grouped(loader, accumulate):
         except ValueError as error:                  # a worker's message ends with its traceback
             message = str(error).strip().splitlines()[-1]
             raise ValueError(message.removeprefix("ValueError: ")) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ValueError("a process that reads pictures was killed, perhaps for want of "
+                             "memory (--workers 1 takes least)") from None
         if not parts:
             return
         yield tuple(batch._replace(pixels=normalised(batch.pixels)) for batch in parts)

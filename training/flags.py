@@ -1,12 +1,15 @@
 """The flags of train.py: the hyperparameters of a recipe, and how and where to run it."""
 import argparse
+import json
+import math
 from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 
 from artgpt4 import MODES
-from training.processes import UNDER_TORCHRUN, WORLD
+from common.command_line import number
+from training.processes import UNDER_TORCHRUN, WORLD, say
 
 TINY = Path(__file__).parent.parent / "weights" / "tiny"
 
@@ -21,21 +24,27 @@ def train_parser(description, recipes):
     add("--data", help="'laion/{00000..00301}.tar', a folder of NAME.jpg with NAME.txt, or the "
                        "folder cc_sbu_align (default: the gallery)")
     add("--val", type=int, default=0, metavar="PAIRS",
-        help="keep the last PAIRS of the data out of training, for the validation loss and "
-             "samples.png (default: %(default)s)")
+        help="keep PAIRS of the data, drawn with --seed, out of training, for the validation loss "
+             "and samples.png (default: %(default)s)")
+    add("--patience", type=int, metavar="N",
+        help="end the run after N evaluations without a lower validation loss")
+    add("--max-bad", type=number(float, 0, 1), default=0.05, metavar="SHARE",
+        help="share of bad samples that ends the run (default: %(default)s)")
     add("--pictures", type=int, default=3000,
         help="paintings of the gallery to train on (default: %(default)s)")
     add("--out", type=Path, help="the run's folder (default: runs/stage1 or runs/stage2)")
     add("--init", type=Path,
-        help="adapter.safetensors to start from (default: in stage 1 an untrained adapter, in "
-             "stage 2 runs/stage1/adapter.safetensors)")
-    add("--recipe", choices=sorted({name for name, _ in recipes}), default="tiny",
-        help="the hyperparameters (default: %(default)s)")
+        help="trainable parameters to start from: an adapter.safetensors, a weights folder, "
+             "ArtGPT-4.pth or pretrained_minigpt4.pth (default: in stage 1 an untrained adapter, "
+             "in stage 2 runs/stage1/adapter.safetensors)")
+    add("--recipe", choices=sorted({name for name, _ in recipes}),
+        help="the hyperparameters (default: tiny for weights of the tiny model's size; for others "
+             "finetune with --stage 2 --init, else paper)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true",
                           help="continue from the run's last checkpoint, if it has one")
     existing.add_argument("--overwrite", action="store_true",
-                          help="start a new run in a folder that holds an unfinished one")
+                          help="start a new run in a folder that holds one, which is deleted")
     add("--save-every", type=int, metavar="STEPS",
         help="steps between checkpoints (default: at evaluations only)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu",
@@ -45,6 +54,9 @@ def train_parser(description, recipes):
              "%(default)s)")
     add("--int8", action="store_true",
         help="store the language model's frozen matrices with one byte per weight")
+    add("--vision-int8", action="store_true", help="the same for the image encoder")
+    add("--optimizer-bits", type=int, choices=(8, 32), default=32,
+        help="of each of AdamW's two moments (default: %(default)s)")
     add("--accumulate", type=int, default=1, metavar="N",
         help="compute a batch in N parts, to save memory (default: %(default)s)")
     add("--checkpointing", action="store_true",
@@ -67,41 +79,87 @@ def flag(name):
     return f"--{name.replace('_', '-')}"
 
 
+def default_recipe(args):
+    """The name of the recipe for what the flags give: never rates that the weights do not suit."""
+    if sizes(args.weights) == sizes(TINY):
+        return "tiny"
+    return "finetune" if args.stage == 2 and args.init else "paper"
+
+
+def sizes(folder):
+    """Width and depth of a weights folder's language model, or None: loading says what is wrong."""
+    try:
+        llama = json.loads((folder / "config.json").read_text(encoding="utf-8"))["llama"]
+        return llama["hidden_size"], llama["num_hidden_layers"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def chosen_recipe(args, recipes):
     """The recipe that the flags name, with the hyperparameters that they change.
 
     Raises ValueError, naming the flag, for a number that is out of range.
     """
-    if (args.recipe, args.stage) not in recipes:
-        raise ValueError(f"the recipe {args.recipe} has no stage {args.stage}")
-    recipe = recipes[args.recipe, args.stage]
+    name = args.recipe or default_recipe(args)
+    if (name, args.stage) not in recipes:
+        raise ValueError(f"the recipe {name} has no stage {args.stage}")
+    recipe = recipes[name, args.stage]
     given = {field.name: getattr(args, field.name) for field in fields(recipe)}
-    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
-    of_recipe = ("batch_size", "steps_per_epoch", "epochs", "max_text_tokens", "eval_every")
-    counts = {name: getattr(recipe, name) for name in of_recipe}
-    counts |= {name: getattr(args, name) for name in
-               ("pictures", "accumulate", "window", "save_every")}
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{flag(name)} is {value}; it must be at least 1")
-    if not 0 < recipe.min_crop_area <= 1:
-        raise ValueError(f"--min-crop-area is {recipe.min_crop_area}; it is a share of the "
-                         "picture, above 0 and at most 1")
+    given = {name: value for name, value in given.items() if value is not None}
+    if {"steps", "epochs"} <= given.keys():
+        raise ValueError("--steps and --epochs both say how long to train; give one of them")
+    if "epochs" in given:
+        recipe = replace(recipe, steps=0)
+    check_flags(args, given)
+    recipe = replace(recipe, **given)
     if recipe.batch_size % (WORLD * args.accumulate) != 0:
         raise ValueError(f"--batch-size is {recipe.batch_size}; {WORLD} processes with "
                          f"--accumulate {args.accumulate} cannot share it evenly")
-    if args.fsdp and not UNDER_TORCHRUN:
-        raise ValueError("--fsdp spreads the model over processes; start them with torchrun "
-                         "--nproc-per-node N train.py ...")
+    say(f"recipe {name}{'' if args.recipe else ', which suits these weights and flags'}")
     return recipe
 
 
+def check_flags(args, given):
+    """Raise ValueError, naming the flag, for a number that is out of range, or for flags that do
+    not go together. given: {name: value} of the hyperparameters among the flags."""
+    counts = ("batch_size", "steps", "epochs", "max_text_tokens", "eval_every", "pictures",
+              "accumulate", "window", "save_every", "patience")
+    for name in counts:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{flag(name)} is {value}; it must be at least 1")
+    for name, value in given.items():
+        if name in ("max_grad_norm", "min_crop_area"):
+            fits, expected = value > 0, "above 0"
+        else:
+            fits, expected = isinstance(value, str) or 0 <= value < math.inf, "0 or more"
+        if not fits:
+            raise ValueError(f"{flag(name)} is {value}; it must be a number, {expected}")
+    if given.get("min_crop_area", 1) > 1:
+        raise ValueError(f"--min-crop-area is {args.min_crop_area}; it is a share of the picture, "
+                         "above 0 and at most 1")
+    for name in ("val", "workers"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"{flag(name)} is {getattr(args, name)}; it must be 0 or more")
+    if args.patience and not args.val:
+        raise ValueError("--patience waits for a lower validation loss; give --val PAIRS too")
+    if args.fsdp and not UNDER_TORCHRUN:
+        raise ValueError("--fsdp spreads the model over processes; start them with torchrun "
+                         "--nproc-per-node N train.py ...")
+    if args.fsdp and args.optimizer_bits == 8:
+        raise ValueError("--optimizer-bits 8 does not go with --fsdp, which spreads the moments "
+                         "over the processes; leave one of them out")
+
+
 def first_adapter(args):
-    """The adapter.safetensors to start from, or None. Raises ValueError if it is not there."""
-    file, cure = args.init, ""
-    if file is None and args.stage == 2:
-        file = Path("runs/stage1/adapter.safetensors")
+    """The file or folder that --init names, or its default, or None.
+
+    Raises ValueError if it is not there.
+    """
+    path, cure = args.init, ""
+    if path is None and args.stage == 2:
+        path = Path("runs/stage1/adapter.safetensors")
         cure = "; stage 2 starts where stage 1 ended: run stage 1 first, or give --init FILE"
-    if file is not None and not file.is_file():
-        raise ValueError(f"{file}: no such file{cure}")
-    return file
+    if path is not None and not path.exists():
+        raise ValueError(f"{path}: no such file{cure}")
+    return path

@@ -57,12 +57,26 @@ def rank_0_first():
         dist.barrier()
 
 
+def rank_0_holds(context):
+    """The context in rank 0; in the others nothing."""
+    return context if RANK == 0 else contextlib.nullcontext()
+
+
 def total(numbers, device):
     """Each of the numbers, summed over all processes."""
     tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
     if WORLD > 1:
         dist.all_reduce(tensor)
     return tensor.tolist()
+
+
+def gathered(entries):
+    """The entries of the lists of all processes, in one list."""
+    if WORLD == 1:
+        return entries
+    lists = [None] * WORLD
+    dist.all_gather_object(lists, entries)
+    return sum(lists, [])
 
 
 # ---- The model

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import math
+import statistics
 
 import numpy as np
 from PIL import Image
@@ -42,27 +43,48 @@ def draw_samples(model, pictures, stage, file, columns=4):
 
 def curve(log, key):
     """[(step, value), ...] of a key of the log; with many steps, a point is the mean of several."""
-    every = math.ceil(len(log) / POINTS)
+    every = max(1, math.ceil(len(log) / POINTS))
     points = []
     for i in range(0, len(log), every):
-        entries = [entry for entry in log[i:i + every] if entry[key] is not None]
+        entries = [entry for entry in log[i:i + every] if entry.get(key) is not None]
         if entries:
             mean = sum(entry[key] for entry in entries) / len(entries)
             points.append((entries[-1]["step"], mean))
     return points
 
 
+def read_log(folder):
+    """The entries of a run's log.jsonl, one for each step, in order; damaged lines are left out."""
+    file, entries = folder / "log.jsonl", {}
+    lines = file.read_bytes().splitlines() if file.is_file() else []
+    for line in lines:
+        with contextlib.suppress(ValueError, LookupError, TypeError):         # half a line
+            entry = json.loads(line)
+            entries[int(entry["step"])] = entry
+    return [entries[step] for step in sorted(entries)]
+
+
 def run_totals(log, batch_size):
     """{name: text} of what a run has done so far."""
+    last, steps = log[-1], log[-1]["step"]
     seconds = sum(batch_size / entry["samples_per_s"] for entry in log)
-    return {
-        "steps": len(log),
-        "pairs": batch_size * len(log),
+    totals = {
+        "steps": steps,
+        "epochs: how often each pair was seen": f"{last['epoch']:.2f}",
+        "pairs": f"{batch_size * steps:,}",
+        "tokens, with prompts and image vectors": f"{last['tokens']:,}",
+        "steps whose gradient was clipped": f"{last['clipped'] / steps:.0%}",
+        "texts cut at --max-text-tokens": last["texts_cut"],
         "hours": f"{seconds / 3600:.2f}",
-        "peak memory": f"{log[-1]['memory'] / 1e9:.2f} GB",
-        "bad samples": log[-1]["skipped"],
-        "steps without a finite loss": log[-1]["skipped_steps"],
+        "peak memory": f"{last['memory'] / 1e9:.2f} GB",
+        "bad samples": last["skipped"],
+        "steps without a finite loss": last["skipped_steps"],
     }
+    shares = [entry["share_of_machine"] for entry in log[-100:] if "share_of_machine" in entry]
+    if shares:
+        share = statistics.median(shares)
+        totals["of the machine's matrix product, the last 100 steps"] = f"{share:.0%}"
+    return totals
 
 
 def write_report(folder, identity):
@@ -70,9 +92,9 @@ def write_report(folder, identity):
 
     identity: {flag: value} of the run, among them batch_size.
     """
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = read_log(folder)
     losses = {"training": curve(log, "loss")}
-    validation = [(entry["step"], entry["val_loss"]) for entry in log if "val_loss" in entry]
+    validation = curve([entry for entry in log if "val_loss" in entry], "val_loss")
     if validation:
         losses["validation"] = validation
     parts = [

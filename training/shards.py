@@ -19,11 +19,15 @@ import numpy as np
 
 from common.files import written_beside
 from common.progress import Progress
-from training.sources import PICTURES, Captioned
+from training.sources import PICTURES, Captioned, caption_text, is_macos_extra
 
 PARTS = ("picture", "json", "txt")      # of a sample
+VERSION = 2             # of the index files
 ABSENT = -1             # the size of a part that is not there
 AT_ONCE = 4             # tar files shuffled together: several to mix, few to keep reads close
+COMPRESSED = {          # the first bytes of a file
+    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+}
 
 
 def read_members(tar):
@@ -39,7 +43,8 @@ def read_members(tar):
                 break
             stem, suffix = os.path.splitext(member.name)
             part = "picture" if suffix.lower() in PICTURES else suffix.lower()[1:]
-            if part in PARTS and member.isreg() and not member.issparse():
+            is_file = member.isreg() and not member.issparse()
+            if part in PARTS and is_file and not is_macos_extra(member.name):
                 key = os.fsencode(stem)
                 samples.setdefault(key, {})[part] = member.offset_data, member.size
         else:
@@ -52,8 +57,15 @@ def index_tar(tar):
     size) in bytes.
 
     If the tar file is cut short, damaged or empty, a row without a key follows its whole samples.
-    It stands for all that is lost; the offset of its picture says from which byte on.
+    It stands for all that is lost; the offset of its picture says from which byte on. Raises
+    ValueError if the file is compressed.
     """
+    with open(tar, "rb") as file:
+        head = file.read(8)
+    for magic, kind in COMPRESSED.items():
+        if head.startswith(magic):
+            raise ValueError(f"{tar}: compressed with {kind}; samples are read in place, so "
+                             "decompress it first")
     samples, last_key, at = read_members(tar)
     with open(tar, "rb") as file:       # tarfile takes a damaged header for the end
         file.seek(at)
@@ -80,7 +92,7 @@ def keep_index(tar, folder):
     """
     tar = Path(tar).absolute()
     name, status = f"{tar.name}-{zlib.crc32(os.fsencode(tar)):08x}", tar.stat()
-    file = Path(folder) / f"{name}-{status.st_size}-{status.st_mtime_ns}.npy"
+    file = Path(folder) / f"{name}-{VERSION}-{status.st_size}-{status.st_mtime_ns}.npy"
     try:
         np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError):      # not there, or damaged
@@ -152,9 +164,35 @@ class Shards(Captioned):
         return content
 
     def caption(self, i):
-        about = json.loads(self.read(i, "json") or "{}")
-        caption = about.get("caption") if isinstance(about, dict) else None
-        return self.read(i, "txt") if caption is None else caption
+        content = self.read(i, "json") or "{}"
+        try:
+            about = json.loads(content)
+            caption = caption_text(about.get("caption") if isinstance(about, dict) else None)
+        except (ValueError, RecursionError):
+            _, row = self.locate(i)
+            if row["txt"][1] == ABSENT:
+                raise
+            caption = None
+        return caption or self.read(i, "txt")                 # the text may be good
+
+    def known_bad(self):
+        bad = {}
+        for start, rows in zip(self.starts, self.indices, strict=False):
+            no_picture = rows["picture"][:, 1] == ABSENT
+            no_caption = (rows["txt"][:, 1] == ABSENT) & (rows["json"][:, 1] == ABSENT)
+            for at in (no_picture | no_caption).nonzero()[0]:
+                reason = "no picture" if no_picture[at] else "no caption"
+                if not rows[at]["key"]:
+                    reason = f"empty, cut short or damaged from byte {rows[at]['picture'][0]} on"
+                bad[start + int(at)] = reason
+        return bad
+
+    def fingerprint(self):
+        crc = 0
+        for tar, rows in zip(self.tars, self.indices, strict=True):
+            crc = zlib.crc32(f"{tar.name} {tar.stat().st_size}".encode(), crc)
+            crc = zlib.crc32(np.ascontiguousarray(rows).tobytes(), crc)
+        return crc
 
     def text_length(self, i):
         _, row = self.locate(i)

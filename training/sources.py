@@ -4,11 +4,13 @@ A bad sample is found when it is read; it then raises SampleError.
 """
 import contextlib
 import io
+import itertools
 import json
 import os
 import random
 import re
 import warnings
+import zlib
 from glob import glob
 from pathlib import Path
 
@@ -19,6 +21,11 @@ from artgpt4 import INSTRUCTIONS, instruction_prompt, to_rgb
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 DRAFT = 4               # see decode()
+
+
+def is_macos_extra(name):
+    """Whether a file is what macOS writes beside a copied file NAME: ._NAME, with its metadata."""
+    return os.path.basename(name).startswith("._")
 
 
 class SampleError(ValueError):
@@ -74,6 +81,17 @@ class Source:
     picture and words may raise SampleError.
     """
 
+    def known_bad(self):
+        """{i: reason} of the pairs that are known to be bad without reading their pictures."""
+        return {}
+
+    def fingerprint(self):
+        """A checksum of what the data is, wherever it lies."""
+        crc = 0
+        for i in range(len(self)):
+            crc = zlib.crc32(os.fsencode(self.name(i)) + b"\n", crc)
+        return crc
+
     def text_length(self, i):
         """About how long the text of pair i is, in any unit, known without reading it."""
         return 0
@@ -84,29 +102,51 @@ class Source:
 
 
 class Part(Source):
-    """The pairs first, ..., last - 1 of a source, as a source."""
+    """Some pairs of a source, as a source. numbers: theirs in that source, rising."""
 
-    def __init__(self, source, first, last):
-        self.source, self.first, self.last = source, first, last
+    def __init__(self, source, numbers):
+        self.source = source
+        self.numbers = np.asarray(numbers, dtype=np.int64)
+        self.places = np.full(len(source), -1)                # of the source's pairs in this one
+        self.places[self.numbers] = np.arange(len(self.numbers))
 
     def __len__(self):
-        return self.last - self.first
+        return len(self.numbers)
 
     def order(self, seed, epoch):
-        order = np.asarray(self.source.order(seed, epoch))
-        return order[(self.first <= order) & (order < self.last)] - self.first
+        places = self.places[np.asarray(self.source.order(seed, epoch))]
+        return places[places >= 0]
+
+    def fingerprint(self):
+        return zlib.crc32(self.numbers.tobytes(), self.source.fingerprint())
 
     def name(self, i):
-        return self.source.name(self.first + i)
+        return self.source.name(self.numbers[i])
 
     def text_length(self, i):
-        return self.source.text_length(self.first + i)
+        return self.source.text_length(self.numbers[i])
 
     def picture(self, i, size=0):
-        return self.source.picture(self.first + i, size)
+        return self.source.picture(self.numbers[i], size)
 
     def words(self, i, *arguments):
-        return self.source.words(self.first + i, *arguments)
+        return self.source.words(self.numbers[i], *arguments)
+
+
+def usable(source):
+    """(the source without the pairs that are known to be bad, a line that says which were left
+    out). Raises ValueError if all are bad."""
+    bad = source.known_bad()
+    if not bad:
+        return source, ""
+    named = [f"{source.name(i)}: {reason}" for i, reason in itertools.islice(bad.items(), 3)]
+    more = f", and {len(bad) - 3} more" if len(bad) > 3 else ""
+    line = f"{len(bad)} of {len(source)} samples left out ({', '.join(named)}{more})"
+    if len(bad) == len(source):
+        raise ValueError(f"nothing usable in the training data: {line}")
+    good = np.ones(len(source), dtype=bool)
+    good[list(bad)] = False
+    return Part(source, good.nonzero()[0]), line
 
 
 class Captioned(Source):
@@ -169,6 +209,25 @@ class PictureFiles(Captioned):
         _, caption = self.pairs[i]
         return len(str(caption))
 
+    def known_bad(self):
+        bad = {}
+        for i, (file, caption) in enumerate(self.pairs):
+            try:
+                if not caption_text(caption).strip():
+                    bad[i] = "the caption is empty"
+                elif not file.is_file():
+                    bad[i] = "no such file"
+            except ValueError as error:
+                bad[i] = str(error)
+        return bad
+
+    def fingerprint(self):
+        crc = 0
+        for file, caption in self.pairs:
+            size = file.stat().st_size if file.is_file() else None
+            crc = zlib.crc32(repr((file.name, size, caption)).encode(), crc)
+        return crc
+
 
 def cc_sbu_align(folder):
     """The folder with image/ID.jpg and filter_cap.json.
@@ -193,7 +252,7 @@ def own_pictures(folder):
     """
     pairs = []
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in PICTURES:
+        if file.suffix.lower() in PICTURES and not is_macos_extra(file.name):
             text = file.with_suffix(".txt")
             pairs.append((file, text.read_bytes() if text.is_file() else None))
     if not any(text for _, text in pairs):

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from artgpt4 import STOP
-from training.data import batches
+from artgpt4 import IMAGE_MARK, STOP
+from training.data import held_out_batches
 from training.processes import RANK, WORLD, total
 from training.report import draw_samples
 from training.sources import Source
@@ -17,6 +17,19 @@ def token_losses(module, batch, stage, max_text_tokens):
     """The cross-entropy of every caption token of a Batch, (N,). A mean is taken over all parts
     and processes at the end, because each has another number of tokens."""
     return module(batch.pixels, batch.texts, batch.prompts, END[stage], max_text_tokens)
+
+
+def count_tokens(model, parts, stage, max_text_tokens):
+    """(tokens, texts that are cut) of some Batches; tokens with prompts and image vectors."""
+    tokens, cut, prompts = 0, 0, {}
+    for batch in parts:
+        for prompt, text in zip(batch.prompts, batch.texts, strict=True):
+            if prompt not in prompts:
+                prompts[prompt] = len(model.prompt_ids(prompt or IMAGE_MARK))
+            length = len(model.tokenizer.encode(text + END[stage]))
+            tokens += prompts[prompt] + min(length, max_text_tokens)
+            cut += length > max_text_tokens
+    return tokens, cut
 
 
 @dataclass
@@ -38,14 +51,13 @@ class Evaluation:
         if not self.held_out:
             return {}
         loss, tokens = 0.0, 0
-        size = min(self.recipe.batch_size, len(self.held_out) // WORLD * WORLD)
-        loader = batches(self.held_out, self.stage, self.model.config.image_size, size,
-                         len(self.held_out) // size, seed=0, min_crop_area=1.0,
-                         workers=self.workers, rank=RANK, world=WORLD)
-        for [batch] in loader:
+        loader = held_out_batches(self.held_out, self.stage, self.model.config.image_size,
+                                  self.recipe.batch_size, self.workers, RANK, WORLD)
+        for batch, counts in loader:
             losses = token_losses(module, batch, self.stage, self.recipe.max_text_tokens)
-            loss += losses.sum().item()
-            tokens += len(losses)
+            if counts:
+                loss += losses.sum().item()
+                tokens += len(losses)
         loss, tokens = total([loss, tokens], next(self.model.parameters()).device)
         return {"val_loss": loss / tokens}
 

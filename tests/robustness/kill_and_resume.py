@@ -36,7 +36,7 @@ def small_data(folder, pairs=12):
 def train_command(data, out, steps, *flags):
     """The command of a short run that saves at every step."""
     return [sys.executable, ROOT / "train.py", "--stage", "1", "--data", data, "--out", out,
-            "--batch-size", "4", "--steps-per-epoch", str(steps), "--epochs", "1",
+            "--batch-size", "4", "--steps", str(steps),
             "--warmup-steps", "2", "--save-every", "1", "--eval-every", str(max(2, steps // 3)),
             "--workers", "0", *flags]
 

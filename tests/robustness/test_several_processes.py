@@ -53,7 +53,7 @@ def children(pid):
 def test_two_processes_have_the_losses_of_one_which_can_resume_their_run(
         training_folder, pairs, monkeypatch, fsdp):
     flags = ["--stage", 2, "--data", pairs, "--init", TINY / "adapter.safetensors",
-             "--batch-size", 4, "--steps-per-epoch", 4, "--epochs", 1, "--warmup-steps", 1,
+             "--batch-size", 4, "--steps", 4, "--warmup-steps", 1,
              "--eval-every", 2, "--val", 4, "--workers", 0]
     one, two = training_folder / "one", training_folder / f"two{len(fsdp)}"
     if not one.exists():

@@ -23,16 +23,18 @@ TINY = ROOT / "weights" / "tiny"
 
 def short_recipe(stage, mode, changes):
     """Six steps of eight pairs, evaluated every three."""
-    recipe = replace(train.RECIPES["tiny", stage], batch_size=8, steps_per_epoch=6, epochs=1,
+    recipe = replace(train.RECIPES["tiny", stage], batch_size=8, steps=6,
                      warmup_steps=2, mode=mode, eval_every=3)
     return replace(recipe, **changes)
 
 
 def short_run(out, source, stage=1, mode="artgpt4", resume=False, dtype=torch.float32, int8=False,
-              checkpointing=False, loss=None, changes=(), val=None, save_every=None, accumulate=1):
+              checkpointing=False, loss=None, changes=(), val=None, save_every=None, accumulate=1,
+              optimizer_bits=32, patience=None, max_bad=0.05, weights=None):
     """A run in the folder `out`. Returns the trained model, and its state before the run.
 
     loss: called with the per-token losses of each forward in training; may return others.
+    weights: called with the model before the run.
     """
     recipe = short_recipe(stage, mode, dict(changes))
     torch.manual_seed(recipe.seed)
@@ -41,17 +43,20 @@ def short_run(out, source, stage=1, mode="artgpt4", resume=False, dtype=torch.fl
         recompute_blocks(model.llama)
     if loss:
         model.register_forward_hook(lambda module, arguments, losses: loss(losses))
+    if weights:
+        weights(model)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if isinstance(source, Gallery):
         pictures = painted(score.held_out(SEEN_PAIRS, 2))
     else:
         pictures = sample_pictures(source, 2)
-    run = Run(out, asdict(recipe), recipe, resume, save_every)
+    run = Run(out, asdict(recipe), recipe, len(source), resume, save_every, patience, max_bad)
     loader = batches(source, stage, model.config.image_size, recipe.batch_size, recipe.steps,
                      recipe.seed, recipe.min_crop_area, workers=0, first_step=run.first,
                      accumulate=accumulate)
     evaluation = Evaluation(model, stage, recipe, pictures, val, workers=0)
-    train.train(model, loader, recipe, stage, run, evaluation)
+    train.train(model, loader, recipe, stage, run, evaluation, optimizer_bits=optimizer_bits)
+    run.conclude()
     return model, start
 
 

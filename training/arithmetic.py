@@ -1,0 +1,54 @@
+"""The arithmetic of a training step, and how much of it the machine can do."""
+import time
+
+import torch
+
+
+def parameters_in_matrices(module):
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim > 1)
+
+
+def operations(model, mode, checkpointing=False):
+    """Multiplications and additions that a step does for each (pair, token, text token).
+
+    Tokens are those of prompts, texts and image vectors. Only products with weight matrices count,
+    not those inside attention, nor padding.
+    """
+    patches, queries = model.vit.pos_embed.shape[1], model.config.qformer.queries
+    vision = parameters_in_matrices(model.vit) * patches
+    for layer in model.qformer.layers:
+        vision += parameters_in_matrices(layer) * queries
+        if layer.cross_attn is not None:                      # keys and values of all patches
+            cross = layer.cross_attn
+            vision += (cross.key.weight.numel() + cross.value.weight.numel()) * (patches - queries)
+    proj = parameters_in_matrices(model.proj)
+    trainable = sum(parameters_in_matrices(module) for module in model.trainable_modules(mode))
+    passes = 3 if checkpointing else 2                        # forward, again, gradient of inputs
+    blocks = parameters_in_matrices(model.llama.blocks) * passes + trainable - proj
+    head = 2 * model.config.llama.vocab_size * model.config.llama.hidden_size
+    return [2 * count for count in (vision + 2 * proj * queries, blocks, head)]
+
+
+def machine_operations(device, dtype):
+    """Operations per second of a product of square matrices: the best of three."""
+    size = 8192 if device.type == "cuda" else 1024
+    square = torch.ones(size, size, dtype=dtype, device=device)
+    best = 0.0
+    for repeat in range(4):                                   # the first warms up
+        start = time.perf_counter()
+        (square @ square)[0, 0].item()
+        if repeat > 0:
+            best = max(best, 2 * size ** 3 / (time.perf_counter() - start))
+    return best
+
+
+def share_of_machine(model, mode, device, dtype, checkpointing=False):
+    """A function (seconds, pairs, tokens, text_tokens) of a step -> its operations per second, as a
+    share of what the machine's product reaches, which is measured now."""
+    per_pair, per_token, per_text_token = operations(model, mode, checkpointing)
+    machine = machine_operations(device, dtype)
+
+    def share(seconds, pairs, tokens, text_tokens):
+        done = pairs * per_pair + tokens * per_token + text_tokens * per_text_token
+        return done / seconds / machine
+    return share
