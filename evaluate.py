@@ -27,12 +27,16 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+from common.files import read_json
 from common.page import markdown_table
-from evaluation.answers import add_answer_flags, answer_all, answer_settings, named_weights
+from evaluation.answers import (
+    Weights, add_answer_flags, answer_all, answer_settings, named_weights,
+)
 from evaluation.items import Said, read_items
 from evaluation.judges import by_rule, by_server, by_server_together, unjudged
 from evaluation.person import by_hand
 from evaluation.records import locked
+from evaluation.references import reference_rows
 from evaluation.report import write_report
 from evaluation.server import ServerJudge
 from evaluation.tables import published_notes, published_rows, tables
@@ -90,8 +94,11 @@ def main(args):
             said = [Said(item, row[item.name]) for row in answers for item in items]
             scores = judge({entry.id: entry for entry in said})
         facts = report_facts(args, folder, items, models, judge_name)
-        made = write_report(args.out, items, models, answers, scores, facts)
-    print_tables(made[-1:])
+        references = ()
+        if args.judge == "gallery":
+            references = reference_rows(items, gallery.truth(folder))
+        made = write_report(args.out, items, models, answers, scores, facts, references)
+    print_tables(made)
     print(f"{args.out / 'report.html'}: the answers, their scores and the paper's tables "
           "(report.md: the tables)")
     if judge and args.judge != "manual":
@@ -113,6 +120,17 @@ def default_weights():
     return [f"ArtGPT-4={tiny}", f"MiniGPT-4={tiny / 'minigpt4.safetensors'}"]
 
 
+def knowledge(models):
+    """{name: what a model's weights folder says that it knows, a sentence}, where it says so."""
+    found = {}
+    for model in models:
+        if isinstance(model, Weights):
+            about = read_json(model.folder / "config.json").get("about", {})
+            if isinstance(about, dict) and about.get("knows"):
+                found[model.name] = str(about["knows"])
+    return found
+
+
 def report_facts(args, folder, items, models, judge_name):
     """Lines that say how a report was made."""
     paths = [f"{weights.name} ({os.path.relpath(weights.path)})" for weights in models]
@@ -120,6 +138,7 @@ def report_facts(args, folder, items, models, judge_name):
                 for name, value in answer_settings(args).items()]
     return [f"Benchmark: {folder}, {len(items)} items",
             f"Models: {', '.join(paths)}",
+            *(f"{name} knows: {sentence}" for name, sentence in knowledge(models).items()),
             f"Answers: {', '.join(settings)}",
             f"Judge: {judge_name}"]
 

@@ -6,8 +6,11 @@ from common.page import (
     bar_chart, frame, html_table, markdown_table, markdown_text, page, paragraph, picture_tag,
 )
 from conversation.saving import find_html
+from evaluation.differences import NOTES as DIFFERENCE_NOTES
+from evaluation.differences import difference_table
 from evaluation.items import Said
 from evaluation.records import write_text
+from evaluation.references import NOTE
 from evaluation.rubrics import BENCHMARKS
 from evaluation.tables import OVERALL, published_notes, published_rows, summary, tables
 
@@ -38,9 +41,9 @@ def columns_of(models, answers, scores):
 
 
 def rows_of(items, columns):
-    """(rows, notes): a Row for each name, with the scores of all its columns, and what is missing.
-    """
-    rows, notes = [], []
+    """(rows, notes, scores): a Row for each name, with the scores of all its columns, what is
+    missing, and the scores as {name: {benchmark: {number: samples}}}."""
+    rows, notes, scores = [], [], {}
     for name in dict.fromkeys(column.name for column in columns):
         found = {}
         for item in items:
@@ -48,6 +51,7 @@ def rows_of(items, columns):
                        for verdict in column.verdicts(item)]
             found.setdefault(item.benchmark, {})[item.number] = samples
         rows.append(summary(name, found))
+        scores[name] = found
         every = [score for benchmark in found.values() for samples in benchmark.values()
                  for score in samples]
         if None in every:
@@ -56,7 +60,7 @@ def rows_of(items, columns):
     if any(value is not None for row in rows for value in row.spreads.values()):
         notes.append("±: the standard deviation of the averages, over training seeds and repeats "
                      "of the judge.")
-    return rows, notes
+    return rows, notes, scores
 
 
 def rounds_in_html(questions, answers):
@@ -93,28 +97,36 @@ def averages_chart(rows, published):
     return bar_chart(keys, averages, "Averages", "score, 0 to 5", 5, spreads)
 
 
-def write_report(out, items, models, answers, scores, facts):
-    """Write out/report.md and out/report.html. Returns their tables, the overall one last.
+def write_report(out, items, models, answers, scores, facts, references=()):
+    """Write out/report.md and out/report.html. Returns the tables for the terminal.
 
     models: [Weights]; answers: as answer_all returns them; scores: {Said.id: verdicts}, or None if
-    nobody judged; facts: lines that say how the report was made.
+    nobody judged; facts: lines that say how the report was made; references: Rows that are no
+    models.
     """
-    columns, made, chart = columns_of(models, answers, scores), [], ""
+    columns, made, first, chart = columns_of(models, answers, scores), [], [], ""
     notes = ["Not judged; --judge says by whom."]
     if scores is not None:
-        rows, notes = rows_of(items, columns)
+        rows, notes, samples = rows_of(items, columns)
         notes += ["The published rows are of the paper's own pictures and judges. They stand "
                   "beside these models, but cannot be compared with them item by item.",
                   *published_notes()]
         published = [row._replace(name=f"{row.name} (published)") for row in published_rows()]
-        made, chart = tables(rows + published), averages_chart(rows, published)
+        *made, overall = tables([*rows, *references, *published])
+        differences = difference_table(samples)
+        first = [overall]
+        if differences:
+            first.append(differences)
+            notes = [*DIFFERENCE_NOTES, *notes]
+        if references:
+            notes = [NOTE, *notes]
+        chart = averages_chart(rows, published)
     names = dict.fromkeys(column.name for column in columns)
     title = f"{' and '.join(names)} on the paper's four benchmarks"
-    overall_first = made[-1:] + made[:-1]
-    write_text(out / "report.md", in_markdown(title, facts, overall_first, notes))
+    write_text(out / "report.md", in_markdown(title, facts, first + made, notes))
     cards = [item_card(item, columns) for item in items]
-    write_text(out / "report.html", in_html(title, facts, chart, overall_first, notes, cards))
-    return made
+    write_text(out / "report.html", in_html(title, facts, chart, first + made, notes, cards))
+    return first
 
 
 def in_markdown(title, facts, made, notes):

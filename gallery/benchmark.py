@@ -110,8 +110,12 @@ def truth(folder):
     file = Path(folder) / "truth.json"
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-        return {(benchmark, number): Scene(**scene | {"things": tuple(scene["things"])})
-                for benchmark, items in rows.items() for number, scene in items.items()}
+        found = {(benchmark, number): Scene(**scene | {"things": tuple(scene["things"])})
+                 for benchmark, items in rows.items() for number, scene in items.items()}
+        for (benchmark, number), scene in found.items():
+            if benchmark == "ISAC" and scene.subject not in FIGURES:
+                raise ValueError(f"ISAC {number} shows no figure, but a {scene.subject}")
+        return found
     except FileNotFoundError:
         raise ValueError(f"{folder}: no truth.json in it, so it is not a gallery benchmark and the "
                          "gallery's rules cannot judge it; choose another judge") from None

@@ -1,6 +1,8 @@
 """gallery/benchmark.py: the folder that it writes, and the rules that judge answers."""
 import argparse
+import json
 import random
+from dataclasses import asdict
 
 import pytest
 from PIL import Image
@@ -54,7 +56,8 @@ def test_the_benchmark_is_the_same_bytes_each_time_and_knows_its_truth(tmp_path)
 
 
 @pytest.mark.parametrize("content", [
-    None, "[]", "{", '{"IDC": {"1": {"subject": "cat"}}}', '{"IDC": 5}'])
+    None, "[]", "{", '{"IDC": {"1": {"subject": "cat"}}}', '{"IDC": 5}',
+    json.dumps({"ISAC": {"1": asdict(LIGHTHOUSE)}})])
 def test_truth_refuses_a_folder_that_is_not_a_gallery_benchmark(tmp_path, content):
     if content:
         (tmp_path / "truth.json").write_text(content)
