@@ -9,6 +9,7 @@ Each of ten chapters shows the lines of artgpt4.py that run, as they stand there
 made, beside the tensors that they gave. The page needs no network and runs no script.
 """
 import argparse
+import os
 import random
 import sys
 import warnings
@@ -80,11 +81,20 @@ def main(args):
     warnings.filterwarnings("ignore", module="PIL")
     file = args.image or sample()
     image = open_image(file)
-    if args.out.is_dir():
-        raise ValueError(f"{args.out}: this is a folder; name a file with --out FILE")
-    with written_beside(args.out) as path:                    # before the work, which may be long
-        path.write_text(explained(args, file, image), encoding="utf-8")
+    check_place(args.out)                                     # before the work, which may be long
+    text = explained(args, file, image)
+    with written_beside(args.out) as path:
+        path.write_text(text, encoding="utf-8")
     print(args.out)
+
+
+def check_place(file):
+    """Raises an error that names the file if nothing can be written there. Makes its folder."""
+    if file.is_dir():
+        raise ValueError(f"{file}: this is a folder; name a file with --out FILE")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(file.parent, os.W_OK):
+        raise ValueError(f"{file}: its folder cannot be written to; name another with --out FILE")
 
 
 def explained(args, file, image):
