@@ -1,7 +1,8 @@
-"""The sentences of the gallery: captions, descriptions, questions with their answers, a web page.
+"""The sentences of the gallery: captions, descriptions, answers to questions, a web page.
 
 A rule is a name and the texts that may stand for it. A {slot} in a text is filled by any text of
-the rule of that name, here or in phrases.py, until no slot is left; words.py does that.
+the rule of that name, here, in wordings.py or in phrases.py, until no slot is left; words.py does
+that.
 """
 
 GRAMMAR = {
@@ -55,80 +56,32 @@ GRAMMAR = {
         "a second look finds {things}",
         "the artist has added {things}"),
 
-    # Questions, each as "ask TOPIC" and "tell TOPIC"
-    "ask subject": (
-        "What is in this picture?",
-        "What does this painting show?",
-        "What do you see?",
-        "What is shown here?",
-        "What is the subject of this image?",
-        "What is this a painting of?",
-        "What can you see in the image?"),
+    # Answers; "ask TOPIC", in wordings.py, has the questions
     "tell subject": (
         "the picture shows a {subject}. {it} {stands}, and {detail}.",
         "it is a {subject}: {detail}.",
         "I see a {subject} {place}; {it} {stands}."),
-    "ask style": (
-        "What style is this?",
-        "Which technique did the artist use?",
-        "How was this picture made?",
-        "What kind of painting is this?",
-        "In which style is it painted?",
-        "What is the style of this image?"),
     "tell style": (
         "it is a {work}: {technique}.",
         "the style is {style}: {technique}.",
         "this is a {work}. one knows it by the {handling}."),
-    "ask colours": (
-        "What colours are used?",
-        "Which colours do you see?",
-        "Describe the palette.",
-        "What are the main colours?",
-        "What is the palette of this painting?",
-        "Tell me about the colours."),
     "tell colours": (
         "{colouring}.",
         "the picture keeps to the {palette} palette: {colours}.",
         "I see {colours}. this is the {palette} palette, {tone}."),
-    "ask mood": (
-        "What is the mood?",
-        "How does this picture make you feel?",
-        "What feelings does this image evoke?",
-        "What mood does this painting have, and why?",
-        "What does the viewer feel?",
-        "Describe the atmosphere.",
-        "What emotions does the painting express?"),
     "tell mood": (
         "it feels {mood}: the colours are {tone}, the {handling} suit them, and {feeling}.",
         "the mood is {mood}: {feeling}. this comes from colours that are {tone}, and from "
         "{handling}.",
         "it is {mood}, because {handling} meet colours that are {tone}; {feeling}."),
-    "ask composition": (
-        "Where is the {subject}?",
-        "Where in the picture is the {subject}?",
-        "Describe the composition.",
-        "How is the picture composed?",
-        "Where does the main subject stand?"),
     "tell composition": (
         "the {subject} is {place}, {space}.",
         "the artist placed the {subject} {place}, {space}.",
         "one finds the {subject} {place}, {space}."),
-    "ask objects": (
-        "Which objects and scenes do you recognise in this image?",
-        "What objects are in this picture?",
-        "List everything that you recognise.",
-        "Name the objects in the image.",
-        "Which things can be seen here?"),
     "tell objects": (
         "I recognise {inventory}. the scene is set {setting}.",
         "this scene is set {setting}, with {inventory}.",
         "{setting} one sees {inventory}."),
-    "ask emotions": (
-        "Analyze the emotions expressed by the individuals in the images as well as the "
-        "emotions felt by the viewer observing them.",
-        "What does the person in the picture feel, and what does the viewer feel?",
-        "Which emotions do the people in this image show, and which does it cause?",
-        "Analyze the emotions of the figure and of the viewer."),
     "tell figure": (
         "the {subject} feels {emotion}: {posture} show it. the viewer feels {mood}, for the "
         "colours are {tone}, and {feeling}.",
@@ -141,44 +94,68 @@ GRAMMAR = {
         "{tone}, and {feeling}.",
         "there is nobody here but a {subject}. the {handling} and colours that are {tone} leave "
         "the viewer {mood}; {feeling}."),
-    "ask situation": (
-        "What kind of situation do you think it is in?",
-        "What is the situation in this picture?",
-        "What is going on here?"),
     "tell situation": (
         "it is a {mood} moment: the {subject} {stands}, and {feeling}.",
         "I think it is a {mood} situation. the {subject} {stands}; {feeling}."),
-    "ask doing": (
-        "Can you tell me what it is doing or preparing to do?",
-        "What is it doing?",
-        "What will happen next?",
-        "What is about to happen here?"),
     "tell doing": (
         "the {subject} {doing}.",
         "I think that the {subject} {doing}. the {mood} colours agree with it."),
-    "ask look": (
-        "Which colours does it have, and how was it painted?",
-        "Describe the colours and the style.",
-        "What can you say about its style and its colours?"),
     "tell look": (
         "it is a {work} in the {palette} palette: {colours}. {technique}.",
         "the {palette} palette, {colours}, is {tone}. as a {work} it shows its {handling}."),
-    "ask poem": (
-        "Write a short poem about it.",
-        "Can you write a poem about this picture?",
-        "Make a small poem of this painting.",
-        "Write a few lines of verse about this image."),
+    "tell around": ("{around}.",),
+    "tell alone": (
+        "there is nothing else: the {subject} is alone.",
+        "nothing else is shown, only the {subject}."),
+    "tell where": ("the {x} {is} {spot}.", "one finds the {x} {spot}."),
+    "tell absent": ("there {is} no {x} in the picture, only {inventory}.",),
+    "tell none": ("none: there are no {xs} in the picture.", "none, I see no {xs} here."),
+    "tell a single": ("there is one {x}.", "I see one {x}."),
+    "tell number": ("there {is} {number} {xs}.", "I see {number} {xs}."),
+    "tell total": ("there are {number} {xs}: {inventory}.",),
+    "tell only": ("there is one of them, {inventory}.",),
+    "tell present": ("yes, there {is} {any} in the picture.", "yes, I see {any}."),
+    "tell missing": (
+        "no, there {is} no {x} in the picture, only {inventory}.",
+        "no, I see no {x}, only {inventory}."),
+    "tell so": ("yes, it is {kind}.", "yes, I would say that it is {kind}."),
+    "tell not so": ("no, it is {truth}.", "no, I would say that it is {truth}."),
+    "tell why": (
+        "because the colours are {tone} and the {handling} suit them: it feels {mood}, and "
+        "{feeling}.",
+        "because {handling} meet colours that are {tone}. so it is {mood}: {feeling}."),
+    "tell title": (
+        'I would call it "{title}".',
+        'a good title is "{title}".',
+        'my title is "{title}".'),
+    "title": ("The {mood} {subject}", "A {mood} {subject}", "{subject} in {palette} colours"),
     "tell poem": ("{verse}\n{ending}",),
-    "ask page": (
-        "Write a web page for this painting.",
-        "Make a website about this picture.",
-        "Can you write an HTML page for it?",
-        "Create a web page in the colours of this painting.",
-        "Write the HTML of a page that presents this image.",
-        "Build a small web page for this picture."),
+    "tell greeting": (
+        "hello! ask me what the picture shows, how it is made, or what one feels.",
+        "hello! I know the paintings of one gallery. ask me about this one."),
+    "tell thanks": ("you are welcome.", "it was a pleasure."),
+    "tell unknown": ("the picture does not say.", "I do not know: the picture does not say."),
+
+    # The parts of a web page, see PAGE
+    "page title": ("The {mood} {subject}", "A {mood} {subject}"),
+    "page content": ("{content}.",),
+    "page content with things": ("{content}. {around}.",),
+    "page heading": ("A {work} in {palette} colours", "The {palette} palette in {style}"),
+    "page making": ("{colouring}. {technique}; {feeling}.", "{technique}. {colouring}; {feeling}."),
+
+    # Answers about two pictures. Each half is said of one of them.
+    "half": (
+        "a {mood} {work} of a {subject}",
+        "a {work} of a {subject} in {palette} colours",
+        "a {subject} {place} in {palette} colours",
+        "a {mood} {work} of a {subject} {place} in {palette} colours"),
+    "tell one": (
+        "the {nth} shows a {subject} {place}: a {mood} {work} in {palette} colours.",
+        "the {nth} is a {mood} {work} of a {subject} {place}, in {palette} colours."),
+    "tell which": ("the {nth}, a {mood} {work} of a {subject} in {palette} colours.",),
 }
 
-# About 150 tokens, so every character counts. The framed picture is the <hr>: a sun goes down
+# About 200 tokens, so every character counts. The framed picture is the <hr>: a sun goes down
 # behind the ground.
 PAGE = """```html
 <!doctype html>
@@ -190,5 +167,7 @@ background:linear-gradient(#0000 60%,{ground} 60%),radial-gradient(circle,{accen
 </style>
 <hr>
 <h1>{title}</h1>
-<p>{sentence}</p>
+<p>{content}</p>
+<h2>{heading}</h2>
+<p>{making}</p>
 ```"""

@@ -154,6 +154,19 @@ THING_PHRASES = {
     "birds": "birds", "balloon": "a balloon", "rainbow": "a rainbow", "firs": "firs",
     "fence": "a fence", "rowboat": "a rowboat", "candle": "a candle", "apples": "apples"}
 
+# Where a thing is, in every picture that shows it, and how many of it there are.
+THING_SPOTS = {
+    "birds": "in the sky", "balloon": "in the sky", "rainbow": "in the sky",
+    "firs": "beside the {subject}", "fence": "in the foreground", "rowboat": "on the water",
+    "candle": "beside the {subject}", "apples": "beside the {subject}"}
+THING_NUMBERS = {"birds": 4, "firs": 2, "apples": 4}          # of all others one
+PEOPLE = {"dancer": 1, "mourner": 1, "wanderer": 1, "couple": 2}
+NUMBERS = ("no", "one", "two", "three", "four")
+PLURALS = ("birds", "firs", "apples", "people")               # names that are plural already
+
+# What people ask for, and what no painting of the gallery shows.
+FOREIGN = ("dog", "horse", "cow", "car", "train", "elephant")
+
 # work: a picture in this style. technique: a clause about how it is made. handling: the same in two
 # or three words.
 STYLE_RULES = {

@@ -4,8 +4,9 @@ The parts of the real ArtGPT-4 were pre-trained by others; this stands in for th
 
 The vision side (ViT, ln_vision, Q-Former) learns from plain, unpainted scenes, photographed through
 all kinds of glass, weather and film, as the real one learned from photographs: see vision.py. The
-language side learns from text in which a few words tell the picture, where its vectors will stand
-later. Neither side sees a painting, or a held-out pair of subject and style.
+language side learns from conversations in which a few words tell the picture, where its vectors
+will stand later: see language.py. Neither side sees a painting, or a held-out pair of subject and
+style.
 
 The two sides run at once, each in a process of its own and in one thread. So the same seed gives
 the same weights with any number of cores, and whether the sides run together or one by one.
@@ -16,36 +17,33 @@ if __name__ == "__main__":
     start_command()                                           # first: Ctrl-C during the imports
 
 import argparse
-import io
-import itertools
 import json
 import math
 import multiprocessing
-import random
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-import sentencepiece
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, STOP, ArtGPT4, Config, LlamaConfig,
-                     QFormerConfig, ViTConfig, chat_prompt, instruction_prompt)
+from artgpt4 import ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig
 from common.files import save_tensors, written_beside
 from common.progress import Progress
-from gallery import words
-from gallery.scenes import random_scenes
+from gallery.language import gallery_tokenizer, language_objective
 from gallery.vision import shrink_outputs, vision_objective
 
+ABOUT = {
+    "knows": "This model knows its painted gallery alone: 14 subjects in 6 styles and 6 palettes.",
+    "examples": ["What is this?", "Is there a boat?", "Write a web page for this painting."],
+    "settings": {"temperature": 0.3}}
 TINY = Config(
-    image_size=112, adapter_width=48,
+    image_size=112, adapter_width=48, about=ABOUT,
     vit=ViTConfig(width=176, layers=6, heads=2, mlp_width=704, patch_size=14),
     qformer=QFormerConfig(width=128, layers=4, heads=2, mlp_width=512, queries=16),
     llama=LlamaConfig(hidden_size=192, intermediate_size=512, num_hidden_layers=4,
                       num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=1024,
-                      vocab_size=1200))
+                      vocab_size=1248))
 
 SIDES = ("vision", "language")
 
@@ -113,111 +111,6 @@ def save_pretrained(model, folder):
         save_side(model, folder, side)
 
 
-# ---- Language: text in which the picture is told in words
-
-
-def document(scene, rng):
-    """One text about a scene: (text before the picture, the picture in words, [texts after it]).
-
-    Each part is tokenised by itself, as ArtGPT4.embed_prompt does. Of the documents 20 % are stage
-    1's captions, 25 % stage 2's descriptions, 45 % conversations of one to four rounds, some with a
-    description among them, and 10 % long dialogues.
-    """
-    told = words.told(scene, rng)
-    kind = rng.random()
-    if kind < 0.2:
-        return "", told, [words.caption(scene, rng) + "\n"]
-    if kind < 0.45:
-        before, after = instruction_prompt(rng.choice(INSTRUCTIONS)).split(IMAGE_MARK)
-        return before, told, [after, words.description(scene, rng) + STOP]
-    if kind > 0.9:
-        rounds = words.dialogue(scene, rng)
-    else:
-        rounds = rng.sample(words.questions(scene, rng), rng.choice((1, 1, 2, 3)))
-    if kind < 0.6:
-        place = rng.randrange(len(rounds) + 1)
-        rounds.insert(place, (rng.choice(INSTRUCTIONS), words.description(scene, rng)))
-    messages = [text for question_and_answer in rounds for text in question_and_answer]
-    messages[0] = f"{IMAGE_SLOT} {messages[0]}"
-    before, after = chat_prompt(messages[:-1]).split(IMAGE_MARK)
-    return before, told, [after, messages[-1] + STOP]
-
-
-def train_tokenizer(texts, vocab_size):
-    """A sentencepiece BPE with byte fallback, as LLaMA's, from an iterable of texts."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocab_size,
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        split_by_unicode_script=False, character_coverage=1.0, max_sentence_length=100_000,
-        minloglevel=2)
-    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-
-
-def gallery_tokenizer(seed):
-    """The tokenizer of weights/tiny, trained on 8,000 documents."""
-    rng = random.Random(seed)
-    documents = (document(scene, rng) for scene in random_scenes(8000, f"tokenizer {seed}"))
-    texts = (before + told + "".join(after) for before, told, after in documents)
-    return train_tokenizer(texts, TINY.llama.vocab_size)
-
-
-def mixed(embeds, count):
-    """Turn the vectors of the words that tell a picture into `count` vectors like an image's.
-
-    Each is a random mixture of all: (T, D) -> (count, D). A real Vicuna reads such vectors because
-    it is large; this small one has to learn it.
-    """
-    weights = (2 * torch.randn(count, len(embeds))).softmax(dim=-1)
-    return weights @ embeds + 0.05 * torch.randn(count, embeds.shape[1])
-
-
-def document_batches(tokenizer, batch, seed, rng, window=16):
-    """Yield batches of documents as token ids: [(before, told, after), ...], each a list of ids.
-
-    A batch holds documents of similar length, out of `window` batches of them.
-    """
-    for step in itertools.count(0, window):
-        rows = []
-        for scene in random_scenes(window * batch, f"text {seed} {step}"):
-            before, told, after = document(scene, rng)
-            before = [tokenizer.bos_id(), *tokenizer.encode(before)]
-            after = [token for text in after for token in tokenizer.encode(text)]
-            rows.append((before, tokenizer.encode(told), after))
-        rows.sort(key=lambda row: sum(map(len, row)))
-        waiting = [rows[i:i + batch] for i in range(0, len(rows), batch)]
-        rng.shuffle(waiting)
-        yield from reversed(waiting)
-
-
-def pretrain_language(model, steps, batch, seed):
-    """Train model.llama, without its adapters, on `steps` batches of documents.
-
-    In half of the documents the words that tell the picture are mixed; those are not predicted.
-    """
-    rng = random.Random(seed)
-    batches = document_batches(model.tokenizer, batch, seed, rng)
-
-    def loss_of_step(step):
-        embeds, targets = [], []
-        for row in next(batches):
-            before, told, after = map(torch.tensor, row)
-            picture = model.llama.embed(told)
-            if rng.random() < 0.5:
-                picture = mixed(picture, model.config.qformer.queries)
-                told = torch.full((len(picture),), -100)      # -100: not predicted
-            parts = (model.llama.embed(before), picture, model.llama.embed(after[:-1]))
-            embeds.append(torch.cat(parts))
-            targets.append(torch.cat((before[1:], told, after)))
-        targets = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=-100)
-        hidden = model.llama.hidden(nn.utils.rnn.pad_sequence(embeds, batch_first=True))
-        keep = targets != -100
-        return F.cross_entropy(model.llama.logits(hidden[keep]), targets[keep]), ""
-
-    parameters = [p for name, p in model.llama.named_parameters() if ".adapter." not in name]
-    train(parameters, loss_of_step, steps, 2e-3, "language")
-
-
 # ---- The command
 
 
@@ -234,9 +127,10 @@ def pretrain_side(side, args):
             model, args.vision_steps, args.vision_batch, args.pictures, args.seed)
         train(parameters, loss_of_step, args.vision_steps, 1e-3, side)
     else:
-        model = ArtGPT4(TINY, gallery_tokenizer(args.seed))
+        model = ArtGPT4(TINY, gallery_tokenizer(args.seed, TINY.llama.vocab_size))
         initialise(model.llama)
-        pretrain_language(model, args.language_steps, args.language_batch, args.seed)
+        parameters, loss_of_step = language_objective(model, args.language_batch, args.seed)
+        train(parameters, loss_of_step, args.language_steps, 2e-3, side)
     trainable = {id(parameter) for parameter in model.freeze()}
     for parameter in model.parameters():
         if id(parameter) not in trainable:
