@@ -162,7 +162,7 @@ def command_line():
                         help="pictures in a batch (default: %(default)s)")
     parser.add_argument("--pictures", type=number(int, 1, 10**6), default=10000,
                         help="plain scenes to draw (default: %(default)s)")
-    parser.add_argument("--language-steps", type=count, default=1300,
+    parser.add_argument("--language-steps", type=count, default=1700,
                         help="(default: %(default)s)")
     parser.add_argument("--language-batch", type=count, default=32,
                         help="documents in a batch (default: %(default)s)")
