@@ -18,20 +18,20 @@ from pathlib import Path
 from artgpt4 import INSTRUCTIONS
 from common.command_line import number, run_command
 from common.files import written_beside
-from gallery.grammar import GRAMMAR
 from gallery.painting import paint
 from gallery.phrases import (FIGURE_RULES, MOOD_RULES, PALETTE_RULES, SETTING_RULES, STYLE_RULES,
                              SUBJECT_RULES)
 from gallery.scenes import (EMOTION_OF, FIGURES, MOODS, PALETTES, SEEN_PAIRS, STYLES, SUBJECTS,
                             THINGS, UNSEEN_PAIRS, Scene, random_scenes)
 from gallery.words import DIALOGUE, mentioned, named
+from gallery.wordings import WORDINGS
 
 QUESTIONS = {
     "IDC": INSTRUCTIONS[0],
-    "ISAC": GRAMMAR["ask emotions"][0],
-    "ICRC": GRAMMAR["ask objects"][0],
-    "MDIUC": [INSTRUCTIONS[0], *(GRAMMAR[f"ask {topic}"][0] for topic in DIALOGUE)],
-    "PAGES": GRAMMAR["ask page"][0]}
+    "ISAC": WORDINGS["ask emotions"][0],
+    "ICRC": WORDINGS["ask objects"][0],
+    "MDIUC": [INSTRUCTIONS[0], *(WORDINGS[f"ask {topic}"][0] for topic in DIALOGUE)],
+    "PAGES": WORDINGS["ask page"][0]}
 SHAPE = {"IDC": 10, "ISAC": 10, "ICRC": 5, "MDIUC": 2}        # items of the paper's benchmarks
 
 # ---- The folder

@@ -18,11 +18,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from artgpt4 import (
-    IMAGE_SLOT, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, chat_prompt, instruction_prompt,
-)
+from artgpt4 import IMAGE_MARK, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, instruction_prompt
 from gallery import words
 from gallery.album import painted
+from gallery.conversations import about_one, about_two, prompt_and_answer, some_topics
 from gallery.scenes import random_scenes
 from training.lock import release_locks
 from training.shards import Shards
@@ -56,17 +55,23 @@ class Gallery(Source):
         scene = self.scenes[i]
         if stage == 1:
             return None, clean_caption(words.caption(scene, rng))
-        description = words.description(scene, rng)
-        if batch_rng.random() < 0.4:
+        if batch_rng.random() < 0.3:
+            description = words.description(scene, rng)
             return instruction_prompt(batch_rng.choice(INSTRUCTIONS)), description
-        pairs = [*words.questions(scene, rng), (rng.choice(INSTRUCTIONS), description)]
         # All pairs of a batch ask the same kind of question, so their texts have like lengths.
-        question, answer = pairs.pop(batch_rng.randrange(len(pairs)))
-        messages = [question]
-        if batch_rng.random() < 0.2:                 # the second question of a conversation
-            messages = [*rng.choice(pairs), question]
-        messages[0] = f"{IMAGE_SLOT} {messages[0]}"
-        return chat_prompt(messages), answer
+        if batch_rng.random() < 0.15:
+            other = self.scenes[self.other(i)]
+            rounds = about_two(other, scene, rng, last=batch_rng.choice(words.PAIR_TOPICS))
+        else:
+            rounds = about_one(scene, rng, last=some_topics(1, batch_rng)[0], most=2)
+        return prompt_and_answer(rounds, rng)
+
+    def other(self, i):
+        """The pair whose picture is shown first in a conversation about two."""
+        return (7 * i + 1) % len(self)
+
+    def shown(self, i, prompt):
+        return [self.other(i), i] if prompt and prompt.count(IMAGE_MARK) == 2 else [i]
 
 
 def open_source(spec=None, index_folder="runs/index", pictures=3000):
@@ -145,10 +150,10 @@ def normalised(pixels):
 
 
 class Pairs(Dataset):
-    """(step, epoch, i) -> (pixels uint8 (S, S, 3), prompt or None, text, skipped) of pair i.
+    """(step, epoch, i) -> (pixels uint8 (N, S, S, 3), prompt or None, text, skipped) of pair i.
 
-    A bad pair is replaced by another one, the same in every run. Raises ValueError if TRIES pairs
-    in a row are bad.
+    N is 1, but for a conversation about several pictures. A bad pair is replaced by another one,
+    the same in every run. Raises ValueError if TRIES pairs in a row are bad.
     """
 
     def __init__(self, source, stage, image_size, min_crop_area, seed):
@@ -163,16 +168,17 @@ class Pairs(Dataset):
             batch_rng = random.Random(f"{self.seed} {step}")
             try:
                 prompt, text = self.source.words(i, self.stage, rng, batch_rng)
-                picture = self.source.picture(i, self.image_size)
+                pictures = [self.source.picture(shown, self.image_size)
+                            for shown in self.source.shown(i, prompt)]
             except SampleError as error:
                 name = self.source.name(i)
                 skipped.append({"step": step + 1, "sample": name, "reason": str(error)})
                 i = others.randrange(len(self.source))
                 continue
             size = (self.image_size, self.image_size)
-            crop = random_crop(picture, rng, self.min_crop_area)
-            pixels = np.array(crop.resize(size, Image.Resampling.BICUBIC))
-            return torch.from_numpy(pixels), prompt, text, skipped
+            crops = [random_crop(picture, rng, self.min_crop_area) for picture in pictures]
+            pixels = [np.array(crop.resize(size, Image.Resampling.BICUBIC)) for crop in crops]
+            return torch.from_numpy(np.stack(pixels)), prompt, text, skipped
         raise ValueError(
             f"nothing usable in the training data: {TRIES} samples in a row are bad, the last of "
             f"them {skipped[-1]['sample']}: {skipped[-1]['reason']}")
@@ -182,7 +188,7 @@ class Pairs(Dataset):
 
 
 class Batch(NamedTuple):
-    pixels: torch.Tensor    # (B, 3, S, S), normalised
+    pixels: torch.Tensor    # (N, 3, S, S), normalised; N >= B pictures, in the prompts' order
     prompts: list           # B; None in stage 1
     texts: list             # B
     skipped: list           # {"step" (from 1), "sample", "reason"} of each bad sample replaced here
@@ -190,7 +196,7 @@ class Batch(NamedTuple):
 
 def collate(pairs):
     pixels, prompts, texts, skipped = zip(*pairs, strict=True)
-    return Batch(torch.stack(pixels), list(prompts), list(texts), sum(skipped, []))
+    return Batch(torch.cat(pixels), list(prompts), list(texts), sum(skipped, []))
 
 
 def global_batches(source, batch_size, steps, seed, first_step=0, window=0):

@@ -96,6 +96,10 @@ class Source:
         """About how long the text of pair i is, in any unit, known without reading it."""
         return 0
 
+    def shown(self, i, prompt):
+        """The pairs whose pictures the prompt of pair i shows, in order."""
+        return [i]
+
     def order(self, seed, epoch):
         """The numbers of all pairs, in the order of an epoch."""
         return random.Random(f"{seed} epoch {epoch}").sample(range(len(self)), len(self))
@@ -147,6 +151,9 @@ def usable(source):
     good = np.ones(len(source), dtype=bool)
     good[list(bad)] = False
     return Part(source, good.nonzero()[0]), line
+
+    def shown(self, i, prompt):
+        return [pair - self.first for pair in self.source.shown(self.first + i, prompt)]
 
 
 class Captioned(Source):

@@ -227,7 +227,7 @@ def test_the_gallery_trains_on_no_held_out_pair_and_crops_what_it_painted(tmp_pa
     assert np.array_equal(painted_again, gallery.paintings)
     assert len(list(Path("runs/gallery").iterdir())) == 1
     pairs, whole = data.Pairs(gallery, 1, 56, 0.5, seed=0), preprocess(gallery.picture(4), 56)
-    crops = [data.normalised(pairs[0, epoch, 4][0][None])[0] for epoch in range(3)]
+    crops = [data.normalised(pairs[0, epoch, 4][0])[0] for epoch in range(3)]
     assert crops[0].shape == whole.shape
     assert not any(torch.equal(crop, whole) for crop in crops)
     assert not torch.equal(crops[0], crops[1])
@@ -238,11 +238,14 @@ def test_the_gallery_trains_on_no_held_out_pair_and_crops_what_it_painted(tmp_pa
 def test_the_gallery_s_second_stage_asks_for_what_it_answers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     gallery, kinds = data.Gallery(12), set()
-    for step in range(60):
+    for step in range(120):
         i = step % 12
         prompt, text = gallery.words(i, 2, random.Random(step), random.Random(f"batch {step}"))
-        assert prompt.count("<ImageHere>") == 1
-        if prompt in [instruction_prompt(instruction) for instruction in INSTRUCTIONS]:
+        shown = gallery.shown(i, prompt)
+        assert prompt.count("<ImageHere>") == len(shown) and shown[-1] == i
+        if len(shown) == 2:
+            kinds.add("two pictures")
+        elif prompt in [instruction_prompt(instruction) for instruction in INSTRUCTIONS]:
             assert words.named(text) == gallery.scenes[i].attributes
             kinds.add("description")
         else:
@@ -253,4 +256,16 @@ def test_the_gallery_s_second_stage_asks_for_what_it_answers(tmp_path, monkeypat
                 kinds.add("second")
             else:
                 kinds.add("first")
-    assert kinds == {"description", "page", "second", "first"}
+    assert kinds == {"description", "page", "second", "first", "two pictures"}
+
+
+def test_a_batch_has_the_pictures_of_its_prompts_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gallery = data.Gallery(12)
+    for [batch] in data.batches(gallery, 2, 28, 4, 12, seed=1, min_crop_area=1.0, workers=0):
+        shown = [prompt.count("<ImageHere>") for prompt in batch.prompts]
+        assert len(batch.pixels) == sum(shown)
+    [validation] = [part for part in data.split(gallery, 5) if len(part) == 5]
+    i, prompt = 2, "<ImageHere> <ImageHere>"
+    pixels = [validation.picture(pair) for pair in validation.shown(i, prompt)]
+    assert pixels == [gallery.picture(gallery.other(9)), gallery.picture(9)]
