@@ -34,6 +34,21 @@ def about_one(scene, rng, last=None, most=5):
     return [(new, *pair) for new, pair in zip(shown, rounds, strict=True)]
 
 
+def quiz(first, second, rng):
+    """Rounds of questions that name something which is there or not, about one scene or two."""
+    scenes = (first, second)
+    if rng.random() < 0.25:
+        rounds = [words.pair_question("which", scenes, rng) for _ in range(rng.randint(1, 5))]
+        shown = [list(scenes)]
+    else:
+        topics = rng.choices(("presence", "presence", "kind", "kind", "count", "spot"),
+                             k=rng.randint(1, 9))
+        rounds = [words.question(topic, first, rng) for topic in topics]
+        shown = [[first]]
+    shown += [[]] * (len(rounds) - 1)
+    return [(new, *pair) for new, pair in zip(shown, rounds, strict=True)]
+
+
 def about_two(first, second, rng, last=None):
     """Rounds about two scenes, which come together or one after the other; see about_one.
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from artgpt4 import IMAGE_MARK, INSTRUCTIONS, STOP, instruction_prompt
 from gallery import words
-from gallery.conversations import about_one, about_two, prompt_and_answer
+from gallery.conversations import about_one, about_two, prompt_and_answer, quiz
 from gallery.scenes import random_scenes
 
 
@@ -29,14 +29,20 @@ class Document(NamedTuple):
     pictures: list
 
 
-def document(scene, other, rng):
+def document(scene, other, rng, quizzes=0):
     """One Document about a scene, or about it and another one.
 
-    15 % are stage 1's captions, 15 % stage 2's descriptions, 20 % conversations about two pictures,
-    50 % conversations of one to five rounds about one.
+    A share `quizzes` is quizzes. Of the rest 15 % are stage 1's captions, 15 % stage 2's
+    descriptions, 20 % conversations about two pictures, 50 % conversations of one to five rounds
+    about one.
     """
     scenes, kind = [scene], rng.random()
-    if kind < 0.15:
+    if quizzes and rng.random() < quizzes:
+        rounds = quiz(scene, other, rng)
+        scenes = [scene, other][:len(rounds[0][0])]
+        prompt, answer = prompt_and_answer(rounds, rng)
+        answer += STOP
+    elif kind < 0.15:
         prompt, answer = IMAGE_MARK, words.caption(scene, rng) + "\n"
     elif kind < 0.3:
         prompt = instruction_prompt(rng.choice(INSTRUCTIONS))
@@ -85,7 +91,7 @@ def tokenised(document, tokenizer):
     return texts, [[tokenizer.encode(fact) for fact in facts] for facts in document.pictures]
 
 
-def document_batches(tokenizer, batch, seed, rng, window=16):
+def document_batches(tokenizer, batch, seed, rng, quizzes=0, window=16):
     """Yield batches of tokenised documents, of similar length, out of `window` batches of them."""
     def length(row):
         texts, pictures = row
@@ -94,7 +100,8 @@ def document_batches(tokenizer, batch, seed, rng, window=16):
     for step in itertools.count(0, window):
         scenes = random_scenes(window * batch + 1, f"text {seed} {step}")
         rng.shuffle(scenes)
-        rows = [tokenised(document(*pair, rng), tokenizer) for pair in itertools.pairwise(scenes)]
+        rows = [tokenised(document(*pair, rng, quizzes), tokenizer)
+                for pair in itertools.pairwise(scenes)]
         rows.sort(key=length)
         waiting = [rows[i:i + batch] for i in range(0, len(rows), batch)]
         rng.shuffle(waiting)
@@ -147,17 +154,20 @@ def picture_in_words(embed, facts, count, rng):
     return embed(torch.tensor([token for fact in shuffled for token in fact]))
 
 
-def language_objective(model, batch, seed):
+def language_objective(model, batch, seed, quizzes=0):
     """What train in pretrain.py needs: (the parameters, loss_of_step).
 
     The parameters are those of model.llama, without its adapters. Every token of a text is
-    predicted, but none of a picture.
+    predicted, but none of a picture. quizzes: see document.
     """
     rng = random.Random(seed)
-    batches = document_batches(model.tokenizer, batch, seed, rng)
+    batches = document_batches(model.tokenizer, batch, seed, rng, quizzes)
     embed, count = model.llama.embed, model.config.qformer.queries
+    yes, no = (torch.tensor(model.tokenizer.encode(f"{word}, it")[0]) for word in ("Yes", "No"))
+    right = 0.5                                                         # a running mean
 
     def loss_of_step(step):
+        nonlocal right
         embeds, targets = [], []
         for texts, pictures in next(batches):
             parts, ids = [], []
@@ -172,7 +182,12 @@ def language_objective(model, batch, seed):
         targets = pad_sequence(targets, batch_first=True, padding_value=-100)
         hidden = model.llama.hidden(pad_sequence(embeds, batch_first=True))
         keep = targets != -100
-        return F.cross_entropy(model.llama.logits(hidden[keep]), targets[keep]), ""
+        logits, targets = model.llama.logits(hidden[keep]), targets[keep]
+        asked = (targets == yes) | (targets == no)
+        if asked.any():
+            agrees = logits[asked].argmax(dim=-1) == targets[asked]
+            right += 0.02 * (agrees.float().mean().item() - right)
+        return F.cross_entropy(logits, targets), f", yes or no right in {right:.0%}"
 
     parameters = [p for name, p in model.llama.named_parameters() if ".adapter." not in name]
     return parameters, loss_of_step

@@ -114,6 +114,20 @@ def save_pretrained(model, folder):
 # ---- The command
 
 
+def quizzed(model, args):
+    """The second part of the language side: documents half of which are quizzes.
+
+    Whether a word names what a picture shows is learned from many such questions at once, and once
+    the model can speak. It starts from the weights in half precision, as they would be saved.
+    """
+    torch.manual_seed(args.seed + 1)
+    for parameter in model.llama.parameters():
+        parameter.data = parameter.data.half().float()
+    parameters, loss_of_step = language_objective(
+        model, args.language_batch // 2, args.seed + 1, quizzes=0.6)
+    train(parameters, loss_of_step, args.quiz_steps, 1.5e-3, "quizzes")
+
+
 def pretrain_side(side, args):
     """Train one side and write its files to args.out. Sets the threads of this process to one."""
     torch.set_num_threads(1)
@@ -131,6 +145,7 @@ def pretrain_side(side, args):
         initialise(model.llama)
         parameters, loss_of_step = language_objective(model, args.language_batch, args.seed)
         train(parameters, loss_of_step, args.language_steps, 2e-3, side)
+        quizzed(model, args)
     trainable = {id(parameter) for parameter in model.freeze()}
     for parameter in model.parameters():
         if id(parameter) not in trainable:
@@ -164,6 +179,8 @@ def command_line():
                         help="plain scenes to draw (default: %(default)s)")
     parser.add_argument("--language-steps", type=count, default=1700,
                         help="(default: %(default)s)")
+    parser.add_argument("--quiz-steps", type=count, default=700,
+                        help="further steps, with quizzes (default: %(default)s)")
     parser.add_argument("--language-batch", type=count, default=32,
                         help="documents in a batch (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="(default: %(default)s)")
