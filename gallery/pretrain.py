@@ -35,7 +35,7 @@ from gallery.vision import shrink_outputs, vision_objective
 
 ABOUT = {
     "knows": "This model knows its painted gallery alone: 14 subjects in 6 styles and 6 palettes.",
-    "examples": ["What is this?", "Is there a boat?", "Write a web page for this painting."],
+    "examples": ["What is this?", "Where does it stand?", "Write a web page for this painting."],
     "settings": {"temperature": 0.3}}
 TINY = Config(
     image_size=112, adapter_width=48, about=ABOUT,
