@@ -70,8 +70,9 @@ class Gallery(Source):
         """The pair whose picture is shown first in a conversation about two."""
         return (7 * i + 1) % len(self)
 
-    def shown(self, i, prompt):
-        return [self.other(i), i] if prompt and prompt.count(IMAGE_MARK) == 2 else [i]
+    def pictures(self, i, size, prompt):
+        is_about_two = prompt is not None and prompt.count(IMAGE_MARK) == 2
+        return [self.picture(shown) for shown in ([self.other(i), i] if is_about_two else [i])]
 
 
 def open_source(spec=None, index_folder="runs/index", pictures=3000):
@@ -168,8 +169,7 @@ class Pairs(Dataset):
             batch_rng = random.Random(f"{self.seed} {step}")
             try:
                 prompt, text = self.source.words(i, self.stage, rng, batch_rng)
-                pictures = [self.source.picture(shown, self.image_size)
-                            for shown in self.source.shown(i, prompt)]
+                pictures = self.source.pictures(i, self.image_size, prompt)
             except SampleError as error:
                 name = self.source.name(i)
                 skipped.append({"step": step + 1, "sample": name, "reason": str(error)})

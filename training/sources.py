@@ -96,9 +96,9 @@ class Source:
         """About how long the text of pair i is, in any unit, known without reading it."""
         return 0
 
-    def shown(self, i, prompt):
-        """The pairs whose pictures the prompt of pair i shows, in order."""
-        return [i]
+    def pictures(self, i, size, prompt):
+        """The pictures that the prompt of pair i shows, in order."""
+        return [self.picture(i, size)]
 
     def order(self, seed, epoch):
         """The numbers of all pairs, in the order of an epoch."""
@@ -133,6 +133,9 @@ class Part(Source):
     def picture(self, i, size=0):
         return self.source.picture(self.numbers[i], size)
 
+    def pictures(self, i, *arguments):
+        return self.source.pictures(self.numbers[i], *arguments)
+
     def words(self, i, *arguments):
         return self.source.words(self.numbers[i], *arguments)
 
@@ -151,9 +154,6 @@ def usable(source):
     good = np.ones(len(source), dtype=bool)
     good[list(bad)] = False
     return Part(source, good.nonzero()[0]), line
-
-    def shown(self, i, prompt):
-        return [pair - self.first for pair in self.source.shown(self.first + i, prompt)]
 
 
 class Captioned(Source):

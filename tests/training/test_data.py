@@ -12,7 +12,7 @@ from artgpt4 import INSTRUCTIONS, SYSTEM, instruction_prompt, preprocess
 from gallery import words
 from gallery.scenes import UNSEEN_PAIRS
 from tests.training.small_files import write_tar
-from training import data
+from training import data, sources
 
 
 @pytest.fixture
@@ -241,8 +241,8 @@ def test_the_gallery_s_second_stage_asks_for_what_it_answers(tmp_path, monkeypat
     for step in range(120):
         i = step % 12
         prompt, text = gallery.words(i, 2, random.Random(step), random.Random(f"batch {step}"))
-        shown = gallery.shown(i, prompt)
-        assert prompt.count("<ImageHere>") == len(shown) and shown[-1] == i
+        shown = gallery.pictures(i, 56, prompt)
+        assert prompt.count("<ImageHere>") == len(shown) and shown[-1] == gallery.picture(i)
         if len(shown) == 2:
             kinds.add("two pictures")
         elif prompt in [instruction_prompt(instruction) for instruction in INSTRUCTIONS]:
@@ -265,7 +265,6 @@ def test_a_batch_has_the_pictures_of_its_prompts_in_order(tmp_path, monkeypatch)
     for [batch] in data.batches(gallery, 2, 28, 4, 12, seed=1, min_crop_area=1.0, workers=0):
         shown = [prompt.count("<ImageHere>") for prompt in batch.prompts]
         assert len(batch.pixels) == sum(shown)
-    [validation] = [part for part in data.split(gallery, 5) if len(part) == 5]
-    i, prompt = 2, "<ImageHere> <ImageHere>"
-    pixels = [validation.picture(pair) for pair in validation.shown(i, prompt)]
-    assert pixels == [gallery.picture(gallery.other(9)), gallery.picture(9)]
+    part, prompt = sources.Part(gallery, [3, 4, 9]), "<ImageHere> <ImageHere>"
+    assert part.pictures(2, 56, prompt) == [gallery.picture(gallery.other(9)), gallery.picture(9)]
+    assert part.pictures(2, 56, None) == [gallery.picture(9)]
