@@ -191,11 +191,17 @@ def load_torch(file, source):
 
 
 def open_old(file):
-    """The tensors of a file of torch.save before torch 1.6, {name: Stored}. It has no checksums,
-    and is read as a whole."""
-    loaded = load_torch(file, file)
-    return {name: in_memory(f"{file}: {name}", tensor)
-            for name, tensor in named_tensors(file, loaded).items()}
+    """The tensors of a file of torch.save before torch 1.6, {name: Stored}.
+
+    It is read as a whole. It has no checksums; so that a changed shape or stride is noticed, each
+    tensor must fill its storage.
+    """
+    tensors = named_tensors(file, load_torch(file, file))
+    for name, tensor in tensors.items():
+        if not tensor.is_contiguous() or tensor.nbytes != tensor.untyped_storage().nbytes():
+            raise ValueError(f"{file}: {name} is a part of a larger tensor, or its sizes are "
+                             "damaged; save the file again with a newer torch")
+    return {name: in_memory(f"{file}: {name}", tensor) for name, tensor in tensors.items()}
 
 
 def open_archive(file):
