@@ -192,7 +192,7 @@ def load_tokenizer(file, config):
         raise ValueError(f"{file}: not a sentencepiece model (it is empty); download it again")
     try:
         tokenizer = sentencepiece.SentencePieceProcessor(model_proto=content)
-    except RuntimeError:
+    except (RuntimeError, ValueError):                        # ValueError: a piece is no UTF-8
         raise ValueError(f"{file}: not a sentencepiece model") from None
     pieces, rows = tokenizer.get_piece_size(), config.llama.vocab_size
     for name, piece in (("BOS", tokenizer.bos_id()), ("EOS", tokenizer.eos_id())):
