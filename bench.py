@@ -19,10 +19,10 @@ A share says how much of the machine a part uses. Encode and prefill are compare
 product, decode with the read bandwidth of its memory, since every weight is read once for a token.
 Run it under /usr/bin/time -v for the memory.
 """
-from common.command_line import run_command, start_command
+from common.start import start_command
 
 if __name__ == "__main__":
-    start_command()                                           # first: Ctrl-C during the imports
+    start_command()                                           # before the slow imports
 
 import argparse
 from dataclasses import replace
@@ -36,6 +36,7 @@ from benchmarks.speed import (
     int8_error_table, limits_table, model_table, peers_table, rounds_table,
     speak_without_tokenizer)
 from benchmarks.training_cost import loader_table, memory_tables, step_time
+from common.command_line import run_command
 from common.loading import load_folder
 
 TINY = Path(__file__).resolve().parent / "weights" / "tiny"

@@ -11,10 +11,10 @@
 In a terminal, Ctrl-C stops an answer, Ctrl-D or /quit ends the session. A line that begins with "/"
 is a command; /help lists them.
 """
-from common.command_line import number, run_command, start_command
+from common.start import start_command
 
 if __name__ == "__main__":
-    start_command()                                           # first: Ctrl-C during the imports
+    start_command()                                           # before the slow imports
 
 import argparse
 import random
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from common.command_line import number, run_command
 from common.loading import device, load_model, precision
 from conversation.flags import check, question_text
 from conversation.labelling import json_text, label

@@ -9,10 +9,10 @@ One tensor of the source is in memory at a time, and the output is written tenso
 first: a 13B model converts in 1 GB. All shapes are checked before the first byte is written, all
 values while they are written. The folder appears when it is complete.
 """
-from common.command_line import number, printable, run_command, start_command
+from common.start import start_command
 
 if __name__ == "__main__":
-    start_command()                                           # first: Ctrl-C during the imports
+    start_command()                                           # before the slow imports
 
 import argparse
 import contextlib
@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from artgpt4 import PROMPTS, ArtGPT4, Config
+from common.command_line import number, printable, run_command
 from common.files import read_tensors, written_beside
 from conversion.assembly import fit_vit, settle_head, take, take_adapter, to_int8
 from conversion.checkpoints import open_checkpoint

@@ -15,10 +15,10 @@ FOLDER/IDC, ISAC, ICRC and MDIUC hold numbered pictures, and PAGES those for whi
 be written. FOLDER/questions.json may replace the questions. Answers and scores are kept in RUN and
 never asked for twice: after an interruption of any kind, run the same command again.
 """
-from common.command_line import number, run_command, start_command
+from common.start import start_command
 
 if __name__ == "__main__":
-    start_command()                                           # first: Ctrl-C during the imports
+    start_command()                                           # before the slow imports
 
 import argparse
 import json
@@ -27,6 +27,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+from common.command_line import number, run_command
 from common.files import read_json
 from common.page import markdown_table
 from evaluation.answers import (

@@ -8,6 +8,11 @@
 Each of ten chapters shows the lines of artgpt4.py that run, as they stand there when the page is
 made, beside the tensors that they gave. The page needs no network and runs no script.
 """
+from common.start import start_command
+
+if __name__ == "__main__":
+    start_command()                                           # before the slow imports
+
 import argparse
 import os
 import random

@@ -11,10 +11,10 @@ A run may end at any moment, by Ctrl-C or by a power cut. The same command with 
 from the last checkpoint and ends with the same weights, to the bit: what a step trains on is a
 pure function of seed and step.
 """
-from common.command_line import run_command, start_command
+from common.start import start_command
 
 if __name__ == "__main__":
-    start_command()                                           # first: Ctrl-C during the imports
+    start_command()                                           # before the slow imports
 
 import json
 import math
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from common.command_line import run_command
 from common.files import written_beside
 from common.loading import load_folder
 from gallery.album import painted

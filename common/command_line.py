@@ -1,13 +1,11 @@
-"""What the commands share: how they start and end, errors in one line, argparse types.
-
-A command imports this first and calls `start_command`, so that Ctrl-C during its slow imports
-(torch takes seconds) is one line too.
-"""
+"""What the commands share: errors in one line, exit codes, argparse types."""
 import argparse
 import os
 import signal
 import sys
 import traceback
+
+from common.start import end_at_once
 
 LONGEST_MESSAGE = 500                                         # characters
 
@@ -15,28 +13,6 @@ LONGEST_MESSAGE = 500                                         # characters
 def printable(text):
     """A text whose control characters are escaped: names of files and tensors may hold any."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-
-
-def end_at_once(*_):
-    """What Ctrl-C does outside of main: one line, exit code 130. An exception would not do: half
-    imported modules print tracebacks, and C++ libraries abort."""
-    os.write(2, b"\ninterrupted\n")
-    os._exit(130)
-
-
-def start_command():
-    """Prepare the process of a command, before its slow imports.
-
-    Ctrl-C ends it at once from now on, until run_command calls main. Standard streams that were
-    closed (`2>&-`) become /dev/null: no file that is opened later takes their number.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:        # else: ignored, by &
-        signal.signal(signal.SIGINT, end_at_once)
-    if None in (sys.stdin, sys.stdout, sys.stderr):
-        while os.open(os.devnull, os.O_RDWR) <= 2:
-            pass
-    if sys.stderr is None:                                    # print would take stdout instead
-        sys.stderr = open(os.devnull, "w")
 
 
 def one_line(error):

@@ -5,10 +5,10 @@
 It runs chat.py in a pseudo-terminal, types the lines below, draws what was shown as an SVG, and
 puts the text into the page that shows it, between two marks.
 """
-from common.command_line import run_command, start_command
+from common.start import start_command
 
 if __name__ == "__main__":
-    start_command()                                           # first: Ctrl-C during the imports
+    start_command()                                           # before the slow imports
 
 import argparse
 import os
@@ -18,6 +18,7 @@ import sys
 from html import escape
 from pathlib import Path
 
+from common.command_line import run_command
 from common.files import written_beside
 
 ROOT = Path(__file__).resolve().parent.parent

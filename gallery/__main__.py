@@ -2,14 +2,15 @@
 
 With --samples FOLDER it paints the pictures of samples/ instead.
 """
-from common.command_line import run_command, start_command
+from common.start import start_command
 
 if __name__ == "__main__":
-    start_command()                                           # first: Ctrl-C during the imports
+    start_command()                                           # before the slow imports
 
 import argparse
 from pathlib import Path
 
+from common.command_line import run_command
 from common.files import written_beside
 from gallery.painting import contact_sheet, paint
 from gallery.scenes import SEEN_PAIRS, STYLES, SUBJECTS, UNSEEN_PAIRS, Scene, random_scenes

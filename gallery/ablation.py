@@ -4,10 +4,10 @@ It trains every mode of MODES through both stages, with the same data and the sa
 each seed. Then it prints how many attributes of held-out paintings each names rightly. The same
 command continues an interrupted ablation.
 """
-from common.command_line import run_command, start_command
+from common.start import start_command
 
 if __name__ == "__main__":
-    start_command()                                           # first: Ctrl-C during the imports
+    start_command()                                           # before the slow imports
 
 import argparse
 import json
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+from common.command_line import run_command
 
 MODES = {
     "minigpt4": "projection alone (MiniGPT-4)",

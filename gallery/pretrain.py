@@ -11,10 +11,10 @@ style.
 The two sides run at once, each in a process of its own and in one thread. So the same seed gives
 the same weights with any number of cores, and whether the sides run together or one by one.
 """
-from common.command_line import number, run_command, start_command
+from common.start import start_command
 
 if __name__ == "__main__":
-    start_command()                                           # first: Ctrl-C during the imports
+    start_command()                                           # before the slow imports
 
 import argparse
 import json
@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from artgpt4 import ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig
+from common.command_line import number, run_command
 from common.files import save_tensors, written_beside
 from common.progress import Progress
 from gallery.language import gallery_tokenizer, language_objective

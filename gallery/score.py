@@ -4,10 +4,10 @@ It prints how many attributes the model's texts name rightly; what of that is le
 vectors are replaced; how much the queries of one picture differ; and whether the Q-Former looks at
 the subject.
 """
-from common.command_line import run_command, start_command
+from common.start import start_command
 
 if __name__ == "__main__":
-    start_command()                                           # first: Ctrl-C during the imports
+    start_command()                                           # before the slow imports
 
 import argparse
 from pathlib import Path
@@ -19,6 +19,7 @@ from PIL import Image
 
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, preprocess
 from common.answering import answers
+from common.command_line import run_command
 from common.loading import load_adapter, load_folder
 from common.progress import Progress
 from gallery import words

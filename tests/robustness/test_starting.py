@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = [[f"{name}.py"] for name in ("bench", "chat", "convert_weights", "evaluate", "train")]
+NAMES = ("bench", "chat", "convert_weights", "evaluate", "explain", "train")
+COMMANDS = [[f"{name}.py"] for name in NAMES]
 COMMANDS += [["-m", f"gallery{part}"] for part in ("", ".pretrain", ".score")]
 
 
@@ -31,9 +32,10 @@ def test_ctrl_c_while_torch_is_imported_is_one_line_and_code_130(command, tmp_pa
 def test_closed_streams(closed, code, out, err, tmp_path):
     tool = tmp_path / "tool.py"
     tool.write_text("""
-from common.command_line import run_command, start_command
+from common.start import start_command
 start_command()
 import argparse, os, sys
+from common.command_line import run_command
 def main(args):
     print("message", file=sys.stderr)
     assert os.open(__file__, os.O_RDONLY) > 2
@@ -48,7 +50,7 @@ run_command(main, argparse.ArgumentParser(prog="tool"))
 def test_a_command_in_the_background_ignores_ctrl_c(tmp_path):
     tool = tmp_path / "tool.py"
     tool.write_text("""
-from common.command_line import start_command
+from common.start import start_command
 start_command()
 import signal
 signal.raise_signal(signal.SIGINT)
