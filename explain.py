@@ -6,7 +6,10 @@
     python explain.py --caption "a woodcut of a castle"      the caption of the chapter on the loss
 
 Each of ten chapters shows the lines of artgpt4.py that run, as they stand there when the page is
-made, beside the tensors that they gave. The page needs no network and runs no script.
+made, beside the tensors that they gave. The page needs no network and runs no script. The one in
+docs/ is made by
+
+    python explain.py samples/couple.png --out docs/explain.html
 """
 from common.start import start_command
 
@@ -16,6 +19,7 @@ if __name__ == "__main__":
 import argparse
 import os
 import random
+import shlex
 import sys
 import warnings
 from html import escape
@@ -110,8 +114,22 @@ def explained(args, file, image):
     weights = "" if args.weights.resolve() == TINY else str(args.weights)
     tour = take(model, image, args.prompt, args.caption or sample_caption(Path(file)), args.patch,
                 args.max_new_tokens, args.weights, (str(file), weights))
-    body = introduction(tour, about) + "".join(chapter(tour) for chapter in CHAPTERS)
+    command = tour.command(flags=own_flags(args))
+    body = (introduction(tour, about) + "".join(chapter(tour) for chapter in CHAPTERS)
+            + f"<footer><p>This page was made by <code>{escape(command)}</code>.</p></footer>")
     return page("ArtGPT-4, explained on one picture", body, STYLE + picture_style(image))
+
+
+def own_flags(args):
+    """The flags about the page that were given, as they stand in a command."""
+    flags = ["--out", str(args.out)]
+    if args.prompt != QUESTION:
+        flags += ["--prompt", args.prompt]
+    if args.caption:
+        flags += ["--caption", args.caption]
+    if args.adapter:
+        flags += ["--adapter", str(args.adapter)]
+    return shlex.join(flags)
 
 
 def sample():

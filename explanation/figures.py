@@ -15,6 +15,7 @@ from common.page import data_url, label, png_url
 STYLE = """
 body { max-width: 82rem; }
 section { border-top: 2px solid var(--line); margin-top: 2.6rem; }
+footer { border-top: 2px solid var(--line); margin-top: 2.6rem; }
 section > h2 { margin-top: 1.2rem; }
 section p, .lead { max-width: 46rem; }
 a { color: var(--s0); }

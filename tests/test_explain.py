@@ -137,6 +137,12 @@ def test_the_answers_with_and_without_the_adapters_are_shown(html):
     assert "MiniGPT-4" in text
 
 
+def test_the_page_says_by_which_command_it_was_made(html):
+    footer = unescape(re.search("<footer>(.*?)</footer>", html)[1])
+    assert f"python explain.py {COUPLE} --out " in footer
+    assert f"--caption '{CAPTION}'" in footer
+
+
 def test_a_sample_has_the_caption_of_the_gallery():
     assert "couple" in explain.sample_caption(COUPLE)
     assert explain.sample_caption(Path("elsewhere/couple.png")) is None
