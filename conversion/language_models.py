@@ -63,6 +63,14 @@ def read_params(file):
     return params
 
 
+def check_head_dim(file, key, head_dim, frequencies):
+    """Raises ValueError unless a Stored of rotary frequencies, where there is one, is for heads of
+    the size that `key` in `file` makes."""
+    if frequencies.shape != (head_dim // 2,):
+        raise ValueError(f"{file}: {key} makes heads of {head_dim}, but {frequencies.where} is "
+                         f"{frequencies.shape}; expected {(head_dim // 2,)}")
+
+
 def open_meta(folder):
     """LLaMA in Meta's format -> its tensors {name: Stored} and config.json's values, both in
     transformers' names. Raises ValueError if a shard is missing or params.json is wrong."""
@@ -70,9 +78,10 @@ def open_meta(folder):
     shards = [open_file(file) for file in sorted(folder.glob("consolidated.*.pth"))]
     head_dim, tensors = params["dim"] // params["n_heads"], {}
     for name in sorted(set().union(*shards)):
-        if name == "rope.freqs":
-            continue
         parts = [shard[name] for shard in shards if name in shard]
+        if name == "rope.freqs":
+            check_head_dim(folder / "params.json", "n_heads", head_dim, parts[0])
+            continue
         if len(parts) < len(shards):
             raise ValueError(f"{folder}: {name} is not in every consolidated.*.pth")
         block = re.search(r"\.(\d+)\.", name)

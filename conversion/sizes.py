@@ -6,6 +6,7 @@ import sys
 from artgpt4 import Config, LlamaConfig, QFormerConfig, ViTConfig
 from common.files import load_tokenizer
 from common.sizes import check_config, check_llama, check_values
+from conversion.language_models import check_head_dim
 
 VIT_HEAD_WIDTH, QFORMER_HEAD_WIDTH = 88, 64                   # of the released models
 SUPPORTED = {  # settings that change the arithmetic, and the value that artgpt4.py implements
@@ -178,6 +179,10 @@ def config_of(vit, qformer, llm, adapter=None, vit_layers=None, image_size=None)
     if blocks != config.llama.num_hidden_layers:
         raise ValueError(f"{file}: num_hidden_layers is {config.llama.num_hidden_layers}, "
                          f"but the tensors are of {blocks} blocks")
+    head_dim = config.llama.hidden_size // config.llama.num_attention_heads
+    for name, tensor in llm.tensors.items():
+        if name.endswith(".rotary_emb.inv_freq"):             # older files have it
+            check_head_dim(file, "num_attention_heads", head_dim, tensor)
     if config.image_size <= 0 or config.image_size % config.vit.patch_size:
         raise ValueError(f"--image-size {config.image_size}: "
                          f"expected a multiple of {config.vit.patch_size}")

@@ -125,6 +125,12 @@ def test_a_missing_matrix_is_not_the_end_of_the_model(refused, spoiled, vicuna, 
     assert "layers is 1000000000" in refused(vit=spoiled("eva_vit_g.pth", far))
 
 
+def test_heads_that_differ_from_the_rotary_frequencies_are_refused(refused, vicuna):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    folder = vicuna({"num_attention_heads": 8}, {name: torch.ones(12)})
+    assert "config.json: num_attention_heads makes heads of 12, but" in refused(llm=folder)
+
+
 def test_a_vit_that_was_cut_to_39_blocks_keeps_them():
     eva = Checkpoint("eva.pth", "eva", {}, {}, None)
     assert [kept_layers(eva, found, 1408) for found in (40, 39)] == [39, 39]
