@@ -85,7 +85,7 @@ RECIPES = {                     # (recipe, stage)
     # For weights/tiny and the gallery: minutes on two cores.
     ("tiny", 1): Recipe(32, 1e-5, 3e-3, 1e-4, 30, 660, max_text_tokens=40,
                         min_crop_area=0.8, eval_every=220),
-    ("tiny", 2): Recipe(16, 1e-5, 3e-3, 5e-5, 20, 735, max_text_tokens=160,
+    ("tiny", 2): Recipe(16, 1e-5, 1e-3, 5e-5, 20, 525, max_text_tokens=240,
                         min_crop_area=0.8, eval_every=105),
 }
 

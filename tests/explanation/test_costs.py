@@ -25,7 +25,7 @@ def test_every_parameter_is_counted_once(tiny):
 
 def test_multiplications_are_those_of_the_formulas(tiny):
     tokens, parts = 50, costs(tiny.config, 50)
-    d, inner, blocks, vocabulary = 192, 512, 4, 1200
+    d, inner, blocks, vocabulary = 192, 512, 4, tiny.config.llama.vocab_size
     matrices = blocks * (4 * d * d + 3 * d * inner)
     attention = blocks * 2 * d * tokens * (tokens + 1) // 2
     language = parts["language model"]

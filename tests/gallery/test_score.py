@@ -109,3 +109,8 @@ def test_the_tables_show_each_set(monkeypatch, tiny, pictures):
     assert list(without) == ["four, their mean", "four, another painting's", "four, chance"]
     [line] = score.looks_table(looks).splitlines()[2:]
     assert line.startswith("| four | ") and line.count("%") == 2
+
+
+def test_the_queries_of_the_included_model_differ(tiny, pictures):
+    queries, _ = score.seen_by(tiny, pictures)
+    assert score.mean_cosine(queries) <= 0.8

@@ -54,8 +54,8 @@ def test_the_end_of_the_data_is_for_validation_and_never_trained_on(tmp_path, pa
 
 
 def test_a_first_loss_that_is_a_guess_gives_a_warning(tmp_path, gallery, capsys):
-    short_run(tmp_path / "run", gallery, loss=lambda losses: losses * 0 + math.log(1200))
-    warning = "the first loss, 7.090, is no better than a guess among 1200 tokens, 7.090"
+    short_run(tmp_path / "run", gallery, loss=lambda losses: losses * 0 + math.log(1248))
+    warning = "the first loss, 7.129, is no better than a guess among 1248 tokens, 7.129"
     assert warning in capsys.readouterr().err
 
 
