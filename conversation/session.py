@@ -6,6 +6,7 @@ import re
 import sys
 import textwrap
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.command_line import one_line
@@ -16,6 +17,7 @@ from conversation.rounds import plain
 from conversation.saving import find_html, to_json, to_markdown
 from conversation.settings import SETTINGS
 from conversation.terminal import clean, columns
+from gallery.familiarity import unfamiliar
 
 
 class Session:
@@ -105,9 +107,14 @@ class Session:
             print(f"{file}: {frames_text(image)}", file=sys.stderr)
 
     def add_image(self, image, file):
-        """Add a picture to the conversation; say so when there are more than in training."""
+        """Add a picture to the conversation. Says so when there are more than in training, and when
+        it looks like none of the pictures there."""
         talk = self.conversation
         talk.add_image(image, file)
+        if unfamiliar(talk.model, talk.image_embeds[-1]):
+            name = Path(file).name
+            self.terminal.say(f"({name} looks like nothing that this model has seen; its answers "
+                              "may be wrong)")
         count = len(talk.image_embeds)
         if count == talk.about.pictures + 1:
             self.terminal.say(f"({count} pictures in one conversation: this model was taught with "

@@ -6,10 +6,10 @@ of squared deviations along 32 of these, each in units of the gallery's own. The
 98 % of held-out paintings stay below; other held-out paintings show how often it errs. The foreign
 pictures are made here. With --save the numbers go into the folder's config.json, as "familiar".
 """
-from common.command_line import run_command, start_command
+from common.start import start_command
 
 if __name__ == "__main__":
-    start_command()                                           # first: Ctrl-C during the imports
+    start_command()                                           # before the slow imports
 
 import argparse
 import base64
@@ -21,6 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from artgpt4 import preprocess
+from common.command_line import run_command
 from common.files import written_beside
 from common.loading import load_folder
 from gallery.album import painted

@@ -6,6 +6,7 @@ from PIL import Image
 
 import artgpt4
 from artgpt4 import IMAGE_SLOT, ArtGPT4
+from conversation import session
 from conversation.rounds import Round
 from conversation.session import COMMANDS, Session
 from conversation.terminal import Terminal
@@ -244,3 +245,18 @@ def test_someone_who_types_is_greeted_with_what_the_model_knows(run_chat, pictur
     assert shown[1].startswith(f"model {tmp_path.name} in float32")
     assert shown[2:4] == ["It knows boats.", "for example: What is it?  Why a boat?"]
     assert run_chat(picture, "--weights", tmp_path, lines=b"") == (0, "", "")
+
+
+def test_a_picture_like_none_in_training_is_a_note(run_chat, picture, script, monkeypatch):
+    seen = []
+
+    def unfamiliar(model, image_vectors):
+        seen.append(image_vectors.shape)
+        return len(seen) == 2
+
+    monkeypatch.setattr(session, "unfamiliar", unfamiliar)
+    script(["One"])
+    code, _, err = run_chat(picture, lines=f"/image {picture}\nA?\n".encode())
+    assert (code, err) == (0, "(picture.png looks like nothing that this model has seen; its "
+                              "answers may be wrong)\n")
+    assert seen == [(6, 96), (6, 96)]
