@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import train
 from tests.training.short_runs import log_of, short_run, train_py
 from training.checkpoints import checkpoints
+from training.flags import chosen_recipe, train_parser
 from training.validation import Evaluation
 
 EXPECTED = json.loads((Path(__file__).parent / "golden" / "expected.json").read_text())
@@ -36,6 +37,20 @@ def test_weight_decay_is_on_matrices_alone():
     decayed, free = train.optimizer_for(parameters, train.RECIPES["tiny", 1]).param_groups
     assert decayed["params"] == parameters[:1] and decayed["weight_decay"] == 0.05
     assert free["params"] == parameters[1:] and free["weight_decay"] == 0
+
+
+def test_the_recipe_suits_the_weights_and_finetune_counts_epochs(talker_weights):
+    def recipe(*flags):
+        args = train_parser("", train.RECIPES).parse_args(list(map(str, flags)))
+        return chosen_recipe(args, train.RECIPES)
+
+    tiny, other = ["--stage", 2], ["--stage", 2, "--weights", talker_weights]
+    assert recipe(*tiny) == train.RECIPES["tiny", 2]
+    assert recipe(*other) == train.RECIPES["paper", 2]
+    finetune = recipe(*other, "--init", talker_weights)
+    assert finetune == train.RECIPES["finetune", 2]
+    assert finetune.for_pairs(200).steps == 150 and finetune.for_pairs(200).eval_every == 50
+    assert recipe(*tiny, "--epochs", 2).for_pairs(24).steps == 3
 
 
 # ---- Short runs
@@ -172,6 +187,11 @@ def test_stage_2_starts_with_the_adapter_of_stage_1_and_takes_its_flags(tmp_path
     (["--stage", "1", "--pictures", "0"], "--pictures is 0"),
     (["--stage", "1", "--save-every", "-1"], "--save-every is -1"),
     (["--stage", "1", "--fsdp"], "start them with torchrun"),
+    (["--stage", "1", "--warmup-steps", "-5"], "--warmup-steps is -5; it must be a number, 0"),
+    (["--stage", "1", "--max-grad-norm", "0"], "--max-grad-norm is 0.0; it must be a number, ab"),
+    (["--stage", "1", "--lr", "nan"], "--lr is nan; it must be a number, 0 or more"),
+    (["--stage", "1", "--steps", "5", "--epochs", "2"], "--steps and --epochs both say how long"),
+    (["--stage", "1", "--patience", "2"], "--patience waits for a lower validation loss"),
     (["--stage", "1", "--pictures", "3", "--val", "3"], "--val is 3"),
     (["--stage", "1", "--init", "none.safetensors"], "none.safetensors: no such file"),
 ])

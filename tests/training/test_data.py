@@ -1,6 +1,7 @@
 """training/data.py: crops, the order of pairs, batches, bad samples, which data a name means."""
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +217,36 @@ def test_what_lies_at_a_path_tells_which_kind_of_data_it_is(tmp_path, source, mo
         data.open_source("own/a.txt")
     with pytest.raises(ValueError, match="gone: no such file"):
         data.open_source("gone")
+
+
+def test_a_folder_named_as_a_tar_file_is_a_folder(tmp_path, source):
+    (tmp_path / "tars" / "x.tar").mkdir(parents=True)
+    picture = source.pairs[0][0].read_bytes()
+    write_tar(tmp_path / "tars" / "0.tar", {"0.jpg": picture, "0.txt": b"a caption"})
+    assert len(data.open_source(tmp_path / "tars", tmp_path / "index")) == 1
+    with pytest.raises(ValueError, match="x.tar: a folder without tar files"):
+        data.open_source(tmp_path / "tars" / "*.tar", tmp_path / "index")
+
+
+def test_validation_pairs_are_drawn_by_the_seed_and_the_rest_is_trained_on(source):
+    def names(part):
+        return [part.name(i) for i in range(len(part))]
+
+    train, val = data.split(source, 4, seed=1)
+    everything = names(source)
+    assert sorted(names(train) + names(val)) == sorted(everything) and len(val) == 4
+    assert names(val) == names(data.split(source, 4, seed=1)[1]) != everything[-4:]
+    assert names(val) != names(data.split(source, 4, seed=2)[1])
+
+
+def test_a_fingerprint_tells_other_data_and_not_another_place(source, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "image", copy / "image")
+    shutil.copy(tmp_path / "filter_cap.json", copy)
+    assert data.open_source(f"{copy}/").fingerprint() == source.fingerprint()
+    content = (copy / "filter_cap.json").read_text()
+    (copy / "filter_cap.json").write_text(content.replace("No.", "no."))
+    assert data.open_source(copy).fingerprint() != source.fingerprint()
 
 
 def test_the_gallery_trains_on_no_held_out_pair_and_crops_what_it_painted(tmp_path, monkeypatch):

@@ -29,8 +29,8 @@ def test_a_minigpt4_gives_the_projection_and_leaves_the_adapters_untrained(weigh
 
 def test_an_adapter_for_another_model_is_refused_by_name(checkpoints, talker_weights):
     model = ArtGPT4.from_pretrained(talker_weights, adapter=False)
-    message = r"ArtGPT-4.pth: made for a language model whose width is 64; that of --weights is 96"
+    message = "ArtGPT-4.pth: made for a language model whose .* is 4; that of --weights is 2"
     with pytest.raises(ValueError, match=message):
         load_initial(model, checkpoints / "ArtGPT-4.pth")
-    with pytest.raises(ValueError, match="this is BLIP-2|this is .*; expected"):
+    with pytest.raises(ValueError, match="eva_vit_g.pth: this is .*; expected"):
         load_initial(model, checkpoints / "eva_vit_g.pth")

@@ -1,13 +1,18 @@
 """training/run.py, validation.py, report.py: what a run logs, evaluates, warns of and refuses."""
 import json
 import math
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.training.short_runs import log_of, short_run
 from training.checkpoints import load_checkpoint
-from training.data import open_source
+from training.data import held_out_batches, open_source
+from training.run import begin_folder
 from training.sources import Part
+from training.validation import Evaluation
 
 
 def test_the_log_counts_tokens_memory_and_what_was_skipped(tmp_path, pairs):
@@ -78,3 +83,100 @@ def test_a_step_without_a_finite_loss_is_skipped_and_ten_in_a_row_end_the_run(tm
     assert kept["step"] == 8 and kept["counts"]["skipped_steps"] == 2
     assert kept["optimizer"]["proj.weight"]["step"] == 6
     assert all(tensor.isfinite().all() for tensor in kept["weights"].values())
+
+
+def test_a_last_step_without_a_finite_loss_still_leaves_the_files_that_are_announced(
+        tmp_path, gallery, capsys):
+    forwards = []
+
+    def infinite_at_the_end(losses):
+        forwards.append(losses)
+        return losses * (math.inf if len(forwards) == 6 else 1)
+
+    short_run(tmp_path / "run", gallery, loss=infinite_at_the_end)
+    said = capsys.readouterr()
+    assert "the loss of the last 1 steps was not finite; they changed no weights" in said.err
+    assert load_checkpoint(tmp_path / "run", {})["step"] == 6
+    for name in ("adapter.safetensors", "samples.png", "report.html"):
+        assert (tmp_path / "run" / name).is_file() and name in said.out
+
+
+def test_a_run_without_any_finite_loss_fails_and_leaves_nothing_of_an_older_run(tmp_path, gallery):
+    out = tmp_path / "run"
+    out.mkdir()
+    older = ("adapter.safetensors", "best.safetensors", "samples.png", "report.html", "score.json")
+    for name in older:
+        (out / name).write_text("of an older run")
+    with pytest.raises(ValueError, match="not finite in the 6 steps up to step 6"):
+        short_run(out, gallery, loss=lambda losses: losses * math.inf)
+    assert not [name for name in older if (out / name).exists()]
+
+
+def test_weights_with_nan_are_named_at_once(tmp_path, gallery):
+    def spoil(model):
+        model.llama.blocks[1].mlp.down.weight.data[3, 5] = math.nan
+
+    message = "weights hold NaN or infinity, in llama.blocks.1.mlp.down.weight"
+    with pytest.raises(ValueError, match=message):
+        short_run(tmp_path / "run", gallery, weights=spoil)
+    assert len(log_of(tmp_path / "run")) == 0
+
+
+def test_a_damaged_log_is_kept_by_step(tmp_path):
+    lines = ['{"step": 1, "loss": 5}', '{"step": 2, "lo', "[]", '{"step": 4}', '{"step": 3}']
+    (tmp_path / "log.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\xff\n")
+    begin_folder(tmp_path, 3)
+    assert log_of(tmp_path) == [{"step": 1, "loss": 5}, {"step": 3}]
+
+
+def test_the_best_weights_are_kept_and_patience_ends_a_run(tmp_path, pairs, monkeypatch, capsys):
+    source, losses = open_source(pairs), iter([3.0, 2.0, 2.5, 2.25, 1.0])
+    monkeypatch.setattr(Evaluation, "losses", lambda self, module: {"val_loss": next(losses)})
+    changes = {"eval_every": 1}
+    short_run(tmp_path / "run", source, changes=changes, patience=2)
+    assert [entry["step"] for entry in log_of(tmp_path / "run")] == [1, 2, 3, 4]
+    assert "best.safetensors, of step 2: validation loss 2.000" in capsys.readouterr().out
+    short_run(tmp_path / "run", source, changes=changes, patience=2, resume=True)
+    assert len(log_of(tmp_path / "run")) == 4                 # it was over
+    best, last = (load_file(tmp_path / "run" / f"{name}.safetensors")
+                  for name in ("best", "adapter"))
+    assert not torch.equal(best["proj.weight"], last["proj.weight"])
+
+
+def test_texts_that_are_cut_are_counted_in_log_report_and_warning(tmp_path, pairs, capsys):
+    short_run(tmp_path / "run", open_source(pairs), changes={"max_text_tokens": 4})
+    assert [entry["texts_cut"] for entry in log_of(tmp_path / "run")] == [8, 16, 24, 32, 40, 48]
+    error = capsys.readouterr().err
+    assert "longer than --max-text-tokens 4; it was cut and lost its end" in error
+    assert "48 of 48 texts were cut at --max-text-tokens 4" in error
+    report = (tmp_path / "run" / "report.html").read_text()
+    for name, value in (("texts cut at --max-text-tokens", "48"), ("pairs", "48"),
+                        ("epochs: how often each pair was seen", "4.00")):
+        assert f"{name}</th><td>{value}</td>" in report, name
+
+
+def test_every_held_out_pair_counts_once_for_any_number_of_processes(pairs):
+    source = open_source(pairs)
+    for batch_size, world in ((5, 1), (4, 2), (6, 3), (1, 1), (8, 5)):
+        texts, batches = [], set()
+        for rank in range(world):
+            found = list(held_out_batches(source, 1, 28, batch_size, 0, rank, world))
+            batches.add(len(found))
+            for batch, counts in found:
+                assert len(batch.texts) <= max(1, batch_size // world)
+                texts += batch.texts if counts else []
+        assert len(batches) == 1 and len(texts) == len(set(texts)) == 12
+
+
+def test_too_many_bad_samples_end_a_run_that_is_saved_and_can_be_resumed(tmp_path, pairs):
+    copy = tmp_path / "pairs"
+    shutil.copytree(pairs, copy)
+    (copy / "image" / "3.jpg").write_bytes(b"no picture")
+    source, out = open_source(copy), tmp_path / "run"
+    message = "1 of .* samples were bad, more than --max-bad 0.*--resume continues after step"
+    with pytest.raises(ValueError, match=message):
+        short_run(out, source, max_bad=0)
+    step = load_checkpoint(out, {})["step"]
+    assert step == len(log_of(out)) < 6
+    short_run(out, source, max_bad=0.05, resume=True)
+    assert len(log_of(out)) == 6

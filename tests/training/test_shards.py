@@ -11,7 +11,7 @@ from PIL import Image
 from tests.training.small_files import faults, img2dataset, picture_file, words, write_tar
 from training import shards
 from training.shards import Shards
-from training.sources import SampleError
+from training.sources import SampleError, usable
 
 
 def test_samples_are_read_at_random_with_the_caption_of_the_json_or_else_of_the_text(tmp_path):
@@ -95,6 +95,27 @@ def test_damaged_tar_files_among_others_cost_one_skipped_entry_each(tmp_path):
                               "3.tar": f"{reason} 0 on"}
     with pytest.raises(ValueError, match="2.tar: no picture in it, nor in the 1 others"):
         Shards([tmp_path / "2.tar", tmp_path / "3.tar"], tmp_path / "index")
+
+
+def test_what_macos_adds_is_no_sample_and_a_bad_json_hides_no_text(tmp_path):
+    members = img2dataset(0, 1) | {
+        "._000000000.jpg": b"x", "a/._b.txt": b"x", "b.jpg": picture_file(), "b.txt": b"good",
+        "b.json": b'{"caption": "half', "c.jpg": picture_file(), "d.txt": b"lonely"}
+    source = Shards([write_tar(tmp_path / "0.tar", members)], tmp_path / "index")
+    assert [source.name(i) for i in range(4)] == [
+        f"0.tar:{key}" for key in ("000000000", "b", "c", "d")]
+    assert words(source, 1) == "good"
+    good, line = usable(source)
+    assert [good.name(i) for i in range(2)] == ["0.tar:000000000", "0.tar:b"] and len(good) == 2
+    assert line == "2 of 4 samples left out (0.tar:c: no caption, 0.tar:d: no picture)"
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_compressed_tar_is_called_compressed(tmp_path, kind):
+    with tarfile.open(tmp_path / "0.tar", f"w:{kind}"):
+        pass
+    with pytest.raises(ValueError, match="0.tar: compressed with .*; samples are read in place"):
+        shards.index_tar(tmp_path / "0.tar")
 
 
 def png(width, height, depth=8):

@@ -102,3 +102,7 @@ def test_own_pictures_are_those_with_a_text_beside(tmp_path):
     assert source.picture(1).size == (40, 30)
     assert faults(source) == {"c.webp": "the caption is empty", "d.jpg": "no caption"}
     assert source.text_length(1) > source.text_length(0)
+    (tmp_path / "._b.JPG").write_bytes(b"of macOS")
+    good, line = sources.usable(sources.own_pictures(tmp_path))
+    assert [good.name(i) for i in range(len(good))] == ["a.v2.png", "b.JPG"]
+    assert line == "2 of 4 samples left out (c.webp: the caption is empty, d.jpg: no caption)"
