@@ -11,6 +11,11 @@ twice: at temperature 0, and at the temperature that the weights folder's config
 - web page: it names the subject that the description names, and no two pages are alike.
 - broken: the share of all these answers that the grammar cannot produce for any topic.
 """
+from common.start import start_command
+
+if __name__ == "__main__":
+    start_command()                                           # before the slow imports
+
 import argparse
 import random
 from pathlib import Path

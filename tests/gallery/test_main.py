@@ -3,9 +3,15 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from artgpt4 import ArtGPT4
 from gallery import __main__ as gallery_command
+from gallery import words
+from gallery.painting import paint
+from gallery.scenes import COMPOSITIONS, SEEN_PAIRS, THINGS
+from gallery.score import describe
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples"
 
@@ -17,3 +23,14 @@ def test_the_shipped_samples_are_what_the_gallery_paints(tmp_path):
     for file in files:
         shipped = np.asarray(Image.open(SAMPLES / file.name))
         assert np.array_equal(np.asarray(Image.open(file)), shipped), file.name
+
+
+def test_the_included_model_describes_the_samples_rightly():
+    model = ArtGPT4.from_pretrained(SAMPLES.parent / "weights" / "tiny", dtype=torch.float32)
+    scenes = gallery_command.SAMPLES
+    texts = describe(model, [np.asarray(paint(scene)) for scene in scenes], stage=2)
+    for scene, text in zip(scenes, texts, strict=True):
+        assert (scene.subject, scene.style) in SEEN_PAIRS
+        assert words.named(text) == scene.attributes, text
+        assert words.mentioned(text, COMPOSITIONS) == {scene.composition}
+        assert words.mentioned(text, THINGS) == set(scene.things)
