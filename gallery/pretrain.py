@@ -37,7 +37,8 @@ from gallery.vision import shrink_outputs, vision_objective
 ABOUT = {
     "knows": "This model knows its painted gallery alone: 14 subjects in 6 styles and 6 palettes.",
     "examples": ["What is this?", "Where does it stand?", "Write a web page for this painting."],
-    "settings": {"temperature": 0.3}}
+    "settings": {"temperature": 0.3},
+    "pictures": 2}
 TINY = Config(
     image_size=112, adapter_width=48, about=ABOUT,
     vit=ViTConfig(width=176, layers=6, heads=2, mlp_width=704, patch_size=14),

@@ -7,10 +7,12 @@ import torch
 from PIL import Image
 
 from artgpt4 import ArtGPT4
+from conversation.rounds import Conversation
 from gallery import __main__ as gallery_command
 from gallery import words
 from gallery.painting import paint
-from gallery.scenes import COMPOSITIONS, SEEN_PAIRS, THINGS
+from gallery.recognise import belongs
+from gallery.scenes import COMPOSITIONS, SEEN_PAIRS, SUBJECTS, THINGS
 from gallery.score import describe
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples"
@@ -34,3 +36,19 @@ def test_the_included_model_describes_the_samples_rightly():
         assert words.named(text) == scene.attributes, text
         assert words.mentioned(text, COMPOSITIONS) == {scene.composition}
         assert words.mentioned(text, THINGS) == set(scene.things)
+
+
+def test_the_included_model_answers_what_people_ask_of_the_samples():
+    model = ArtGPT4.from_pretrained(SAMPLES.parent / "weights" / "tiny", dtype=torch.float32)
+    asked = ("What is this?", "Who painted this?", "hello", "Write a web page for this painting.")
+    for scene in gallery_command.SAMPLES:
+        answers = []
+        for question in asked:
+            conversation = Conversation(model, temperature=0)
+            conversation.add_image(paint(scene))
+            answers.append("".join(conversation.answer(question)))
+        subject, painter, greeting, page = answers
+        assert words.mentioned(subject, SUBJECTS) == {scene.subject}
+        assert painter.endswith("the picture does not say.") or painter.startswith("The picture")
+        assert greeting.startswith("Hello!")
+        assert belongs(page, "page") and words.named(page)["subject"] == scene.subject
