@@ -12,14 +12,16 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-# The colours s0 to s5 are for the series of charts.
+# The colours s0 to s7 are for the series of charts.
 STYLE = """
 :root { color-scheme: light dark;
  --paper: #fff; --ink: #1c2024; --faint: #5d6670; --line: #d8dde2; --card: #f5f7f8;
- --s0: #2868a8; --s1: #c8641b; --s2: #2f8a4c; --s3: #8d4c9e; --s4: #a8323e; --s5: #6b6f1d; }
+ --s0: #2868a8; --s1: #c8641b; --s2: #2f8a4c; --s3: #8d4c9e; --s4: #a8323e; --s5: #6b6f1d;
+ --s6: #0f8b8d; --s7: #6d5a4b; }
 @media (prefers-color-scheme: dark) { :root {
  --paper: #15181b; --ink: #e4e8eb; --faint: #98a2ab; --line: #343b42; --card: #1e2327;
- --s0: #6aa9e6; --s1: #ee9a57; --s2: #69c288; --s3: #c48ad4; --s4: #e9767f; --s5: #c0c45a; } }
+ --s0: #6aa9e6; --s1: #ee9a57; --s2: #69c288; --s3: #c48ad4; --s4: #e9767f; --s5: #c0c45a;
+ --s6: #4cc9cb; --s7: #bfa68f; } }
 
 body { margin: 2rem auto; max-width: 70rem; padding: 0 1.2rem;
  background: var(--paper); color: var(--ink);
@@ -66,7 +68,7 @@ svg .faint { fill: var(--faint); }
 .strip small { display: block; opacity: .75; font-size: .68rem; }
 .strip .image { background: var(--s1); color: var(--paper); border-color: var(--s1); }
 """
-COLOURS = 6
+COLOURS = 8
 STYLE += "".join(
     f"svg .s{i} {{ fill: var(--s{i}); }}\nsvg .curve.s{i} {{ fill: none; stroke: var(--s{i}); }}\n"
     for i in range(COLOURS))

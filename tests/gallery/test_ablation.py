@@ -1,57 +1,95 @@
-"""gallery/ablation.py: which runs of train.py it starts, and the table it makes of their scores."""
-import argparse
+"""gallery/ablation.py: which runs there are, that finished ones are kept, tables of raw scores."""
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from common.command_line import run_command
 from gallery import ablation
+from gallery.arms import ARMS
+from gallery.score import ATTRIBUTES
+from tests.common.html_elements import Elements
 
 
-class FakeTrain:
-    """Stands in for subprocess.run: records train.py's flags and writes a score.json."""
-
-    def __init__(self):
-        self.started, self.code = [], 0
-
-    def __call__(self, command):
-        assert command[:2] == [sys.executable, "train.py"]
-        self.started.append(command[2:])
-        out = Path(command[command.index("--out") + 1])
-        out.mkdir(parents=True)
-        share = {"all": 0.5 if "minigpt4" in command else 0.75}
-        (out / "score.json").write_text(json.dumps({"seen pairs": share, "unseen pairs": share}))
-        return subprocess.CompletedProcess(command, self.code)
+def run_ablation(tmp_path, *flags):
+    arguments = ["--out", tmp_path / "runs", "--scores", tmp_path / "scores.json", *flags]
+    run_command(ablation.main, ablation.command_line(), list(map(str, arguments)))
 
 
 @pytest.fixture
-def train(monkeypatch):
-    fake = FakeTrain()
-    monkeypatch.setattr(ablation.subprocess, "run", fake)
-    return fake
+def trained(monkeypatch):
+    """The runs that are made; none trains. An arm is right where its best rate and seed say so."""
+    made = []
+
+    def one_run(name, factor, seed, sweep, args, source):
+        made.append((name, round(factor, 2), seed))
+        right = "1" if (factor == 3) == (name == "mlp") else "0"
+        if name == "artgpt4" and not sweep:
+            right = "1"
+        kinds = ["unseen pairs"] if sweep else ["unseen pairs", "seen pairs"]
+        rightly = {kind: dict.fromkeys(ATTRIBUTES, f"{right}1{seed % 2}") for kind in kinds}
+        return {"arm": name, "factor": factor, "seed": seed, "sweep": sweep, "parameters": 100608,
+                "rates": [factor * 3e-3] * 2, "losses": {1: [2.0, 1.0], 2: [1.5, 0.5 + factor]},
+                "rightly": rightly}
+
+    monkeypatch.setattr(ablation, "one_run", one_run)
+    monkeypatch.setattr(ablation, "Gallery", lambda count: f"{count} paintings")
+    return made
 
 
-def test_every_mode_is_trained_in_both_stages_and_finished_runs_are_kept(tmp_path, capsys, train):
-    args = argparse.Namespace(out=tmp_path, seeds=[1], flags=["--steps", "3"])
-    ablation.main(args)
-    assert len(train.started) == 2 * len(ablation.MODES)
-    run = tmp_path / "minigpt4-1-steps-3"
-    common = ["--mode", "minigpt4", "--seed", "1", "--out"]
-    init = ["--init", f"{run}/stage1/adapter.safetensors"]
-    assert train.started[:2] == [
-        ["--stage", "1", *common, f"{run}/stage1", "--resume", "--steps", "3"],
-        ["--stage", "2", *common, f"{run}/stage2", "--resume", *init, "--steps", "3"]]
+def test_each_arm_is_swept_then_trained_at_its_best_rate_with_every_seed(
+        tmp_path, trained, capsys):
+    flags = ("--arms", "projection", "mlp", "--seeds", 1, 2)
+    run_ablation(tmp_path, *flags)
+    sweep = [(name, factor, ablation.SWEEP_SEED)
+             for name in ("projection", "mlp") for factor in (0.33, 1, 3)]
+    assert trained[:6] == sweep
+    assert trained[6:] == [("projection", 0.33, 1), ("mlp", 3, 1), ("projection", 0.33, 2),
+                           ("mlp", 3, 2)]
     printed = capsys.readouterr().out
-    assert "| projection alone (MiniGPT-4) | 50.0 % (50.0) | 50.0 % (50.0) |" in printed
-    ablation.main(args)
-    assert len(train.started) == 2 * len(ablation.MODES)
+    (tmp_path / "runs" / "mlp-3-2.json").unlink()
+    run_ablation(tmp_path, *flags)
+    assert trained[10:] == [("mlp", 3, 2)]                    # finished runs are kept
     assert capsys.readouterr().out == printed
+    run_ablation(tmp_path, "--table")
+    assert capsys.readouterr().out == printed and len(trained) == 11
 
 
-def test_a_training_that_fails_ends_the_ablation(tmp_path, train):
-    train.code = 3
-    with pytest.raises(ValueError, match="ended with code 3"):
-        ablation.main(argparse.Namespace(out=tmp_path, seeds=[1], flags=[]))
-    assert len(train.started) == 1
+def test_tables_and_curves_are_made_from_the_raw_scores_alone(tmp_path, trained, capsys):
+    run_ablation(tmp_path, "--seeds", 1, 2, 3)
+    printed = capsys.readouterr().out
+    for name in ("ArtGPT-4", "MLP after it", "LoRA on q and v", "image positions alone"):
+        assert name in printed
+    row = [line for line in printed.splitlines() if "(MiniGPT-4)" in line][0]
+    assert "| 100,608 | 1e-03 and 1e-03 |" in row
+    assert "ArtGPT-4 minus the arm, unseen pairs" in printed and "(66.7" not in row
+    html = (tmp_path / "scores.html").read_text()
+    page = Elements(html)
+    assert page.tags.count("polyline") == len(ARMS) and page.tags.count("table") == 3
+    raw = json.loads((tmp_path / "scores.json").read_text())
+    assert len(raw["runs"]) == len(ARMS) * (3 + 3) and "weights" in raw["identity"]
+
+
+def test_the_sweep_is_in_no_result(trained, tmp_path):
+    run_ablation(tmp_path, "--arms", "artgpt4", "--seeds", 1)
+    runs = json.loads((tmp_path / "scores.json").read_text())["runs"]
+    assert ablation.matrix(runs, "artgpt4", "unseen pairs") == [[1, 1, 1]]
+
+
+def test_runs_of_other_settings_are_not_mixed(trained, tmp_path, capsys):
+    run_ablation(tmp_path, "--arms", "norms", "--seeds", 1)
+    with pytest.raises(SystemExit):
+        run_ablation(tmp_path, "--arms", "norms", "--seeds", 1, "--pictures", 20)
+    assert "a run with other weights, recipes or settings" in capsys.readouterr().err
+
+
+def test_a_run_of_two_steps_has_losses_scores_and_its_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, "FACTORS", (1,))
+    run_ablation(tmp_path, "--arms", "shuffled", "--seeds", 1, "--pictures", 2, "--paintings", 4,
+                 "--steps", 2, "--workers", 0)
+    sweep, run = json.loads((tmp_path / "scores.json").read_text())["runs"]
+    assert run["parameters"] == 100608 and run["seed"] == 1 and not run["sweep"]
+    assert [len(losses) for losses in run["losses"].values()] == [1, 1]
+    assert set(run["rightly"]) == {"seen pairs", "unseen pairs"}
+    assert set(sweep["rightly"]) == {"unseen pairs"}
+    assert all(len(digits) == 2 for digits in run["rightly"]["seen pairs"].values())
