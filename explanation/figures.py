@@ -17,6 +17,7 @@ body { max-width: 82rem; }
 section { border-top: 2px solid var(--line); margin-top: 2.6rem; }
 footer { border-top: 2px solid var(--line); margin-top: 2.6rem; }
 section > h2 { margin-top: 1.2rem; }
+.beside > div > h3 { margin-top: 1.2rem; } .beside > div > h3:first-child { margin-top: .4rem; }
 section p, .lead { max-width: 46rem; }
 a { color: var(--s0); }
 nav { display: flex; flex-wrap: wrap; gap: .4rem; margin: 1.2rem 0; }
@@ -48,7 +49,7 @@ figcaption { font-size: .82rem; color: var(--faint); line-height: 1.35; margin: 
 .picture img { width: 100%; height: 100%; display: block; image-rendering: pixelated;
  border-radius: 0; }
 .picture svg { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; }
-section tbody th { white-space: nowrap; }
+section tbody th, section td { white-space: nowrap; }
 details { margin: .5rem 0; }
 summary { cursor: pointer; }
 .words { display: grid; gap: 0 1.5rem; align-items: start;

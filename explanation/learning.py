@@ -7,6 +7,7 @@ from common.page import bars, html_table, token_strip
 from explanation.costs import cache_bytes, costs
 from explanation.figures import percent, section
 
+SURPRISE = 4.6                                                # cross-entropy of the full colour
 KINDS = {"projection": "proj.", "adapters": ".adapter.", "norms before the MLP": ".mlp_norm.",
          "norms before the attention": ".attn_norm."}
 
@@ -51,7 +52,7 @@ def loss(tour):
     for token, value in zip(lesson.ids, lesson.losses, strict=True):
         about = f"cross-entropy {value:.4f}: probability {percent(math.exp(-value), 2)}"
         piece = tour.piece(token).replace("\n", "↵")
-        tokens.append((piece, f"{value:.2f}", value / guess, about, "word"))
+        tokens.append((piece, f"{value:.2f}", value / SURPRISE, about, "word"))
     total = sum(p.numel() for p in model.parameters())
     rows = [(kind, f"{ours:,}", percent(ours / total, 3), f"{theirs:,}", percent(theirs / total, 3))
             for kind, ours, theirs in trainable_rows(model)]
@@ -65,7 +66,7 @@ def loss(tour):
         for place, kinds in norms.items()])
     figures = (
         f"<p>The caption: “{escape(tour.caption)}”</p>" + token_strip(tokens)
-        + f"<p>The loss is the mean: <b>{mean:.4f}</b>. Who only guesses among all "
+        + f"<p>The loss is the mean: <b>{mean:.4f}</b>. A model that only guesses among all "
         f"{model.config.llama.vocab_size:,} tokens gets {guess:.2f}.</p>"
         + "<h3>Trainable parameters, the same in stage 1 and stage 2</h3>"
         + html_table(("", "ArtGPT-4", "share", "MiniGPT-4", "share"), rows)
@@ -75,9 +76,9 @@ def loss(tour):
         + f"<details><summary>By kind of parameter</summary>{detail}</details>")
     texts = (
         "In training the model is shown a picture and a caption, and at each token it is asked how "
-        "likely it held that token to be. Its penalty is the cross-entropy: minus the natural "
+        "likely it found that token. Its penalty is the cross-entropy: minus the natural "
         "logarithm of the probability. It is 0 for a token that was certain, 0.69 for one chance "
-        "in two, 4.6 for one in a hundred. The deeper the colour, the greater the surprise.",
+        "in two, 4.6 for one in a hundred. The deeper the blue, the greater the surprise.",
         "Stage 1 shows pictures with short captions, stage 2 a question and a long answer. Both "
         "train the same few parameters, and all others are frozen. The gradient says for each "
         "trainable number in which direction, and how strongly, it should move so that the loss "

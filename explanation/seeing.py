@@ -90,14 +90,15 @@ def vit(tour):
     figures = (likeness_row(tour, tour.patch)
                + f"<details><summary>Three other patches</summary>{more}</details>")
     texts = (
-        f"The vision transformer (ViT) is a pile of {layers} equal blocks. In a block every patch "
+        f"The vision transformer (ViT) is a stack of {layers} equal blocks. In a block every patch "
         "first looks at all patches and takes from them what it needs. This is called attention; "
         f"it happens in {heads} heads at once, each with an eye for something else. Then a small "
         "network, the MLP, works on each patch by itself. What comes out is added to what went in.",
         "Below, the picture is bright where a patch's vector points in the same direction as that "
-        f"of the framed patch (row {row}, column {column}; both count from 0). A likeness of 1 "
-        "means the same direction, 0 none at all. Early blocks tend to find patches of the same "
-        "colour, late ones patches of the same thing. See whether that is so here.",
+        f"of the framed patch (row {row}, column {column}; both count from 0). The number is the "
+        "cosine: 1 means the same direction, 0 nothing in common. Early blocks tend to find "
+        "patches of the same colour, late ones patches of the same thing. See whether that is so "
+        "here.",
     )
     task = (f"choose another patch: <code>{escape(tour.command(flags='--patch 0,0'))}</code>.")
     return section(2, "vit", "The vision transformer: patches find each other", texts,
@@ -219,7 +220,7 @@ def projection(tour):
         f" image vectors. These two directions show {percent(shown, 0)} of how the vectors differ. "
         f"An image vector is {image_length:.1f} long, a word vector {word_length:.1f}.</p>"
         + "<details><summary>The nearest words of each image vector</summary>"
-        + html_table(("", "nearest words, with their likeness"), rows) + "</details>")
+        + html_table(("", "nearest words, with the cosine"), rows) + "</details>")
     width = model.config.llama.hidden_size
     texts = (
         f"The language model reads vectors of {width} numbers, one for each token; a token is a "
