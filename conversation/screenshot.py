@@ -27,7 +27,7 @@ TYPED = (
     "Describe this image in detail.",
     "What is the mood of this painting?",
     "/image samples/lighthouse.png",
-    "And what is this?",
+    "What does the second picture show?",
     "/set temperature 0.3",
     "/set seed 5",
     "Write a poem about this painting.",
