@@ -27,6 +27,7 @@ from statistics import fmean
 
 import torch
 
+from common.command_line import run_command
 from common.files import read_json, weight_files, written_beside
 from common.loading import load_folder
 from common.page import html_table, line_chart, markdown_table, page, paragraph
@@ -49,7 +50,6 @@ MEASURE = "unseen pairs"
 
 # ---- One run
 
-from common.command_line import run_command
 
 def train_stage(model, arm, parameters, stage, recipe, source, what, workers):
     """Train `parameters` by a recipe. Returns the mean loss of every EVERY steps."""
