@@ -9,7 +9,9 @@ import itertools
 import math
 import os
 import random
+import signal
 import sys
+import threading
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -292,14 +294,17 @@ def grouped(loader, accumulate):
     for an error in a worker and for a worker that was killed.
     """
     found = iter(loader)
+    if loader.num_workers and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)         # torch's raises amid any step
     while True:
         try:
             parts = tuple(itertools.islice(found, accumulate))
         except ValueError as error:                  # a worker's message ends with its traceback
             message = str(error).strip().splitlines()[-1]
             raise ValueError(message.removeprefix("ValueError: ")) from None
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:    # also of a connection that is lost
+            is_connection = loader.num_workers > 0 and not isinstance(error, RuntimeError)
+            if not is_connection and "DataLoader worker" not in str(error):
                 raise
             raise ValueError("a process that reads pictures was killed, perhaps for want of "
                              "memory (--workers 1 takes least)") from None

@@ -1,10 +1,14 @@
 """The loader's workers end with the run that started them."""
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 
+import pytest
+
 from tests.robustness.kill_and_resume import small_data
+from training import data
 
 
 def hear_ctrl_c():
@@ -32,3 +36,15 @@ def test_workers_die_quietly_with_the_run(tmp_path):
         os.killpg(run.pid, end)
         _, errors = run.communicate(timeout=60)      # waits for the workers: they hold the pipe
         assert errors == "", end
+
+
+def test_a_killed_worker_is_an_error_of_one_line(tmp_path):
+    source = data.open_source(small_data(tmp_path / "pairs"))
+    before = set(multiprocessing.active_children())
+    steps = data.batches(source, 1, 28, 4, 10**6, 1, workers=1)
+    next(steps)
+    [worker] = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(ValueError, match="^a process that reads pictures was killed[^\n]*$"):
+        for _ in steps:
+            pass

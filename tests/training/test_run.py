@@ -1,4 +1,5 @@
 """training/run.py, validation.py, report.py: what a run logs, evaluates, warns of and refuses."""
+import itertools
 import json
 import math
 import shutil
@@ -7,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training import short_runs
 from tests.training.short_runs import log_of, short_run
 from training.checkpoints import load_checkpoint
 from training.data import held_out_batches, open_source
@@ -180,3 +182,22 @@ def test_too_many_bad_samples_end_a_run_that_is_saved_and_can_be_resumed(tmp_pat
     assert step == len(log_of(out)) < 6
     short_run(out, source, max_bad=0.05, resume=True)
     assert len(log_of(out)) == 6
+
+
+def test_an_error_of_the_loader_comes_after_a_checkpoint_and_says_how_to_continue(
+        tmp_path, gallery, monkeypatch):
+    batches = short_runs.batches
+
+    def lost_after_4(*arguments, **options):
+        yield from itertools.islice(batches(*arguments, **options), 4)
+        raise ValueError("a process that reads pictures was killed")
+
+    monkeypatch.setattr(short_runs, "batches", lost_after_4)
+    message = "was killed; the same command with --resume continues after step 4"
+    with pytest.raises(ValueError, match=message):
+        short_run(tmp_path / "run", gallery)
+    monkeypatch.undo()
+    short_run(tmp_path / "run", gallery, resume=True)
+    short_run(tmp_path / "whole", gallery)
+    assert ((tmp_path / "run" / "adapter.safetensors").read_bytes()
+            == (tmp_path / "whole" / "adapter.safetensors").read_bytes())
