@@ -202,9 +202,15 @@ def scatter(points, kinds, names, title, width=480, height=380):
             near[0][2].append(name)
         else:
             groups.append((x, y, [name]))
-    for x, y, members in groups:
+    taken = []                                                # the boxes of labels so far
+    for x, y, members in reversed(groups):                    # the image vectors first
         more = f" and {len(members) - 2} more" if len(members) > 2 else ""
+        text = ", ".join(members[:2]) + more
         anchor, away = ("end", -10) if x > 0.75 * width else ("start", 10)
-        shapes.append(label(", ".join(members[:2]) + more, x + away, y + 4, anchor))
+        left = x + away - (7 * len(text) if anchor == "end" else 0)
+        right = left + 7 * len(text)
+        if all(right < a or left > b or abs(y - c) > 12 for a, b, c in taken):
+            taken.append((left, right, y))
+            shapes.append(label(text, x + away, y + 4, anchor))
     return (f'<svg class="map" viewBox="0 0 {width} {height}" role="img" '
             f'aria-label="{escape(title)}">{"".join(shapes)}</svg>')
