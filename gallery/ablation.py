@@ -189,11 +189,12 @@ def made_tables(runs):
         tried = [(run["factor"], share(run["rightly"][MEASURE])) for run in of_arm if run["sweep"]]
         sweep.append([ARMS[name].label, *(f"{100 * value:.1f} %" for _, value in sorted(tried))])
     factors = [f"rates x {factor:.2g}" for factor in FACTORS]
-    return [
+    tables = [
         ("Attributes named rightly, mean and each seed",
          ["trained", "parameters", "rates", MEASURE, "seen pairs"], results),
         (f"ArtGPT-4 minus the arm, {MEASURE}, percentage points", ["arm", *HEADING], differences),
         (f"Sweep: validation paintings of {MEASURE}, one seed", ["trained", *factors], sweep)]
+    return [table for table in tables if table[-1]]           # no differences without ArtGPT-4
 
 
 def curves(runs):
