@@ -106,10 +106,7 @@ def learning_rate(step, recipe):
 
 
 def optimizer_for(parameters, recipe, bits=32):
-    """AdamW with weight decay on matrices only: not on biases, not on norms.
-
-    bits: of each moment, 32 or 8.
-    """
+    """AdamW with weight decay on matrices only, not on norms. bits: of each moment, 32 or 8."""
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay},
