@@ -5,7 +5,7 @@ painting.py     draws and paints it
 album.py        many paintings in one file
 phrases.py      what can be said of each subject, style, palette, mood
 grammar.py      sentences and answers made of those
-wordings.py     what people ask, and the wordings held out from training
+wordings.py     what people ask; held_out_wordings.py: what no training text asks
 words.py        captions, descriptions, questions with answers; what a text names
 conversations.py  rounds of questions and answers, about one scene or two
 recognise.py    which topics an answer may belong to; whether it is broken

@@ -31,7 +31,7 @@ from gallery import words
 from gallery.album import painted
 from gallery.recognise import belongs, is_broken
 from gallery.scenes import random_scenes
-from gallery.wordings import HELD_OUT
+from gallery.held_out_wordings import HELD_OUT
 
 SINGLE = tuple(topic for topic in HELD_OUT if topic not in words.PAIR_TOPICS)
 YES_OR_NO = ("presence", "kind")

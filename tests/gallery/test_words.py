@@ -7,7 +7,8 @@ import pytest
 
 from gallery import words
 from gallery.scenes import PALETTES, SEEN_PAIRS, THINGS, UNSEEN_PAIRS, Scene, random_scenes
-from gallery.wordings import HELD_OUT, WORDINGS
+from gallery.held_out_wordings import HELD_OUT
+from gallery.wordings import WORDINGS
 
 SCENES = random_scenes(60, "test", SEEN_PAIRS + UNSEEN_PAIRS)
 

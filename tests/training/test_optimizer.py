@@ -56,6 +56,7 @@ def test_training_with_8_bits_has_the_losses_of_32_and_resumes_to_the_same_bits(
     short_run(out, gallery, optimizer_bits=8, resume=True)
     for file in ("adapter.safetensors", "samples.png"):
         assert (out / file).read_bytes() == (whole / file).read_bytes()
-    state = torch.load(out / "checkpoint-0000006-of-0000006.pt")["optimizer"]["proj.weight"]
+    checkpoint = out / "checkpoint-0000006-of-0000006.pt"
+    state = torch.load(checkpoint, weights_only=True)["optimizer"]["proj.weight"]
     size = sum(tensor.nbytes for name, tensor in state.items() if name != "step")
     assert size == moment_bytes(192 * 128) == 2 * (192 * 128 + 4 * 96)
