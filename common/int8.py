@@ -57,7 +57,8 @@ def packed_product(digits, packed, scale):
     """digits uint8 (N, in) times a packed matrix (out, in), times its scale -> float32 (N, out)."""
     zeros = torch.zeros(len(scale), dtype=torch.int64)
     return torch.ops.onednn.qlinear_pointwise(
-        digits, 1.0, ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+        digits, 1.0, ZERO, packed, scale.float(), zeros, None, 1.0, 0, torch.float32, "none", [],
+        "")
 
 
 def plain_product(digits, weight, scale):

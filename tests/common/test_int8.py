@@ -82,6 +82,16 @@ assert torch.allclose(made(x), x @ made.state_dict()["weight"].float().t(), rtol
     assert run.returncode == 0, run.stderr
 
 
+def test_a_layer_of_another_dtype_computes_the_same():
+    generator = torch.Generator().manual_seed(6)
+    made, _ = layer(64, 32, generator)
+    x = torch.randn(3, 64, generator=generator)
+    expected = made(x)
+    found = made.to(torch.bfloat16)(x.to(torch.bfloat16))
+    assert found.dtype == torch.bfloat16
+    assert error(found.float(), expected) < 0.01
+
+
 def test_a_packed_layer_holds_its_weight_once_and_gives_it_back():
     generator = torch.Generator().manual_seed(5)
     made, _ = layer(64, 32, generator)
