@@ -74,7 +74,7 @@ class Session:
         name, argument = re.fullmatch(r"(?s)(\S+)\s*(.*)", line).groups()
         name = ALIASES.get(name.lower(), name.lower())
         if name not in COMMANDS:
-            nearest = difflib.get_close_matches(name, COMMANDS, 1)
+            nearest = difflib.get_close_matches(name, [*COMMANDS, *ALIASES], 1)
             hint = f"did you mean {nearest[0]}? " if nearest else ""
             raise ValueError(f"{name} is not a command; {hint}/help lists them")
         command = COMMANDS[name]
