@@ -133,9 +133,9 @@ def quizzed(model, args):
 def pretrain_side(side, args):
     """Train one side and write its files to args.out. Sets the threads of this process to one."""
     torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
     if side == "vision":
         model = ArtGPT4(TINY, None)
+        torch.manual_seed(args.seed)          # here, so that no size of the other side counts
         for part in (model.vit, model.qformer):
             initialise(part)
         shrink_outputs(model)
@@ -144,6 +144,7 @@ def pretrain_side(side, args):
         train(parameters, loss_of_step, args.vision_steps, 1e-3, side)
     else:
         model = ArtGPT4(TINY, gallery_tokenizer(args.seed, TINY.llama.vocab_size))
+        torch.manual_seed(args.seed)
         initialise(model.llama)
         parameters, loss_of_step = language_objective(model, args.language_batch, args.seed)
         train(parameters, loss_of_step, args.language_steps, 2e-3, side)
