@@ -5,6 +5,7 @@ functions, which do little or nothing when there is only one.
 """
 import contextlib
 import os
+import sys
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,9 @@ UNDER_TORCHRUN = "RANK" in os.environ
 def processes(device):
     """Join the processes of torchrun, if there are any. Yields the device of this one.
 
-    Raises ValueError if another process is lost.
+    After a block that succeeds, a process of torchrun ends here, at once: FSDP2's tensors keep
+    gloo's group alive, and its threads now and then abort a Python that shuts down. Raises
+    ValueError if another process is lost.
     """
     if not UNDER_TORCHRUN:
         yield device
@@ -33,6 +36,9 @@ def processes(device):
     try:
         yield device
         dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
