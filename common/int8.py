@@ -69,7 +69,7 @@ def plain_product(digits, weight, scale):
         digits = F.pad(digits, (0, inner, 0, max(24 - n, -n % 8)))
         if inner or out % 8:
             weight = F.pad(weight, (0, inner, 0, -out % 8))
-        return torch._int_mm(digits, weight.t())[:n, :out] * scale
+        return torch._int_mm(digits, weight.t())[:n, :out].float().mul_(scale)
     if not exact():
         return (digits.float() @ weight.float().t()).mul_(scale)
     return torch._int_mm(digits, weight.t()).float().mul_(scale)

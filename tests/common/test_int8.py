@@ -12,14 +12,16 @@ from common.int8 import Int8Linear, plain_product, quantise, two_digits
 from gallery.pretrain import save_pretrained
 
 ROOT = Path(__file__).parent.parent.parent
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+on_every_device = pytest.mark.parametrize("device", DEVICES)
 
 
 def error(found, exact):
     return ((found - exact).norm() / exact.norm()).item()
 
 
-def layer(inputs, outputs, generator, bias=False):
-    """An Int8Linear and the float matrix that it holds."""
+def layer(inputs, outputs, generator, bias=False, device="cpu"):
+    """An Int8Linear and the float matrix that it holds, drawn on the CPU and moved to a device."""
     made, matrix = (
         Int8Linear(inputs, outputs, bias),
         torch.randn(outputs, inputs, generator=generator) / inputs**0.5,
@@ -27,35 +29,58 @@ def layer(inputs, outputs, generator, bias=False):
     weight, scale = quantise(matrix)
     made.load_state_dict({"weight": weight, "scale": scale[:, 0]}
                          | ({"bias": torch.randn(outputs, generator=generator)} if bias else {}))
-    return made, matrix
+    return made.to(device), matrix.to(device)
+
+
+def normal(*shape, generator, device):
+    """Drawn on the CPU, so it is the same on every device."""
+    return torch.randn(*shape, generator=generator).to(device)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 128])
-def test_two_digits_keep_what_columns_of_outliers_leave_of_the_rest(rows):
+@on_every_device
+def test_two_digits_keep_what_columns_of_outliers_leave_of_the_rest(rows, device):
     generator = torch.Generator().manual_seed(0)
-    made, matrix = layer(4000, 300, generator)
+    made, matrix = layer(4000, 300, generator, device=device)
     held = made.weight.float() * made.scale[:, None]
-    x = torch.randn(rows, 4000, generator=generator)
+    x = normal(rows, 4000, generator=generator, device=device)
     x[:, ::1000] *= 60                        # one column in a thousand at 60 times the rest
     assert error(made(x), x @ held.t()) <= 0.001
     assert error(made(x), x @ matrix.t()) <= 0.012            # the weights' own rounding
 
 
-def test_a_row_alone_and_among_others_gives_the_same():
+@on_every_device
+def test_a_row_alone_and_among_others_gives_the_same(device):
     generator = torch.Generator().manual_seed(3)
-    made, _ = layer(512, 64, generator)
-    x = torch.randn(9, 512, generator=generator) * torch.logspace(-3, 3, 9)[:, None]
+    made, _ = layer(512, 64, generator, device=device)
+    x = normal(9, 512, generator=generator, device=device)
+    x *= torch.logspace(-3, 3, 9, device=device)[:, None]
     alone = torch.cat([made(row[None]) for row in x])
     assert torch.allclose(alone, made(x), rtol=1e-5, atol=0)
 
 
-def test_digits_are_the_number_they_stand_for():
-    x = torch.tensor([[1.0, -1.0, 0.5, 0.001, 0.0], [3e-20, -2e-20, 1e-20, 0.0, 0.0]])
+@on_every_device
+def test_digits_are_the_number_they_stand_for(device):
+    x = torch.tensor([[1.0, -1.0, 0.5, 0.001, 0.0], [3e-20, -2e-20, 1e-20, 0.0, 0.0]],
+                     device=device)
     digits, steps = two_digits(x)
     high, low = digits.float().sub(128).chunk(2)
     assert torch.allclose((256 * high + low) * steps, x, rtol=0, atol=1.6e-5)
     small = (256 * high + low)[1] * steps[1]
     assert torch.allclose(small, x[1], rtol=0, atol=1.6e-5 * 3e-20)
+
+
+@pytest.mark.parametrize("inputs, outputs", [(320, 48), (96, 33), (50, 7)])
+@pytest.mark.parametrize("rows", [1, 8, 9, 16, 40])
+@on_every_device
+def test_the_plain_product_is_that_of_exact_numbers(inputs, outputs, rows, device):
+    generator = torch.Generator().manual_seed(7)
+    made, _ = layer(inputs, outputs, generator, device=device)
+    digits, _ = two_digits(normal(rows, inputs, generator=generator, device=device))
+    found = plain_product(digits, made.weight, made.scale)
+    exact = (digits.double() - 128) @ made.weight.double().t() * made.scale.double()
+    assert found.dtype == torch.float32 and found.device == made.weight.device
+    assert torch.allclose(found.double(), exact, rtol=1e-6, atol=0)
 
 
 def test_the_packed_product_is_the_plain_one():
@@ -82,10 +107,11 @@ assert torch.allclose(made(x), x @ made.state_dict()["weight"].float().t(), rtol
     assert run.returncode == 0, run.stderr
 
 
-def test_a_layer_of_another_dtype_computes_the_same():
+@on_every_device
+def test_a_layer_of_another_dtype_computes_the_same(device):
     generator = torch.Generator().manual_seed(6)
-    made, _ = layer(64, 32, generator)
-    x = torch.randn(3, 64, generator=generator)
+    made, _ = layer(64, 32, generator, device=device)
+    x = normal(3, 64, generator=generator, device=device)
     expected = made(x)
     found = made.to(torch.bfloat16)(x.to(torch.bfloat16))
     assert found.dtype == torch.bfloat16
@@ -103,23 +129,25 @@ def test_a_packed_layer_holds_its_weight_once_and_gives_it_back():
     assert torch.equal(made.to(torch.float32).weight, weight)
 
 
-def test_without_outliers_and_with_nothing_but_outliers():
+@on_every_device
+def test_without_outliers_and_with_nothing_but_outliers(device):
     generator = torch.Generator().manual_seed(1)
-    made, matrix = layer(512, 64, generator, bias=True)
-    x = torch.randn(3, 5, 512, generator=generator)
+    made, matrix = layer(512, 64, generator, bias=True, device=device)
+    x = normal(3, 5, 512, generator=generator, device=device)
     assert made(x).shape == (3, 5, 64)
     assert error(made(x), x @ matrix.t() + made.bias) < 0.015
     assert error(made(100 * x), 100 * x @ matrix.t() + made.bias) < 0.015
-    assert torch.equal(made(torch.zeros(2, 512)), made.bias.expand(2, -1))
+    assert torch.equal(made(torch.zeros(2, 512, device=device)), made.bias.expand(2, -1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_gradient_to_the_input_is_that_of_the_matrix(dtype):
+@on_every_device
+def test_the_gradient_to_the_input_is_that_of_the_matrix(dtype, device):
     generator = torch.Generator().manual_seed(2)
-    made, _ = layer(96, 40, generator)
-    x = torch.randn(6, 96, generator=generator).to(dtype).requires_grad_()
+    made, _ = layer(96, 40, generator, device=device)
+    x = normal(6, 96, generator=generator, device=device).to(dtype).requires_grad_()
     y = made(x)
-    grad = torch.randn(6, 40, generator=generator).to(dtype)
+    grad = normal(6, 40, generator=generator, device=device).to(dtype)
     y.backward(grad)
     assert y.dtype == x.grad.dtype == dtype and made.weight.grad is None
     exact = grad.float() @ (made.weight.float() * made.scale[:, None])
@@ -127,10 +155,11 @@ def test_the_gradient_to_the_input_is_that_of_the_matrix(dtype):
 
 
 @pytest.mark.parametrize("flags", [{"int8": True}, {"vision_int8": True}])
+@on_every_device
 def test_a_model_quantised_on_loading_answers_nearly_as_the_full_one(
-    weights, model, expected, flags
+    weights, model, expected, flags, device
 ):
-    small = ArtGPT4.from_pretrained(weights["artgpt4"], **flags)
+    small = ArtGPT4.from_pretrained(weights["artgpt4"], device, **flags)
     kinds = {
         name: type(small.get_submodule(name)) is Int8Linear
         for name in (
@@ -146,10 +175,10 @@ def test_a_model_quantised_on_loading_answers_nearly_as_the_full_one(
         == [flags.get("int8", False)] * 3 + [flags.get("vision_int8", False)] * 2
     )
     with torch.no_grad():
-        image_embeds = small.encode_image(expected["pixels"])
+        image_embeds = small.encode_image(expected["pixels"]).cpu()
         assert error(image_embeds, expected["image_embeds"]) < 0.03
         embeds = model.embed_prompt(expected["chat_prompt"], expected["image_embeds"][:1])
-        assert error(small.llama(embeds), model.llama(embeds)) < 0.05
+        assert error(small.llama(embeds.to(device)).cpu(), model.llama(embeds)) < 0.05
 
 
 def test_a_quantised_model_is_saved_and_loaded_to_the_bit(weights, tmp_path):
@@ -162,8 +191,9 @@ def test_a_quantised_model_is_saved_and_loaded_to_the_bit(weights, tmp_path):
     )
 
 
-def test_everything_that_trains_moves_on_an_int8_language_model(weights, expected):
-    small = ArtGPT4.from_pretrained(weights["artgpt4"], int8=True)
+@on_every_device
+def test_everything_that_trains_moves_on_an_int8_language_model(weights, expected, device):
+    small = ArtGPT4.from_pretrained(weights["artgpt4"], device, int8=True)
     optimizer = torch.optim.AdamW(small.freeze(), lr=1e-3)
     before = {name: small.get_parameter(name).clone() for name in small.trainable_names()}
     small.loss(expected["pixels"], expected["captions"]).backward()
