@@ -133,9 +133,10 @@ def quizzed(model, args):
 def pretrain_side(side, args):
     """Train one side and write its files to args.out. Sets the threads of this process to one."""
     torch.set_num_threads(1)
+    torch.manual_seed(args.seed)
     if side == "vision":
         model = ArtGPT4(TINY, None)
-        torch.manual_seed(args.seed)          # here, so that no size of the other side counts
+        torch.manual_seed(args.seed)          # again, so that no size of the other side counts
         for part in (model.vit, model.qformer):
             initialise(part)
         shrink_outputs(model)

@@ -7,15 +7,16 @@ What they have seen is read by linear heads that are thrown away afterwards. Eve
 and so work, of its own: TASKS. When heads read the mean over the queries instead, nothing keeps
 the queries apart, and after a few hundred steps all are equal.
 """
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from artgpt4 import PIXEL_MEAN, PIXEL_STD
 from common.progress import Progress
@@ -194,14 +195,18 @@ def one_hot(values, choices):
     return F.one_hot(numbers, len(choices)).float()[:, None]
 
 
-class PlainScenes:
-    """Plain scenes, drawn once with a margin around what a batch crops, and their labels."""
+class PlainScenes(Dataset):
+    """Plain scenes, drawn once with a margin around what a batch crops, and their labels.
+
+    Item `step` is the batch of that step of a training: a pure function of seed and step, for any
+    number of processes that make them.
+    """
 
     MARGIN = 16
 
-    def __init__(self, count, size, seed):
+    def __init__(self, count, size, seed, steps, batch):
         scenes = random_scenes(count, f"plain {seed}")
-        self.size = size
+        self.size, self.seed, self.steps, self.batch = size, seed, steps, batch
         self.drawn, self.shown = draw_plain(scenes, size + self.MARGIN)
         things = [[float(thing in scene.things) for thing in THINGS] for scene in scenes]
         self.labels = {
@@ -209,24 +214,59 @@ class PlainScenes:
             "composition": one_hot([scene.composition for scene in scenes], COMPOSITIONS),
             "setting": one_hot([scene.setting for scene in scenes], SETTINGS),
             "things": torch.tensor(things)[:, None]}
-        self.rng = random.Random(seed)
-        self.order = []
 
-    def batch(self, count, share):
-        """Photographs of `count` scenes, a share of them with effects; see `photograph`.
+    def __len__(self):
+        return self.steps
+
+    def chosen(self, step):
+        """The numbers of the scenes of a step; every epoch has its own order."""
+        numbers = []
+        for at in range(step * self.batch, (step + 1) * self.batch):
+            epoch, place = divmod(at, len(self.drawn))
+            numbers.append(order_of(len(self.drawn), f"{self.seed} {epoch}")[place])
+        return numbers
+
+    def __getitem__(self, step):
+        """Photographs of a batch of scenes: at first plain ones, from half the steps on all with
+        effects; see `photograph`.
 
         Returns:
             (pixels (B, 3, S, S) in 0 .. 1, what each shows (B, S, S), the labels by task)
         """
-        if len(self.order) < count:
-            self.order = self.rng.sample(range(len(self.drawn)), len(self.drawn))
-        chosen, self.order = self.order[:count], self.order[count:]
-        top, left = self.rng.randrange(self.MARGIN + 1), self.rng.randrange(self.MARGIN + 1)
+        rng = random.Random(f"{self.seed} {step}")
+        top, left = rng.randrange(self.MARGIN + 1), rng.randrange(self.MARGIN + 1)
+        chosen = self.chosen(step)
         window = (chosen, slice(top, top + self.size), slice(left, left + self.size))
-        x, effects = photograph(self.drawn[window], self.rng, share)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng.randrange(2**63))
+            x, effects = photograph(self.drawn[window], rng, share=min(1, 2 * step / self.steps))
         labels = {name: label[chosen] for name, label in self.labels.items()}
         labels["effects"] = F.one_hot(effects, len(EFFECTS)).float().mean(dim=1, keepdim=True)
         return x, torch.from_numpy(self.shown[window]), labels
+
+
+@lru_cache(2)
+def order_of(count, seed):
+    return random.Random(seed).sample(range(count), count)
+
+
+class Lessons(Dataset):
+    """Item `step` is a batch with all that its heads should say; see `targets_of`.
+
+    (pixels (B, 3, S, S) as the ViT takes them, targets by task, subject shares (B, P - 1))
+    """
+
+    def __init__(self, scenes, patches_across):
+        self.scenes, self.patches_across = scenes, patches_across
+
+    def __len__(self):
+        return len(self.scenes)
+
+    def __getitem__(self, step):
+        x, shown, labels = self.scenes[step]
+        targets, subject_shares = targets_of(x, shown, labels, self.patches_across)
+        mean, std = torch.tensor(PIXEL_MEAN)[:, None, None], torch.tensor(PIXEL_STD)[:, None, None]
+        return (x - mean) / std, targets, subject_shares
 
 
 # ---- The objective
@@ -251,31 +291,37 @@ def shrink_outputs(model):
     nn.init.normal_(model.qformer.queries)
 
 
-def vision_objective(model, steps, batch, pictures, seed):
-    """Pre-training of model.vit, ln_vision and qformer on `pictures` plain scenes.
+def vision_objective(model, steps, batch, pictures, seed, workers=0):
+    """Pre-training of model.vit, ln_vision and qformer on `pictures` plain scenes, on the device
+    of the model. workers: processes that make the photographs; 0: this one.
 
     Returns:
         (the parameters to train, loss_of_step(step) -> (loss, a note for the progress line))
     """
-    scenes = PlainScenes(pictures, model.config.image_size, seed)
-    heads = vision_heads(model.config)
-    mean = torch.tensor(PIXEL_MEAN)[:, None, None]
-    std = torch.tensor(PIXEL_STD)[:, None, None]
+    device = model.vit.pos_embed.device
+    scenes = PlainScenes(pictures, model.config.image_size, seed, steps, batch)
+    patches_across = model.config.image_size // model.config.vit.patch_size
+    batches = iter(DataLoader(Lessons(scenes, patches_across), batch_size=None, num_workers=workers,
+                              multiprocessing_context="fork" if workers else None,
+                              generator=torch.Generator()))
+    heads = vision_heads(model.config).to(device)
     named_rightly = 0.0                                                 # a running mean
+
+    def on_device(tensors):
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def loss_of_step(step):
         nonlocal named_rightly
-        share = min(1, 2 * step / steps)                                # plain pictures come first
-        x, shown, labels = scenes.batch(batch, share)
-        patches = model.ln_vision(model.vit((x - mean) / std))          # (B, P, Dv)
+        pixels, targets, subject_shares = next(batches)
+        targets = on_device(targets)
+        patches = model.ln_vision(model.vit(pixels.to(device)))         # (B, P, Dv)
         queries, attention = watched(model.qformer, patches)            # (B, Q, D), (B, Q, P)
         patches = patches[:, 1:]                                        # without the class token
-        targets, subject_shares = targets_of(x, shown, labels, math.isqrt(patches.shape[1]))
         losses, subject = task_losses(heads, patches, queries, targets)
-        loss = POINTING * pointing_loss(attention, subject_shares)
+        loss = POINTING * pointing_loss(attention, subject_shares.to(device))
         for name, task in TASKS.items():
             loss = loss + task.weight * losses[name]
-        right = (subject.argmax(dim=-1) == labels["subject"].argmax(dim=-1)).float().mean().item()
+        right = (subject.argmax(dim=-1) == targets["subject"].argmax(dim=-1)).float().mean().item()
         named_rightly += 0.02 * (right - named_rightly)
         return loss, f", subject {named_rightly:.0%}"
 

@@ -8,7 +8,18 @@ from gallery.pretrain import TINY, initialise
 
 def a_batch():
     """(pixels, what they show, labels) of 6 plain scenes."""
-    return vision.PlainScenes(6, 112, 3).batch(6, 0.5)
+    return vision.PlainScenes(6, 112, 3, steps=4, batch=6)[1]
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    scenes = vision.PlainScenes(6, 112, 3, steps=9, batch=4)
+    pixels, shown, _ = scenes[5]
+    torch.manual_seed(1)
+    again, shown_again, _ = scenes[5]
+    assert torch.equal(pixels, again) and torch.equal(shown, shown_again)
+    assert not torch.equal(pixels, scenes[6][0])
+    seen = [number for step in range(3) for number in scenes.chosen(step)]
+    assert sorted(seen) == sorted(2 * list(range(6)))         # every scene once in an epoch
 
 
 def test_every_query_has_a_task():
