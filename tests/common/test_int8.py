@@ -10,10 +10,9 @@ import torch
 from artgpt4 import ArtGPT4
 from common.int8 import Int8Linear, plain_product, quantise, two_digits
 from gallery.pretrain import save_pretrained
+from tests.devices import on_every_device
 
 ROOT = Path(__file__).parent.parent.parent
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-on_every_device = pytest.mark.parametrize("device", DEVICES)
 
 
 def error(found, exact):
