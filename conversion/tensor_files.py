@@ -228,7 +228,7 @@ def open_archive(file):
                     empty.writestr(f"copy/{name}", content)
             starts = {data_start(copy, member): member.filename.removeprefix("copy/")
                       for member in empty.infolist()}
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, OSError,
+    except (zipfile.BadZipFile, EOFError, struct.error, OSError,
             UnicodeDecodeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{file}: damaged, cut short, or not a checkpoint ({error})") from None
     copy.seek(0)

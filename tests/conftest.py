@@ -62,6 +62,11 @@ def released(file):
     return golden_tensors(RELEASED, file)
 
 
+def same_tensors(folder, other, *files):
+    """Whether files of two weights folders are equal to the byte."""
+    return all((folder / file).read_bytes() == (other / file).read_bytes() for file in files)
+
+
 def save_llama(folder, config, tensors, shards=VICUNA_SHARDS):
     """Write a language model in transformers' format: config.json, tokenizer.model, and .bin shards
     with their index."""
