@@ -4,7 +4,8 @@ import os
 import pytest
 import torch
 
-from training.checkpoints import checkpoints, load_checkpoint, save_checkpoint
+from training import checkpoints as checkpoints_module
+from training.checkpoints import checkpoints, frozen_checksum, load_checkpoint, save_checkpoint
 
 
 def saved(out, *steps):
@@ -43,3 +44,19 @@ def test_a_checkpoint_runs_no_code(tmp_path):
     with pytest.raises(ValueError, match="all its checkpoints are damaged"):
         load_checkpoint(tmp_path, {})
     assert not (tmp_path / "evil").exists()
+
+
+@torch.no_grad()
+def test_a_changed_frozen_weight_changes_the_checksum_and_a_trainable_one_does_not(
+        talker, monkeypatch):
+    frozen = talker.llama.blocks[-1].mlp.down.weight.view(-1)
+    monkeypatch.setattr(checkpoints_module, "CHECKED", len(frozen) // 7 + 1)  # every seventh value
+    before = frozen_checksum(talker)
+    for tensor, index, seen in (
+            (frozen, 0, True), (frozen, 1, False), (frozen, 7 * (len(frozen) // 14), True),
+            (frozen, 7 * ((len(frozen) - 1) // 7), True), (talker.proj.weight.view(-1), 0, False)):
+        value = tensor[index].clone()
+        tensor[index] += 1
+        assert (frozen_checksum(talker) != before) == seen
+        tensor[index] = value
+    assert frozen_checksum(talker) == before

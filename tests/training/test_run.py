@@ -2,7 +2,10 @@
 import itertools
 import json
 import math
+import re
 import shutil
+import sys
+import types
 
 import pytest
 import torch
@@ -201,3 +204,30 @@ def test_an_error_of_the_loader_comes_after_a_checkpoint_and_says_how_to_continu
     short_run(tmp_path / "whole", gallery)
     assert ((tmp_path / "run" / "adapter.safetensors").read_bytes()
             == (tmp_path / "whole" / "adapter.safetensors").read_bytes())
+
+
+def test_the_lines_in_the_documents_send_a_log_to_tensorboard(tmp_path, monkeypatch):
+    waiting, written = [], []                                 # it writes when it is closed
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == "runs/stage2/tensorboard"
+
+        def add_scalar(self, key, value, step):
+            waiting.append((key, float(value), step))
+
+        def close(self):
+            written.extend(waiting)
+
+    tensorboard = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
+    monkeypatch.setattr(torch.utils, "tensorboard", tensorboard, raising=False)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "stage2"
+    folder.mkdir(parents=True)
+    lines = [{"step": 1, "loss": 2.5, "grad_norm": None}, {"step": 2, "loss": 2.0, "grad_norm": 1}]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    document = (short_runs.ROOT / "docs" / "training.md").read_text()
+    exec(re.search(r"```python\n(import json, torch.*?)```", document, re.DOTALL)[1], {})
+    assert sorted(written) == [("grad_norm", 1, 2), ("loss", 2, 2), ("loss", 2.5, 1),
+                               ("step", 1, 1), ("step", 2, 2)]

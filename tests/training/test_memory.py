@@ -1,0 +1,69 @@
+"""training/memory.py: what a run needs is printed, and too little of it refused or warned of."""
+import re
+import shutil
+from argparse import Namespace
+from collections import namedtuple
+
+import pytest
+
+import train
+from training import memory
+from training.memory import check_room
+
+ARGS = Namespace(dtype="float32", accumulate=1, stage=2, data="pictures", checkpointing=False,
+                 fsdp=False, optimizer_bits=32)
+RECIPE = train.RECIPES["tiny", 2]
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def check(talker, tmp_path, monkeypatch, capsys):
+    """check(room, where, free): check_room with so many bytes of memory and of disk -> what it
+    printed, on stdout and on stderr."""
+    def run(room=100e9, where="this machine", free=100e9):
+        monkeypatch.setattr(memory, "room_of", lambda device: (room, where))
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(free, 0, free))
+        check_room(talker, RECIPE, ARGS, "cpu", tmp_path)
+        return capsys.readouterr()
+    return run
+
+
+def needed(printed):
+    """The bytes of memory and of a checkpoint in the line that says them."""
+    gigabytes = re.search(r"memory: about (\S+) GB .* each checkpoint (\S+) GB", printed).groups()
+    return [float(number) * 1e9 for number in gigabytes]
+
+
+def test_the_parts_of_the_estimate_add_up_and_enough_room_gives_no_warning(check):
+    out, err = check()
+    parts = re.search(r"\((.*)\)", out)[1].split(", ")
+    sizes = [float(part.rpartition(" ")[2]) * 1e9 for part in parts]
+    assert [part.rpartition(" ")[0] for part in parts] == [
+        "frozen weights", "trainable weights", "gradients", "AdamW's two moments", "activations"]
+    assert sum(sizes) == pytest.approx(needed(out)[0], abs=0.03e9) and err == ""
+
+
+def test_a_gpu_that_is_clearly_too_small_is_refused_and_a_tight_one_warned_of(check):
+    memory_needed, _ = needed(check().out)
+    with pytest.raises(ValueError, match=r"training needs about .* GB; this GPU has .* --int8, "):
+        check(0.8 * memory_needed, "this GPU")
+    assert check(memory_needed, "this GPU").err.startswith("warning: this GPU has ")
+    assert check(1.3 * memory_needed, "this GPU").err == ""
+
+
+def test_too_little_memory_of_the_machine_is_a_warning_alone(check):
+    memory_needed, _ = needed(check().out)
+    err = check(0.5 * memory_needed).err
+    assert err.startswith("warning: this machine has ") and "--optimizer-bits 8" in err
+
+
+def test_a_disk_without_room_for_three_checkpoints_is_refused_but_for_those_it_holds(
+        check, talker, tmp_path):
+    trainable = sum(talker.get_parameter(name).numel() for name in talker.trainable_names())
+    checkpoint = 12 * trainable                               # float32, with two moments
+    check(free=3.1 * checkpoint)
+    with pytest.raises(ValueError, match=r": .* GB are free; a run needs .* GB, for two checkp"):
+        check(free=2.9 * checkpoint)
+    with open(tmp_path / "checkpoint-0000001-of-0000009.pt", "wb") as old:
+        old.truncate(checkpoint)
+    check(free=2.1 * checkpoint)
