@@ -290,9 +290,9 @@ class LlamaAttention(nn.Module):
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x, cos, sin, mask, cache):              # (B, T, D)
-        q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        q = rotate(split_heads(q, self.heads), cos, sin)
-        k = rotate(split_heads(k, self.kv_heads), cos, sin)
+        qk, v = self.qkv(x).tensor_split([sum(self.widths[:2])], dim=-1)
+        qk = rotate(split_heads(qk, self.heads + self.kv_heads), cos, sin)
+        q, k = qk.tensor_split([self.heads], dim=1)
         v = split_heads(v, self.kv_heads)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)

@@ -37,6 +37,7 @@ from benchmarks.speed import (
     speak_without_tokenizer)
 from benchmarks.training_cost import loader_table, memory_tables, step_time
 from common.command_line import run_command
+from common.int8 import quantise_adapters
 from common.loading import load_folder
 
 TINY = Path(__file__).resolve().parent / "weights" / "tiny"
@@ -49,6 +50,8 @@ def model_to_time(args):
     if args.weights or args.shape == "tiny":
         weights = args.weights or TINY
         model = load_folder(weights, device, dtype, int8=args.int8, vision_int8=args.vision_int8)
+        if model.config.llama.int8:
+            quantise_adapters(model)
         return model, weights.name
     llama = replace(SHAPES[args.shape], int8=args.int8)
     config = Config(adapter_width=llama.hidden_size // 4, llama=llama)

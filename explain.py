@@ -108,7 +108,7 @@ def check_place(file):
 
 def explained(args, file, image):
     """The page, HTML, of a picture (PIL) from `file`."""
-    model = load_model(args)
+    model = load_model(args, train=True)                      # it shows gradients
     parameters = sum(p.numel() for p in model.parameters())
     about = f"{args.weights.resolve().name}, {parameters:,} parameters, {precision(model)}"
     weights = "" if args.weights.resolve() == TINY else str(args.weights)

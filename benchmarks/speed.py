@@ -13,7 +13,7 @@ from artgpt4 import preprocess
 from benchmarks.models import LanguageModel, in_turns, matrix_weights, seconds
 from benchmarks.peers import peers
 from common.files import load_tokenizer, open_image
-from common.int8 import Int8Linear, quantise
+from common.int8 import Int8Linear, quantise, quantise_adapters
 from common.loading import load_folder
 from common.page import markdown_table
 from conversation.rounds import Conversation, Round
@@ -142,9 +142,11 @@ def int8_error_table(weights):
     error = relative_error(in_int8.encode_image(pixels), exact.encode_image(pixels))
     rows.append([f"image embeddings of {name}", "ViT in int8", f"{error:.2%}"])
     scenes = held_out(SEEN_PAIRS, 50)
-    for how, model in (("float32", exact), ("int8", in_int8)):
-        rows.append([f"perplexity of 50 descriptions, {name}", how,
-                     f"{perplexity(model, scenes):.4f}"])
+    what = f"perplexity of 50 descriptions, {name}"
+    rows.append([what, "float32", f"{perplexity(exact, scenes):.4f}"])
+    rows.append([what, "int8", f"{perplexity(in_int8, scenes):.4f}"])
+    quantise_adapters(in_int8)
+    rows.append([what, "int8, the adapters too", f"{perplexity(in_int8, scenes):.4f}"])
     return markdown_table(["what", "how", "error or value"], rows)
 
 

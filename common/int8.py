@@ -35,30 +35,39 @@ def quantise(rows):
 
 
 def two_digits(x):
-    """x (T, in) floats -> digits uint8 (2 T, in), first all high ones, and steps (T, 1) float32.
+    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and steps (T, 1) float32.
 
-    The number 256 * high + low + 32896 has high + 128 in its second byte, low + 128 in its first.
+    The number 256 * high + low + 32896 has low + 128 in its first byte, high + 128 in its second;
+    so has the float that is 2^23 larger, since at 2^23 the last bit of a float counts ones.
     """
-    x = x.float()
-    steps = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-30)
-    steps.div_(LARGEST)
-    numbers = (x / steps).add_(257 * ZERO + 0.5).to(torch.int32)             # + 0.5: rounded
-    places = numbers.view(torch.uint8).unflatten(-1, (-1, 4))                # little-endian bytes
-    return torch.cat((places[..., 1], places[..., 0])), steps
+    x, (count, width) = x.float(), x.shape
+    steps = x.abs().amax(dim=-1, keepdim=True).div_(LARGEST)
+    numbers = torch.addcdiv(offset(x.device), x, steps)       # a row of zeros: NaN, and y is 0
+    places = numbers.view(torch.uint8).as_strided((2, count, width), (1, 4 * width, 4))
+    return places.flatten(0, 1), steps
+
+
+@cache
+def offset(device):
+    return torch.tensor(2.0 ** 23 + 257 * ZERO, device=device)
 
 
 def from_digits(products, steps):
     """The products (2 T, out) of digits with a matrix, and their steps -> y (T, out)."""
-    high, low = products.chunk(2)
+    low, high = products.chunk(2)
     return torch.add(low, high, alpha=256).mul_(steps)
 
 
-def packed_product(digits, packed, scale):
-    """digits uint8 (N, in) times a packed matrix (out, in), times its scale -> float32 (N, out)."""
-    zeros = torch.zeros(len(scale), dtype=torch.int64)
+def pack(weight, scale):
+    """What packed_product needs of a matrix int8 (out, in) and its scale (out,), on a CPU."""
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    return packed, scale.float(), torch.zeros(len(weight), dtype=torch.int64)
+
+
+def packed_product(digits, packed, scale, zeros):
+    """digits uint8 (N, in) times a matrix (out, in), times its scale -> float32 (N, out)."""
     return torch.ops.onednn.qlinear_pointwise(
-        digits, 1.0, ZERO, packed, scale.float(), zeros, None, 1.0, 0, torch.float32, "none", [],
-        "")
+        digits, 1.0, ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
 
 
 def plain_product(digits, weight, scale):
@@ -81,8 +90,7 @@ def exact():
     digits = torch.full((2, 256), 255, dtype=torch.uint8)
     weight = torch.full((32, 256), 127, dtype=torch.int8)
     try:
-        packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        found = packed_product(digits, packed, torch.ones(32))
+        found = packed_product(digits, *pack(weight, torch.ones(32)))
     except (AttributeError, RuntimeError):                    # a torch without oneDNN
         return False
     return bool((found == 127 * 127 * 256).all())
@@ -138,18 +146,18 @@ class Int8Linear(nn.Module):
         self.pack()
         if self.packed is None:
             return plain_product(digits, self.weight, self.scale)
-        return packed_product(digits, self.packed, self.scale)
+        return packed_product(digits, *self.packed)
 
     def pack(self):
         """Keep the weight in oneDNN's order alone, where that is possible."""
         if self.packed is None and self.weight.device.type == "cpu" and exact():
-            self.packed = torch.ops.onednn.qlinear_prepack(self.weight.data, None)
+            self.packed = pack(self.weight.data, self.scale)
             self.weight.data = self.weight.data.new_empty(0)
 
     def unpack(self):
         """Keep the weight as it is stored alone."""
         if self.packed is not None:
-            self.weight.data = self.packed.to_dense().t().contiguous()
+            self.weight.data = self.packed[0].to_dense().t().contiguous()
             self.packed = None
 
     def _apply(self, function, recurse=True):                 # .to(), .cuda(), .float(), ...
@@ -163,6 +171,19 @@ class Int8Linear(nn.Module):
     def _load_from_state_dict(self, *arguments):
         self.unpack()
         super()._load_from_state_dict(*arguments)
+
+
+def quantise_adapters(model):
+    """Put Int8Linear in place of the adapters' matrices too, of a model that trains no more.
+
+    They are stored as float32 for the optimizer, and would be half of what a token reads.
+    """
+    for block in model.llama.blocks:
+        for name, linear in list(block.adapter.named_children()):
+            weight, scale = quantise(linear.weight.data)
+            int8 = Int8Linear(linear.in_features, linear.out_features)
+            int8.weight.data, int8.scale, int8.bias.data = weight, scale[:, 0], linear.bias.data
+            setattr(block.adapter, name, int8)
 
 
 def replace_linears(model):

@@ -9,6 +9,7 @@ from artgpt4 import PROMPTS, ArtGPT4, Config
 from common.files import (
     check_shards, load_tokenizer, read_json, shard_files, tensor_dtypes, weight_files,
 )
+from common.int8 import quantise_adapters
 from common.sizes import check_config
 
 
@@ -61,8 +62,9 @@ def load_adapter(model, file):
     model.load_adapter(file)
 
 
-def load_model(args):
-    """The model that the flags describe.
+def load_model(args, train=False):
+    """The model that the flags describe. With int8 the adapters' matrices are int8 too, unless
+    gradients are wanted (`train`).
 
     Without --dtype a CPU computes in float32 if half of its memory holds that: it is slow in
     half precision.
@@ -78,6 +80,8 @@ def load_model(args):
         counts = [p.numel() for p in model.parameters()]
         if sum(count * width for count, width in zip(counts, widths, strict=True)) <= memory / 2:
             model.float()
+    if model.config.llama.int8 and not train:
+        quantise_adapters(model)
     return model
 
 

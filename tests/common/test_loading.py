@@ -1,11 +1,13 @@
 """common/loading.py: a fault of a weights folder is one line that names the file."""
+import argparse
 import shutil
 
 import pytest
 
-from artgpt4 import ArtGPT4
+from artgpt4 import ArtGPT4, CastLinear
 from common.files import read_tensors, save_tensors
-from common.loading import load_adapter, load_folder
+from common.int8 import Int8Linear
+from common.loading import load_adapter, load_folder, load_model
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"image_size": "big"}', '{"x": 1}',
@@ -37,3 +39,15 @@ def test_an_adapter_of_a_deeper_model_is_refused(weights, tmp_path):
     model = ArtGPT4.from_pretrained(weights["artgpt4"])
     with pytest.raises(ValueError, match=r"llama.blocks.4.mlp_norm.weight is \(96,\), .* not part"):
         load_adapter(model, tmp_path / "adapter.safetensors")
+
+
+@pytest.mark.parametrize("flags, train, expected", [
+    ({"int8": True}, False, Int8Linear), ({"int8": True}, True, CastLinear),
+    ({"int8": False}, False, CastLinear)])
+def test_adapters_are_int8_with_the_language_model_unless_it_trains(weights, flags, train,
+                                                                    expected):
+    args = argparse.Namespace(weights=weights["artgpt4"], adapter=None, dtype=None, device="cpu",
+                              vision_int8=False, **flags)
+    model = load_model(args, train)
+    assert type(model.llama.blocks[2].adapter.up) is expected
+    assert type(model.proj) is CastLinear
