@@ -38,8 +38,9 @@ def answer_rows(model, embeds, **sampling):
     rows = [[] for _ in embeds]
     running = set(range(len(rows)))
     for ids in model.generate_ids(embeds, **sampling):
+        ids = ids.tolist()
         for i in running:
-            rows[i].append(ids[i].item())
+            rows[i].append(ids[i])
         running = {i for i in running if not model.has_ended(rows[i])}
         if not running:
             break

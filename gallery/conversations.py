@@ -53,19 +53,20 @@ def about_two(first, second, rng, last=None):
     """Rounds about two scenes, which come together or one after the other; see about_one.
 
     A question that names neither is about the last scene that came. last: the topic of the last
-    round; None draws it.
+    round; None draws it. If it is not one of words.PAIR_TOPICS, the second scene comes later, after
+    one to three rounds about the first.
     """
     scenes = (first, second)
     more = rng.choices(("both", "which", "one", "one", *some_topics(2, rng)), k=rng.choice((1, 2)))
     if last is not None:
         more[-1] = last
-    together = rng.random() < 0.5
+    is_about_pair = last is None or last in words.PAIR_TOPICS
+    together = is_about_pair and rng.random() < 0.5
     if together:
         more = [topic if topic in words.PAIR_TOPICS else "one" for topic in more]
         rounds, new = [], list(scenes)
     else:
-        [topic] = some_topics(1, rng)
-        rounds, new = [([first], *words.question(topic, first, rng))], [second]
+        rounds, new = about_one(first, rng, most=3), [second]
     for topic in more:
         if topic in words.PAIR_TOPICS:
             pair = words.pair_question(topic, scenes, rng)

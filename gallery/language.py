@@ -2,16 +2,22 @@
 
 Where the vectors of a picture stand later, a document has the facts of its scene, in words. In most
 documents the vectors of these words are mixed, so that they look like a picture's.
+
+A window of documents is made from the seed and its number alone, in one process or in several. All
+random numbers are drawn there, so they are the same on every device.
 """
 import io
 import itertools
+import multiprocessing
 import random
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from artgpt4 import IMAGE_MARK, INSTRUCTIONS, STOP, instruction_prompt
 from gallery import words
@@ -91,21 +97,25 @@ def tokenised(document, tokenizer):
     return texts, [[tokenizer.encode(fact) for fact in facts] for facts in document.pictures]
 
 
-def document_batches(tokenizer, batch, seed, rng, quizzes=0, window=16):
-    """Yield batches of tokenised documents, of similar length, out of `window` batches of them."""
-    def length(row):
-        texts, pictures = row
-        return sum(map(len, texts)) + 16 * len(pictures)
+def predicted(line, is_text, humans, assistants):
+    """Which places of a document are predicted: its texts without the questions, as in stage 2.
 
-    for step in itertools.count(0, window):
-        scenes = random_scenes(window * batch + 1, f"text {seed} {step}")
-        rng.shuffle(scenes)
-        rows = [tokenised(document(*pair, rng, quizzes), tokenizer)
-                for pair in itertools.pairwise(scenes)]
-        rows.sort(key=length)
-        waiting = [rows[i:i + batch] for i in range(0, len(rows), batch)]
-        rng.shuffle(waiting)
-        yield from reversed(waiting)
+    line: ids; is_text: whether each belongs to a text, and not to a picture; humans, assistants:
+    the ids with which a question and an answer begin, see `turns`.
+    """
+    marks, in_question = [], False
+    for token, text in zip(line, is_text, strict=True):
+        marks.append(text and not in_question)
+        if text and (token in humans or token in assistants):
+            in_question = token in humans
+    return marks
+
+
+def turns(tokenizer):
+    """The ids with which a question begins, and those with which an answer does: two sets."""
+    pieces = [tokenizer.id_to_piece(i) for i in range(tokenizer.get_piece_size())]
+    return [{i for i, piece in enumerate(pieces) if name in piece}
+            for name in ("Human:", "Assistant:")]
 
 
 # ---- Pictures in words
@@ -114,6 +124,8 @@ def document_batches(tokenizer, batch, seed, rng, quizzes=0, window=16):
 # the queries of the Q-Former like tasks: the subject, where it stands, the things, the setting, the
 # style, the palette, the texture; the others see parts of the picture.
 TASKS = (0, 1, 2, 3, 4, 5, 6)
+MIXED = 0.7                         # the share of pictures whose words are mixed
+NOISE = 0.05                        # the deviation of what is added to the vectors of these
 
 
 def owners(facts, count, rng):
@@ -125,69 +137,169 @@ def owners(facts, count, rng):
     owners += rng.choices(range(facts), k=count - len(owners))
     if rng.random() < 0.33:
         rng.shuffle(owners)
-    return torch.tensor(owners)
+    return np.array(owners)
 
 
-def mixed(embed, facts, count, rng):
-    """`count` vectors like an image's, (count, D), from facts as lists of ids.
+def mixture(facts, count, rng, normal):
+    """How `count` vectors like an image's are mixed from the words of facts, as lists of ids.
 
     Each is a random mixture of the vectors of all words, with most weight on those of one fact. A
-    real Vicuna reads such vectors because it is large; this small one has to learn it. embed: ids
-    (T,) -> (T, D).
+    real Vicuna reads such vectors because it is large; this small one has to learn it.
+
+    Returns:
+        (ids of the words (F,), weights (count, F) whose rows add up to 1)
     """
-    fact_of = torch.tensor([i for i, fact in enumerate(facts) for _ in fact])
-    own = owners(len(facts), count, rng)[:, None] == fact_of              # (count, T)
-    weights = (2 * torch.randn(own.shape) + 3.5 * own).softmax(dim=-1)
-    vectors = weights @ embed(torch.tensor([token for fact in facts for token in fact]))
-    return vectors + 0.05 * torch.randn(vectors.shape)
+    fact_of = np.array([i for i, fact in enumerate(facts) for _ in fact])
+    own = owners(len(facts), count, rng)[:, None] == fact_of              # (count, F)
+    logits = 2 * normal.standard_normal(own.shape, dtype=np.float32) + np.float32(3.5) * own
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    ids = np.array([token for fact in facts for token in fact])
+    return ids, weights / weights.sum(axis=1, keepdims=True)
+
+
+# ---- Batches
+
+
+class Batch(NamedTuple):
+    """B documents of at most T tokens, K of them predicted; N pictures of Q vectors are mixed."""
+    ids: np.ndarray             # (B, T); 0 after the end of a document, and for a mixed vector
+    learned: np.ndarray         # (K,) places in B * T whose next token is predicted,
+    targets: np.ndarray         # (K,) and that token
+    places: np.ndarray          # (N, Q) places in B * T of the mixed vectors
+    words: np.ndarray           # (N, F) what they are mixed from,
+    weights: np.ndarray         # (N, Q, F) with these weights
+    noise: np.ndarray           # (N, Q, D)
+
+    def to(self, device):
+        """The batch as tensors on a device."""
+        return Batch(*(torch.from_numpy(array).to(device) for array in self))
+
+
+def batched(rows, count, width, turns, rng, normal):
+    """Tokenised documents -> a Batch; its pictures are `count` vectors of `width` when mixed.
+
+    Three pictures of ten are not mixed: their words stand there themselves, in any order.
+    """
+    lines, marks, places, mixtures = [], [], [], []
+    for row, (texts, pictures) in enumerate(rows):
+        line, is_text = [], []
+        for text, facts in itertools.zip_longest(texts, pictures):
+            line += text
+            is_text += [True] * len(text)
+            if facts is None:
+                continue
+            if rng.random() < MIXED:
+                places.append((row, len(line)))
+                mixtures.append(mixture(facts, count, rng, normal))
+                shown = [0] * count
+            else:
+                shown = [token for fact in rng.sample(facts, len(facts)) for token in fact]
+            line += shown
+            is_text += [False] * len(shown)
+        lines.append(line)
+        marks.append(predicted(line, is_text, *turns))
+    length = max(map(len, lines)) - 1
+    ids = np.zeros((len(rows), length), dtype=np.int64)
+    for row, line in enumerate(lines):
+        ids[row, :len(line) - 1] = line[:-1]
+    learned = [(row * length + i, token) for row, line in enumerate(lines)
+               for i, token in enumerate(line[1:]) if marks[row][i + 1]]
+    starts = np.array([row * length + start for row, start in places], dtype=np.int64)
+    facts = max((len(found) for found, _ in mixtures), default=1)
+    words = np.zeros((len(mixtures), facts), dtype=np.int64)
+    weights = np.zeros((len(mixtures), count, facts), dtype=np.float32)
+    for i, (found, shares) in enumerate(mixtures):
+        words[i, :len(found)] = found
+        weights[i, :, :len(found)] = shares
+    noise = NOISE * normal.standard_normal((len(mixtures), count, width), dtype=np.float32)
+    return Batch(ids, *np.array(learned, dtype=np.int64).T, starts[:, None] + np.arange(count),
+                 words, weights, noise)
+
+
+class Documents(NamedTuple):
+    """What batches are made of; see `window`."""
+    tokenizer: sentencepiece.SentencePieceProcessor
+    batch: int                  # documents in a batch
+    count: int                  # vectors of a picture, and their width
+    width: int
+    seed: int
+    quizzes: float              # see `document`
+
+    def window(self, number, size=16):
+        """Window `number`: a list of `size` batches, each of documents of similar length."""
+        def length(row):
+            texts, pictures = row
+            return sum(map(len, texts)) + self.count * len(pictures)
+
+        rng = random.Random(f"documents {self.seed} {number}")
+        normal = np.random.default_rng(rng.getrandbits(64))
+        scenes = random_scenes(size * self.batch + 1, f"text {self.seed} {number}")
+        rng.shuffle(scenes)
+        rows = [tokenised(document(*pair, rng, self.quizzes), self.tokenizer)
+                for pair in itertools.pairwise(scenes)]
+        rows.sort(key=length)
+        parts = [rows[i:i + self.batch] for i in range(0, len(rows), self.batch)]
+        rng.shuffle(parts)
+        marks = turns(self.tokenizer)
+        return [batched(part, self.count, self.width, marks, rng, normal) for part in parts]
+
+    def batches(self, workers=0):
+        """Yield batch after batch, made here or by a number of other processes."""
+        if workers == 0:
+            for number in itertools.count():
+                yield from self.window(number)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+            numbers = itertools.count()
+            waiting = deque(pool.submit(self.window, next(numbers)) for _ in range(2 * workers))
+            while True:
+                waiting.append(pool.submit(self.window, next(numbers)))
+                yield from waiting.popleft().result()
 
 
 # ---- The objective
 
-
-def picture_in_words(embed, facts, count, rng):
-    """Facts as lists of ids -> vectors (T, D): mixed, or three times in ten the words themselves.
-    """
-    if rng.random() < 0.7:
-        return mixed(embed, facts, count, rng)
-    shuffled = rng.sample(facts, len(facts))
-    return embed(torch.tensor([token for fact in shuffled for token in fact]))
+# The words that decide whether an answer to a quiz is right: few among those that only tell it.
+DECIDING = ("Yes, it", "No, it", "None", "Neither", "Both", "first", "second", "one", "two",
+            "three", "four")
 
 
-def language_objective(model, batch, seed, quizzes=0):
+def embedded(embed, batch):
+    """The vectors (B, T, D) of a Batch of tensors. embed: ids (..., T) -> (..., T, D)."""
+    vectors = batch.weights @ embed(batch.words) + batch.noise            # (N, Q, D)
+    x = embed(batch.ids)
+    mixed = x.flatten(0, 1).index_copy(0, batch.places.flatten(), vectors.flatten(0, 1))
+    return mixed.view_as(x)
+
+
+def language_objective(model, batches, deciding_weight):
     """What train in pretrain.py needs: (the parameters, loss_of_step).
 
-    The parameters are those of model.llama, without its adapters. Every token of a text is
-    predicted, but none of a picture. quizzes: see document.
+    The parameters are those of model.llama, without its adapters. batches: of Documents. The loss
+    is the mean over the predicted tokens, in which DECIDING ones weigh more.
     """
-    rng = random.Random(seed)
-    batches = document_batches(model.tokenizer, batch, seed, rng, quizzes)
-    embed, count = model.llama.embed, model.config.qformer.queries
-    yes, no = (torch.tensor(model.tokenizer.encode(f"{word}, it")[0]) for word in ("Yes", "No"))
-    right = 0.5                                                         # a running mean
+    llama, device = model.llama, model.llama.embed.weight.device
+    deciding = [model.tokenizer.encode(word)[0] for word in DECIDING]
+    yes, no = deciding[:2]
+    token_weights = torch.ones(model.config.llama.vocab_size, device=device)
+    token_weights[deciding] = deciding_weight
+    right = torch.tensor(0.5, device=device)                            # a running mean
+    note = ""
 
     def loss_of_step(step):
-        nonlocal right
-        embeds, targets = [], []
-        for texts, pictures in next(batches):
-            parts, ids = [], []
-            for text, facts in itertools.zip_longest(texts, pictures):
-                parts.append(embed(torch.tensor(text, dtype=torch.long)))
-                ids += text
-                if facts:
-                    parts.append(picture_in_words(embed, facts, count, rng))
-                    ids += [-100] * len(parts[-1])                      # -100: not predicted
-            embeds.append(torch.cat(parts)[:-1])
-            targets.append(torch.tensor(ids[1:]))
-        targets = pad_sequence(targets, batch_first=True, padding_value=-100)
-        hidden = model.llama.hidden(pad_sequence(embeds, batch_first=True))
-        keep = targets != -100
-        logits, targets = model.llama.logits(hidden[keep]), targets[keep]
-        asked = (targets == yes) | (targets == no)
-        if asked.any():
-            agrees = logits[asked].argmax(dim=-1) == targets[asked]
-            right += 0.02 * (agrees.float().mean().item() - right)
-        return F.cross_entropy(logits, targets), f", yes or no right in {right:.0%}"
+        nonlocal right, note
+        batch = next(batches)
+        asked = np.isin(batch.targets, (yes, no)).nonzero()[0]
+        asked = torch.from_numpy(asked).to(device)
+        batch = batch.to(device)
+        hidden = llama.hidden(embedded(llama.embed, batch))
+        logits = llama.logits(hidden.flatten(0, 1).index_select(0, batch.learned))
+        if len(asked) > 0:
+            agrees = logits.detach()[asked].argmax(dim=-1) == batch.targets[asked]
+            right = right + 0.02 * (agrees.float().mean() - right)
+        if step % 20 == 0:                                    # a GPU need not wait every step
+            note = f", yes or no right in {right.item():.0%}"
+        return F.cross_entropy(logits, batch.targets, weight=token_weights), note
 
-    parameters = [p for name, p in model.llama.named_parameters() if ".adapter." not in name]
+    parameters = [p for name, p in llama.named_parameters() if ".adapter." not in name]
     return parameters, loss_of_step

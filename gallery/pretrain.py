@@ -9,7 +9,9 @@ will stand later: see language.py. Neither side sees a painting, or a held-out p
 style.
 
 The two sides run at once, each in a process of its own and in one thread. So the same seed gives
-the same weights with any number of cores, and whether the sides run together or one by one.
+the same weights with any number of cores, and whether the sides run together or one by one. The
+language side can run on a GPU: the random numbers are the same on every device, the rounding is
+not.
 """
 from common.start import start_command
 
@@ -30,8 +32,9 @@ from torch import nn
 from artgpt4 import ArtGPT4, Config, LlamaConfig, QFormerConfig, ViTConfig
 from common.command_line import number, run_command
 from common.files import save_tensors, written_beside
+from common.loading import device
 from common.progress import Progress
-from gallery.language import gallery_tokenizer, language_objective
+from gallery.language import Documents, gallery_tokenizer, language_objective
 from gallery.vision import shrink_outputs, vision_objective
 
 ABOUT = {
@@ -84,7 +87,9 @@ def train(parameters, loss_of_step, steps, peak_lr, what):
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        progress.show(step + 1, f"loss {loss.item():.3f}{note}")
+        if step % 20 == 0 or step + 1 == steps:               # a GPU need not wait every step
+            note_of_loss = f"loss {loss.item():.3f}{note}"
+        progress.show(step + 1, note_of_loss)
 
 
 def save_side(model, folder, side):
@@ -116,22 +121,11 @@ def save_pretrained(model, folder):
 # ---- The command
 
 
-def quizzed(model, args):
-    """The second part of the language side: documents half of which are quizzes.
-
-    Whether a word names what a picture shows is learned from many such questions at once, and once
-    the model can speak. It starts from the weights in half precision, as they would be saved.
-    """
-    torch.manual_seed(args.seed + 1)
-    for parameter in model.llama.parameters():
-        parameter.data = parameter.data.half().float()
-    parameters, loss_of_step = language_objective(
-        model, args.language_batch // 2, args.seed + 1, quizzes=0.6)
-    train(parameters, loss_of_step, args.quiz_steps, 1.5e-3, "quizzes")
-
-
 def pretrain_side(side, args):
-    """Train one side and write its files to args.out. Sets the threads of this process to one."""
+    """Train one side and write its files to args.out. Sets the threads of this process to one.
+
+    The vision side is always trained on the CPU, the language side on args.device.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     if side == "vision":
@@ -147,9 +141,14 @@ def pretrain_side(side, args):
         model = ArtGPT4(TINY, gallery_tokenizer(args.seed, TINY.llama.vocab_size))
         torch.manual_seed(args.seed)
         initialise(model.llama)
-        parameters, loss_of_step = language_objective(model, args.language_batch, args.seed)
-        train(parameters, loss_of_step, args.language_steps, 2e-3, side)
-        quizzed(model, args)
+        torch.set_float32_matmul_precision("high")             # TF32, where a GPU has it
+        model.llama.to(args.device)
+        documents = Documents(model.tokenizer, args.language_batch, TINY.qformer.queries,
+                              TINY.llama.hidden_size, args.seed, args.quizzes)
+        parameters, loss_of_step = language_objective(
+            model, documents.batches(args.workers), args.deciding_weight)
+        train(parameters, loss_of_step, args.language_steps, args.language_rate, side)
+        model.cpu()
     trainable = {id(parameter) for parameter in model.freeze()}
     for parameter in model.parameters():
         if id(parameter) not in trainable:
@@ -181,12 +180,22 @@ def command_line():
                         help="pictures in a batch (default: %(default)s)")
     parser.add_argument("--pictures", type=number(int, 1, 10**6), default=10000,
                         help="plain scenes to draw (default: %(default)s)")
-    parser.add_argument("--language-steps", type=count, default=1700,
+    parser.add_argument("--language-steps", type=count, default=5000,
                         help="(default: %(default)s)")
-    parser.add_argument("--quiz-steps", type=count, default=700,
-                        help="further steps, with quizzes (default: %(default)s)")
     parser.add_argument("--language-batch", type=count, default=32,
                         help="documents in a batch (default: %(default)s)")
+    parser.add_argument("--language-rate", type=number(float, 0, 1), default=2e-3,
+                        help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--quizzes", type=number(float, 0, 1), default=0.4, metavar="SHARE",
+                        help="share of documents that are quizzes (default: %(default)s)")
+    parser.add_argument("--deciding-weight", type=number(float, 1, 1000), default=8,
+                        metavar="WEIGHT",
+                        help="of the words that decide an answer (default: %(default)s)")
+    parser.add_argument("--device", type=device, default="cpu",
+                        help="for the language side: cuda, ... (default: %(default)s)")
+    parser.add_argument("--workers", type=number(int, 0, 100), default=0,
+                        help="processes that write the documents; 0: the side's own "
+                             "(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="(default: %(default)s)")
     return parser
 

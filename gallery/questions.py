@@ -26,7 +26,7 @@ from PIL import Image
 from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, chat_prompt, preprocess
 from common.answering import answers
 from common.command_line import number, run_command
-from common.loading import load_adapter, load_folder
+from common.loading import device, load_adapter, load_folder
 from gallery import words
 from gallery.album import painted
 from gallery.recognise import belongs, is_broken
@@ -47,7 +47,7 @@ class Asker:
 
     def __init__(self, model, scenes, temperature, seed=0):
         self.model, self.scenes, self.temperature = model, scenes, temperature
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(model.llama.embed.weight.device).manual_seed(seed)
         self.answers = []
         with torch.inference_mode():
             self.images = torch.cat([
@@ -165,7 +165,7 @@ def measured(model, scenes, temperature):
 
 
 def main(args):
-    model = load_folder(args.weights, dtype=torch.float32)
+    model = load_folder(args.weights, args.device, torch.float32)
     if args.adapter:
         load_adapter(model, args.adapter)
     default = model.config.about.get("settings", {}).get("temperature", 1.0)
@@ -186,6 +186,7 @@ if __name__ == "__main__":
     folder = Path(__file__).parent.parent / "weights" / "tiny"
     parser.add_argument("--weights", default=folder, help="weights folder (default: weights/tiny)")
     parser.add_argument("--adapter", help="an adapter.safetensors in place of the folder's own")
+    parser.add_argument("--device", type=device, default="cpu", help="(default: %(default)s)")
     parser.add_argument("--pictures", type=number(int, 2, 1000), default=60,
                         help="fresh paintings (default: %(default)s)")
     run_command(main, parser)

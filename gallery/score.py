@@ -20,7 +20,7 @@ from PIL import Image
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, preprocess
 from common.answering import answers
 from common.command_line import run_command
-from common.loading import load_adapter, load_folder
+from common.loading import device, load_adapter, load_folder
 from common.progress import Progress
 from gallery import words
 from gallery.album import painted
@@ -144,7 +144,7 @@ def pointing(attention, cells):
 
     attention (N, Q, P): of the last cross-attention layer, mean over heads; cells of subject_cells.
     """
-    strongest = attention[:, 0, 1:].argmax(dim=1, keepdim=True)          # 0 is the class token
+    strongest = attention[:, 0, 1:].argmax(dim=1, keepdim=True).cpu()    # 0 is the class token
     return cells.gather(1, strongest).float().mean().item(), cells.float().mean().item()
 
 
@@ -153,6 +153,7 @@ def seen_by(model, pictures):
     """The queries (N, Q, D) and the attention (N, Q, P) of pictures, uint8 (N, S, S, 3)."""
     queries, attention = [], []
     for pixels in pixels_of(model, pictures):
+        pixels = pixels.to(model.vit.pos_embed.device)
         batch = watched(model.qformer, model.ln_vision(model.vit(pixels)))
         for found, whole in zip(batch, (queries, attention), strict=True):
             whole.append(found)
@@ -212,7 +213,7 @@ def looks_table(looks):
 
 
 def main(args):
-    model = load_folder(args.weights, dtype=torch.float32)
+    model = load_folder(args.weights, args.device, torch.float32)
     if args.adapter:
         load_adapter(model, args.adapter)
     shares, without, looks = whole_score(model, args.stage)
@@ -229,6 +230,7 @@ if __name__ == "__main__":
     folder = Path(__file__).parent.parent / "weights" / "tiny"
     parser.add_argument("--weights", default=folder, help="weights folder (default: weights/tiny)")
     parser.add_argument("--adapter", help="an adapter.safetensors in place of the folder's own")
+    parser.add_argument("--device", type=device, default="cpu", help="(default: %(default)s)")
     parser.add_argument("--stage", type=int, choices=(1, 2), default=2,
                         help="1: its captions; 2: its descriptions (default: %(default)s)")
     run_command(main, parser)

@@ -57,16 +57,19 @@ class Gallery(Source):
         scene = self.scenes[i]
         if stage == 1:
             return None, clean_caption(words.caption(scene, rng))
-        if batch_rng.random() < 0.3:
+        kind = batch_rng.random()
+        if kind < 0.25:
             description = words.description(scene, rng)
             return instruction_prompt(batch_rng.choice(INSTRUCTIONS)), description
         # All pairs of a batch ask the same kind of question, so their texts have like lengths.
-        if batch_rng.random() < 0.15:
+        [topic] = some_topics(1, batch_rng)
+        if kind < 0.45:
             other = self.scenes[self.other(i)]
-            rounds = about_two(other, scene, rng, last=batch_rng.choice(words.PAIR_TOPICS))
-        else:
-            rounds = about_one(scene, rng, last=some_topics(1, batch_rng)[0], most=2)
-        return prompt_and_answer(rounds, rng)
+            last = batch_rng.choice(("both", "which", "which", "one", "description", topic))
+            return prompt_and_answer(about_two(other, scene, rng, last), rng)
+        if kind < 0.65:
+            topic = batch_rng.choice(("presence", "kind"))
+        return prompt_and_answer(about_one(scene, rng, topic, most=2), rng)
 
     def other(self, i):
         """The pair whose picture is shown first in a conversation about two."""

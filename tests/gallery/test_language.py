@@ -3,6 +3,7 @@ import itertools
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,14 +26,39 @@ def documents():
     return [language.document(*pair, rng, quizzes=0.3) for pair in itertools.pairwise(scenes)]
 
 
-def test_batches_of_documents_are_the_same_for_the_same_seed(model):
-    runs = []
-    for _ in range(2):
-        batches = language.document_batches(model.tokenizer, 2, 7, random.Random(7), window=3)
-        runs.append(list(itertools.islice(batches, 5)))
-    assert runs[0] == runs[1] and all(len(batch) == 2 for batch in runs[0])
-    begins = [texts[0][0] for batch in runs[0] for texts, _ in batch]
-    assert set(begins) == {model.tokenizer.bos_id()}
+@pytest.fixture(scope="module")
+def made(model):
+    return language.Documents(model.tokenizer, batch=2, count=16, width=192, seed=7, quizzes=0.3)
+
+
+def test_batches_are_the_same_for_the_same_seed_in_any_number_of_processes(model, made):
+    batches = list(itertools.islice(made.batches(), 18))
+    others = itertools.islice(made.batches(workers=1), 18)
+    for batch, other in zip(batches, others, strict=True):
+        for array, same in zip(batch, other, strict=True):
+            assert array.dtype == same.dtype and np.array_equal(array, same)
+        assert len(batch.ids) == 2 and set(batch.ids[:, 0]) == {model.tokenizer.bos_id()}
+    assert not np.array_equal(batches[0].targets, batches[16].targets)     # of the next window
+
+
+def test_a_batch_predicts_the_answers_of_a_conversation_and_no_question(model):
+    encode = model.tokenizer.encode
+    texts = [encode("###Human: <Img>"), encode("</Img> Is it a cat?###Assistant: No.###Human: "
+                                               "Why?###Assistant: ") + encode("It is not.###")]
+    row = (texts, [[encode(fact) for fact in ("tree", "far away", "alone", "land", "oil")]])
+    seen = set()
+    for seed in range(8):
+        batch = language.batched([row], 16, 4, language.turns(model.tokenizer),
+                                 random.Random(seed), np.random.default_rng(seed))
+        predicted = model.tokenizer.decode(batch.targets.tolist())
+        assert predicted.replace(" ", "") == "No.###Human:Itisnot.###"
+        line = batch.ids[0].tolist() + batch.targets[-1:].tolist()
+        assert [line[place + 1] for place in batch.learned] == batch.targets.tolist()
+        if len(batch.places):
+            assert batch.places.tolist() == [list(range(len(texts[0]), len(texts[0]) + 16))]
+            assert np.allclose(batch.weights.sum(axis=2), 1)
+        seen.add(len(batch.places))
+    assert seen == {0, 1}                                     # mixed, and in words
 
 
 def test_documents_never_hold_the_image_marker(documents):
@@ -61,26 +87,44 @@ def test_a_second_picture_comes_with_the_first_or_with_a_later_question(document
 
 
 def test_each_vector_of_a_picture_in_words_tells_one_fact_above_all(model):
-    torch.manual_seed(0)
-    embed = model.llama.embed
+    embed, normal = model.llama.embed, np.random.default_rng(0)
     facts = [model.tokenizer.encode(fact) for fact in ("cat", "far away", "birds", "land", "oil",
                                                        "rose")]
     with torch.inference_mode():
         fact_vectors = torch.stack([embed(torch.tensor(fact)).mean(dim=0) for fact in facts])
         nearest = []
         for seed in range(20):
-            rng = random.Random(seed)
             owner = language.owners(len(facts), 16, random.Random(seed))
-            vectors = language.mixed(embed, facts, 16, rng)
+            words, weights = language.mixture(facts, 16, random.Random(seed), normal)
+            vectors = torch.from_numpy(weights) @ embed(torch.from_numpy(words))
             cosines = torch.cosine_similarity(vectors[:, None], fact_vectors[None], dim=-1)
-            nearest.append((cosines.argmax(dim=1) == owner).float().mean())
+            nearest.append((cosines.argmax(dim=1).numpy() == owner).mean())
     assert vectors.shape == (16, 192)
     assert sum(nearest) / len(nearest) > 0.6                # by chance 0.17
 
 
-def test_no_token_of_a_picture_is_predicted(model):
-    parameters, loss_of_step = language.language_objective(model, batch=2, seed=1)
+def test_mixed_vectors_stand_at_their_places_and_all_else_is_words(model, made):
+    embed = model.llama.embed
+    batch = made.window(0)[0].to("cpu")
+    with torch.inference_mode():
+        vectors = language.embedded(embed, batch)
+        mixed = batch.weights @ embed(batch.words) + batch.noise
+        words = embed(batch.ids)
+    flat = vectors.flatten(0, 1)
+    assert len(batch.places) > 0 and torch.equal(flat[batch.places], mixed)
+    others = torch.ones(len(flat), dtype=torch.bool)
+    others[batch.places.flatten()] = False
+    assert torch.equal(flat[others], words.flatten(0, 1)[others])
+    assert not set(batch.places.flatten().tolist()) & set((batch.learned + 1).tolist())
+
+
+def test_words_that_decide_weigh_more_in_the_loss(model, made):
+    losses = []
+    for weight in (1, 50):
+        parameters, loss_of_step = language.language_objective(model, made.batches(), weight)
+        loss, note = loss_of_step(0)
+        losses.append(loss.item())
+        assert loss.isfinite() and "yes or no right in" in note
+    assert losses[0] != losses[1]
     assert not {id(p) for p in parameters} & {
         id(p) for block in model.llama.blocks for p in block.adapter.parameters()}
-    loss, note = loss_of_step(0)
-    assert loss.isfinite() and "yes or no right in" in note

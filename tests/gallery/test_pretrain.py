@@ -7,7 +7,7 @@ from common.answering import answers
 from gallery import pretrain
 
 FLAGS = ("--vision-steps 2 --vision-batch 4 --pictures 6 --language-steps 2 --language-batch 2 "
-         "--quiz-steps 2 --out").split()
+         "--out").split()
 
 
 @pytest.fixture(scope="module")
