@@ -34,18 +34,25 @@ def about_one(scene, rng, last=None, most=5):
     return [(new, *pair) for new, pair in zip(shown, rounds, strict=True)]
 
 
+QUIZ = ("presence", "presence", "kind", "kind", "count", "spot")
+
+
 def quiz(first, second, rng):
-    """Rounds of questions that name something which is there or not, about one scene or two."""
-    scenes = (first, second)
-    if rng.random() < 0.25:
+    """Rounds of questions that name something which is there or not, about one scene or two.
+
+    A quarter asks which of two scenes is something. In another quarter the second scene comes
+    later, and the questions from there on are about it.
+    """
+    scenes, form = (first, second), rng.random()
+    if form < 0.25:
         rounds = [words.pair_question("which", scenes, rng) for _ in range(rng.randint(1, 5))]
-        shown = [list(scenes)]
+        shown = [list(scenes)] + [[]] * (len(rounds) - 1)
     else:
-        topics = rng.choices(("presence", "presence", "kind", "kind", "count", "spot"),
-                             k=rng.randint(1, 9))
-        rounds = [words.question(topic, first, rng) for topic in topics]
-        shown = [[first]]
-    shown += [[]] * (len(rounds) - 1)
+        counts = (rng.randint(1, 4), rng.randint(1, 4)) if form < 0.5 else (rng.randint(1, 9),)
+        rounds, shown = [], []
+        for scene, count in zip(scenes, counts, strict=False):
+            rounds += [words.question(topic, scene, rng) for topic in rng.choices(QUIZ, k=count)]
+            shown += [[scene]] + [[]] * (count - 1)
     return [(new, *pair) for new, pair in zip(shown, rounds, strict=True)]
 
 
@@ -57,7 +64,8 @@ def about_two(first, second, rng, last=None):
     one to three rounds about the first.
     """
     scenes = (first, second)
-    more = rng.choices(("both", "which", "one", "one", *some_topics(2, rng)), k=rng.choice((1, 2)))
+    topics = ("both", "which", "one", "one", *some_topics(4, rng))
+    more = rng.choices(topics, k=rng.choice((1, 2)))
     if last is not None:
         more[-1] = last
     is_about_pair = last is None or last in words.PAIR_TOPICS
@@ -66,7 +74,8 @@ def about_two(first, second, rng, last=None):
         more = [topic if topic in words.PAIR_TOPICS else "one" for topic in more]
         rounds, new = [], list(scenes)
     else:
-        rounds, new = about_one(first, rng, most=3), [second]
+        [topic] = some_topics(1, rng)
+        rounds, new = about_one(first, rng, topic, most=3), [second]
     for topic in more:
         if topic in words.PAIR_TOPICS:
             pair = words.pair_question(topic, scenes, rng)

@@ -45,7 +45,7 @@ def document(scene, other, rng, quizzes=0):
     scenes, kind = [scene], rng.random()
     if quizzes and rng.random() < quizzes:
         rounds = quiz(scene, other, rng)
-        scenes = [scene, other][:len(rounds[0][0])]
+        scenes = [shown for new, _, _ in rounds for shown in new]
         prompt, answer = prompt_and_answer(rounds, rng)
         answer += STOP
     elif kind < 0.15:
@@ -171,8 +171,9 @@ class Batch(NamedTuple):
     noise: np.ndarray           # (N, Q, D)
 
     def to(self, device):
-        """The batch as tensors on a device."""
-        return Batch(*(torch.from_numpy(array).to(device) for array in self))
+        """The batch as tensors on a device: copies, since the last bits of a matrix product depend
+        on how its memory is aligned."""
+        return Batch(*(torch.from_numpy(array).to(device, copy=True) for array in self))
 
 
 def batched(rows, count, width, turns, rng, normal):

@@ -9,9 +9,8 @@ will stand later: see language.py. Neither side sees a painting, or a held-out p
 style.
 
 The two sides run at once, each in a process of its own and in one thread. So the same seed gives
-the same weights with any number of cores, and whether the sides run together or one by one. The
-language side can run on a GPU: the random numbers are the same on every device, the rounding is
-not.
+the same weights with any number of cores, and whether the sides run together or one by one. On a
+GPU the random numbers are the same, but not the rounding.
 """
 from common.start import start_command
 
@@ -122,11 +121,9 @@ def save_pretrained(model, folder):
 
 
 def pretrain_side(side, args):
-    """Train one side and write its files to args.out. Sets the threads of this process to one.
-
-    The vision side is always trained on the CPU, the language side on args.device.
-    """
+    """Train one side and write its files to args.out. Sets the threads of this process to one."""
     torch.set_num_threads(1)
+    torch.backends.cuda.matmul.allow_tf32 = True
     torch.manual_seed(args.seed)
     if side == "vision":
         model = ArtGPT4(TINY, None)
@@ -134,21 +131,21 @@ def pretrain_side(side, args):
         for part in (model.vit, model.qformer):
             initialise(part)
         shrink_outputs(model)
+        model.to(args.device)
         parameters, loss_of_step = vision_objective(
-            model, args.vision_steps, args.vision_batch, args.pictures, args.seed)
+            model, args.vision_steps, args.vision_batch, args.pictures, args.seed, args.workers)
         train(parameters, loss_of_step, args.vision_steps, 1e-3, side)
     else:
         model = ArtGPT4(TINY, gallery_tokenizer(args.seed, TINY.llama.vocab_size))
         torch.manual_seed(args.seed)
         initialise(model.llama)
-        torch.set_float32_matmul_precision("high")             # TF32, where a GPU has it
         model.llama.to(args.device)
         documents = Documents(model.tokenizer, args.language_batch, TINY.qformer.queries,
                               TINY.llama.hidden_size, args.seed, args.quizzes)
         parameters, loss_of_step = language_objective(
             model, documents.batches(args.workers), args.deciding_weight)
         train(parameters, loss_of_step, args.language_steps, args.language_rate, side)
-        model.cpu()
+    model.cpu()
     trainable = {id(parameter) for parameter in model.freeze()}
     for parameter in model.parameters():
         if id(parameter) not in trainable:
@@ -192,9 +189,9 @@ def command_line():
                         metavar="WEIGHT",
                         help="of the words that decide an answer (default: %(default)s)")
     parser.add_argument("--device", type=device, default="cpu",
-                        help="for the language side: cuda, ... (default: %(default)s)")
+                        help="cuda, cuda:1, cpu, ... (default: %(default)s)")
     parser.add_argument("--workers", type=number(int, 0, 100), default=0,
-                        help="processes that write the documents; 0: the side's own "
+                        help="processes that make the batches of a side; 0: its own "
                              "(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="(default: %(default)s)")
     return parser

@@ -63,11 +63,11 @@ class Gallery(Source):
             return instruction_prompt(batch_rng.choice(INSTRUCTIONS)), description
         # All pairs of a batch ask the same kind of question, so their texts have like lengths.
         [topic] = some_topics(1, batch_rng)
-        if kind < 0.45:
+        if kind < 0.42:
             other = self.scenes[self.other(i)]
             last = batch_rng.choice(("both", "which", "which", "one", "description", topic))
             return prompt_and_answer(about_two(other, scene, rng, last), rng)
-        if kind < 0.65:
+        if kind < 0.67:
             topic = batch_rng.choice(("presence", "kind"))
         return prompt_and_answer(about_one(scene, rng, topic, most=2), rng)
 
