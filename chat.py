@@ -37,6 +37,7 @@ from conversation.session import Session
 from conversation.settings import SETTINGS
 from conversation.surprise import surprise
 from conversation.terminal import Terminal
+from gallery.familiarity import unfamiliar
 
 HERE = Path(__file__).resolve().parent
 
@@ -95,7 +96,9 @@ def main(args):
         if args.json:
             answer = "".join(conversation.answer(args.prompt))
             seconds = time.perf_counter() - start
-            print(json_text(conversation, name, images, args.prompt, answer,
+            marked = {file: unfamiliar(model, vectors) for file, vectors in
+                      zip([*earlier, *files], conversation.image_embeds, strict=True)}
+            print(json_text(conversation, name, marked, args.prompt, answer,
                             conversation.new_tokens, seconds))
             succeeded = True
         elif args.prompt:

@@ -2,6 +2,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -12,25 +13,32 @@ from conversation.beams import beam_search
 from conversation.pictures import open_picture
 from conversation.rounds import Round
 from conversation.terminal import clean
+from gallery.familiarity import unfamiliar
+
+NAMED = 3               # unfamiliar pictures that are named at the end; --json marks them all
 
 
-def json_text(conversation, model, files, question, answer, tokens, seconds):
-    """An answer as one line of JSON. model: the name of the weights."""
-    return json.dumps({
-        "images": [str(file) for file in files],
+def json_text(conversation, model, images, question, answer, tokens, seconds):
+    """An answer as one line of JSON. model: the name of the weights. images: {file: whether it
+    looks like none of the pictures in training, or None if the weights folder has no measure}."""
+    values = {
+        "images": [str(file) for file in images],
         "question": question,
         "answer": answer,
         "tokens": tokens,
         "seconds": round(seconds, 3),
         "model": model,
         "settings": conversation.settings,
-    })
+    }
+    if None not in images.values():
+        values["unfamiliar"] = [str(file) for file in images if images[file]]
+    return json.dumps(values)
 
 
 @torch.inference_mode()
 def answer_batch(conversation, images, question):
-    """[(text, number of tokens)]: an answer about each of some PIL images, by the conversation's
-    model and settings. Its rounds are neither read nor changed.
+    """[(text, number of tokens, whether the picture is unfamiliar)]: an answer about each of some
+    PIL images, by the conversation's model and settings. Its rounds are neither read nor changed.
 
     All prompts are equally long, so they are one batch. Only beam search takes them one by one.
     """
@@ -50,7 +58,8 @@ def answer_batch(conversation, images, question):
                            settings.pop("min_new_tokens"))
         rows = answer_rows(model, embeds, generator=conversation.generator, adjust=adjust,
                            **settings)
-    return [(clean(model.decode(row, whole=True)).strip(), len(row)) for row in rows]
+    return [(clean(model.decode(row, whole=True)).strip(), len(row), unfamiliar(model, vectors))
+            for row, vectors in zip(rows, image_embeds, strict=True)]
 
 
 def opened(files, failed):
@@ -68,12 +77,13 @@ def opened(files, failed):
 def label(conversation, files, question, batch_size, model=None):
     """Print an answer about each of some picture files: its name, a tab, the answer in one line.
 
-    A file that cannot be read is a line on stderr. model: the name of the weights; with it the
-    lines are JSON, those of bad files too. Returns whether all were answered.
+    A file that cannot be read is a line on stderr; pictures that look like none in training are
+    named there at the end. model: the name of the weights; with it the lines are JSON, those of bad
+    files too. Returns whether all were answered.
     """
     progress = Progress("labelling", len(files), "pictures", sys.stderr)
     follow = not sys.stdout.isatty()                          # there the answers are the progress
-    done, bad = 0, []
+    done, bad, foreign = 0, [], []
 
     def failed(file, error):
         bad.append(file)
@@ -86,15 +96,23 @@ def label(conversation, files, question, batch_size, model=None):
         images = opened(batch, failed)
         found = answer_batch(conversation, images.values(), question) if images else []
         seconds = (time.perf_counter() - start) / max(1, len(images))
-        for file, (text, tokens) in zip(images, found, strict=True):
+        for file, (text, tokens, is_unfamiliar) in zip(images, found, strict=True):
+            if is_unfamiliar:
+                foreign.append(file)
             if model:
-                print(json_text(conversation, model, [file], question, text, tokens, seconds))
+                print(json_text(conversation, model, {file: is_unfamiliar}, question, text, tokens,
+                                seconds))
             else:
                 print(f"{file}\t{' '.join(text.split())}")
         sys.stdout.flush()
         done += len(batch)
         if follow:
             progress.show(done)
+    if foreign:
+        named = ", ".join(Path(file).name for file in foreign[:NAMED])
+        more = f" and {len(foreign) - NAMED} more" if len(foreign) > NAMED else ""
+        progress.say(f"{len(foreign)} of {len(files)} pictures look like nothing that this model "
+                     f"has seen ({named}{more}); its answers to them may be wrong")
     if bad:
         progress.say(f"{len(bad)} of {len(files)} pictures could not be read")
     return not bad

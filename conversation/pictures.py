@@ -91,6 +91,8 @@ def named_files(texts):
         if text == STDIN:
             files.append(text)
             continue
+        if not text.strip():
+            raise ValueError("an argument is empty; give the name of a picture, or a question")
         path = local_path(text)
         pattern = not path.exists() and re.search(r"[*?[]", text)
         found = [path]

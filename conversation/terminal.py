@@ -104,6 +104,22 @@ def columns():
     return shutil.get_terminal_size().columns
 
 
+def wait_for_reader(stream, longest=1.0):
+    """Wait until what was written to a pipe was read, at most some seconds, and a moment more.
+
+    In `chat.py | tee FILE` tee prints the answer. Without waiting, the next prompt may come first.
+    """
+    unread, end = bytearray(4), time.monotonic() + longest
+    with contextlib.suppress(ImportError, OSError):           # Windows; not a pipe
+        import fcntl
+        import termios
+        while time.monotonic() < end:
+            fcntl.ioctl(stream, termios.FIONREAD, unread)
+            time.sleep(0.02)
+            if not any(unread):
+                return
+
+
 class Terminal:
     """Where lines come from and answers go. Answers go to stdout, everything else to stderr.
 
@@ -152,6 +168,8 @@ class Terminal:
                 print(piece, end="", file=self.answers, flush=True)
         finally:
             print(file=self.answers, flush=True)
+            if self.typed and not self.read:
+                wait_for_reader(self.answers)
         return began
 
     def split_stdout(self):

@@ -217,6 +217,7 @@ def broken_files(folder):
         "truncated.jpg": [folder / "truncated.jpg"],
         "bomb.png": [folder / "bomb.png"],
         "empty": [folder / "empty"],
+        "an argument is empty": [""],
         "no_weights": [picture, "--weights", folder / "no_weights"],
         "no.safetensors": [picture, "--adapter", folder / "no.safetensors"],
         "gone.safetensors": [picture, "--adapter", folder / "gone.safetensors"],

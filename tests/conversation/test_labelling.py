@@ -4,6 +4,7 @@ import json
 import pytest
 from PIL import Image
 
+from conversation import labelling
 from tests.conftest import draw
 
 
@@ -55,6 +56,21 @@ def test_json_lines_have_the_bad_pictures_too(run_chat, collection):
     _, again, _ = run_chat(f"{collection}/[1-3].png", "What is it?", "--json", "--seed", 1)
     answers = [json.loads(line).get("answer") for line in again.splitlines()]
     assert answers == [answer.get("answer") for answer in found]
+
+
+def test_pictures_unlike_those_in_training_are_marked(run_chat, collection, monkeypatch):
+    monkeypatch.setattr(labelling, "unfamiliar", lambda model, vectors: next(answers))
+    answers = iter([True, False, True])
+    _, out, err = run_chat(collection, "What is it?")
+    assert len(out.splitlines()) == 3
+    assert ("2 of 5 pictures look like nothing that this model has seen (1.png, 4.png); its "
+            "answers to them may be wrong\n") in err
+    first = str(collection / "1.png")
+    for found, marked in (([True, False], [[first], []]), ([None, None], [None, None])):
+        answers = iter(found)
+        _, out, err = run_chat(f"{collection}/[12].png", "What is it?", "--json")
+        assert [json.loads(line).get("unfamiliar") for line in out.splitlines()] == marked
+        assert ("1 of 2 pictures look" in err) == (True in found)
 
 
 def test_each_of_several_files_has_an_answer_of_its_own(run_chat, collection):

@@ -1,13 +1,16 @@
 """conversation/terminal.py: what is printed on which terminal, tested without one."""
 import io
+import os
 import re
+import threading
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from conversation.terminal import (
-    PALETTE, cells, clean, colours_of, half_blocks, whole_line, wrapped)
+    PALETTE, cells, clean, colours_of, half_blocks, wait_for_reader, whole_line, wrapped)
 
 
 class Stream(io.TextIOWrapper):
@@ -126,3 +129,17 @@ def test_a_question_may_have_several_lines(lines, whole):
 def test_control_characters_are_removed():
     text = "a\x00\x1b[31m\x9b\x7f\r\u202e\u2066b\u061f\n\tc \N{SAILBOAT}"
     assert clean(text) == "a[31mb\u061f\n\tc \N{SAILBOAT}"
+
+
+def test_what_was_written_to_a_pipe_is_waited_for_until_it_is_read():
+    read, write = os.pipe()
+    os.write(write, b"answer")
+    start = time.monotonic()
+    wait_for_reader(write, 0.05)                              # nobody reads
+    assert time.monotonic() - start >= 0.05
+    reader = threading.Timer(0.2, os.read, (read, 100))
+    reader.start()
+    wait_for_reader(write, 60)
+    assert 0.2 <= time.monotonic() - start < 60
+    reader.join()
+    wait_for_reader(io.BytesIO())                             # no pipe
