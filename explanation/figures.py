@@ -50,6 +50,9 @@ figcaption { font-size: .82rem; color: var(--faint); line-height: 1.35; margin: 
  border-radius: 0; }
 .picture svg { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; }
 section tbody th, section td { white-space: nowrap; }
+@media (max-width: 40rem) {
+ section table { font-size: .74rem; } section th, section td { padding: .2rem .3rem; }
+ section tbody th { white-space: normal; } }
 details { margin: .5rem 0; }
 summary { cursor: pointer; }
 .words { display: grid; gap: 0 1.5rem; align-items: start;

@@ -4,7 +4,7 @@ from html import escape
 
 import artgpt4
 from common.page import bars, html_table, token_strip
-from explanation.costs import cache_bytes, costs
+from explanation.costs import Cost, cache_bytes, costs
 from explanation.figures import percent, section
 
 SURPRISE = 4.6                                                # cross-entropy of the full colour
@@ -54,23 +54,23 @@ def loss(tour):
         piece = tour.piece(token).replace("\n", "↵")
         tokens.append((piece, f"{value:.2f}", value / SURPRISE, about, "word"))
     total = sum(p.numel() for p in model.parameters())
-    rows = [(kind, f"{ours:,}", percent(ours / total, 3), f"{theirs:,}", percent(theirs / total, 3))
-            for kind, ours, theirs in trainable_rows(model)]
+    rows = [(kind, f"{ours:,} ({percent(ours / total, 3)})", f"{theirs:,} "
+             f"({percent(theirs / total, 3)})") for kind, ours, theirs in trainable_rows(model)]
     norms = gradient_norms(lesson.gradients)
     lines = []
     for place, kinds in norms.items():
         whole = math.sqrt(sum(norm ** 2 for norm in kinds.values()))
-        lines.append((place, whole, f"{whole:.3g}"))
+        lines.append((place, whole, f"{whole:#.3g}"))
     detail = html_table(("", *KINDS), [
-        (place, *(f"{kinds[kind]:.3g}" if kind in kinds else "–" for kind in KINDS))
+        (place, *(f"{kinds[kind]:#.3g}" if kind in kinds else "–" for kind in KINDS))
         for place, kinds in norms.items()])
     figures = (
         f"<p>The caption: “{escape(tour.caption)}”</p>" + token_strip(tokens)
         + f"<p>The loss is the mean: <b>{mean:.4f}</b>. A model that only guesses among all "
         f"{model.config.llama.vocab_size:,} tokens gets {guess:.2f}.</p>"
         + "<h3>Trainable parameters, the same in stage 1 and stage 2</h3>"
-        + html_table(("", "ArtGPT-4", "share", "MiniGPT-4", "share"), rows)
-        + f"<p>All parameters: {total:,}.</p>"
+        + html_table(("", "ArtGPT-4", "MiniGPT-4"), rows)
+        + f"<p>In brackets: the share of all {total:,} parameters.</p>"
         + "<h3>How strongly this one picture pulls: the norm of the gradient</h3>"
         + bars(lines)
         + f"<details><summary>By kind of parameter</summary>{detail}</details>")
@@ -103,19 +103,20 @@ def short(number, unit=""):
 
 
 def cost_tables(config, tokens):
-    """HTML of a model's costs: a table, and the share of each part in multiplications."""
+    """HTML of a model's costs: what is stored, what is computed, and the share of each part."""
     parts = costs(config, tokens)
-    rows = [(part, short(cost.parameters), short(cost.trainable), short(cost.multiplications),
-             short(cost.for_a_word), short(cost.size, "B"), short(cost.size_int8, "B"))
-            for part, cost in parts.items()]
-    sums = [sum(values) for values in zip(*parts.values(), strict=True)]
-    units = ("", "", "", "", "B", "B")
-    rows.append(("together", *map(short, sums, units)))
-    table = html_table(("", "parameters", "trainable", "multiplications: picture and prompt",
-                        "for one more word", "bytes", "with int8"), rows)
-    shares = [(part, cost.multiplications, percent(cost.multiplications / sums[2]))
+    together = Cost(*(sum(values) for values in zip(*parts.values(), strict=True)))
+    stored, computed = [], []
+    for part, cost in [*parts.items(), ("together", together)]:
+        stored.append((part, short(cost.parameters), short(cost.trainable), short(cost.size, "B"),
+                       short(cost.size_int8, "B")))
+        computed.append((part, short(cost.multiplications), short(cost.for_a_word)))
+    shares = [(part, cost.multiplications, percent(cost.multiplications / together.multiplications))
               for part, cost in parts.items()]
-    return table + "<p>Multiplications for picture and prompt, by part:</p>" + bars(shares)
+    return (html_table(("", "parameters", "trainable", "bytes", "with int8"), stored)
+            + html_table(("multiplications", "for picture and prompt", "for one more word"),
+                         computed)
+            + "<p>Multiplications for picture and prompt, by part:</p>" + bars(shares))
 
 
 def bill(tour):
@@ -128,9 +129,8 @@ def bill(tour):
         + cost_tables(config, tokens)
         + f"<h3>The 13B model of the paper, for the same words: {of_largest} tokens</h3>"
         + cost_tables(largest, of_largest)
-        + f"<p>Beside that, the keys and values of each token are kept, so that it need not be "
-        f"read again: {short(cache[0], 'B')} a token in this model, {short(cache[1], 'B')} in the "
-        "13B.</p>")
+        + f"<p>The keys and values of each token are kept too, so that it need not be read again: "
+        f"{short(cache[0], 'B')} per token in this model, {short(cache[1], 'B')} in the 13B.</p>")
     texts = (
         "Everything above is multiplication and addition. These tables count the multiplications "
         "of each part, by running the model on shapes alone, without any numbers. A picture and "
@@ -138,8 +138,8 @@ def bill(tour):
         "language model for one token.",
         "Bytes are those of the parameters: 2 for a frozen number, 4 for a trainable one. With "
         "int8 the matrices of the language model take 1 byte a number. To say one word, almost "
-        "every byte of the language model must be read from memory, so memory sets the speed of "
-        "speaking. k, M, G and T are thousands, millions, billions and trillions.",
+        "every byte of the language model must be read from memory, so the speed of memory limits "
+        "the speed of the answer. k, M, G and T are thousands, millions, billions and trillions.",
     )
     task = ("measure how near a machine comes to its limits: <code>python bench.py --shape 1b "
             "--int8</code>. Or change a number in the configuration and count again.")

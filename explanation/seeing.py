@@ -92,11 +92,11 @@ def vit(tour):
     texts = (
         f"The vision transformer (ViT) is a stack of {layers} equal blocks. In a block every patch "
         "first looks at all patches and takes from them what it needs. This is called attention; "
-        f"it happens in {heads} heads at once, each with an eye for something else. Then a small "
+        f"it happens in {heads} heads at once, and each may look for something else. Then a small "
         "network, the MLP, works on each patch by itself. What comes out is added to what went in.",
-        "Below, the picture is bright where a patch's vector points in the same direction as that "
-        f"of the framed patch (row {row}, column {column}; both count from 0). The number is the "
-        "cosine: 1 means the same direction, 0 nothing in common. Early blocks tend to find "
+        "In the figure the picture is bright where a patch's vector points in the same direction "
+        f"as that of the framed patch (row {row}, column {column}; both count from 0). The numbers "
+        "are cosines: 1 means the same direction, 0 nothing in common. Early blocks tend to find "
         "patches of the same colour, late ones patches of the same thing. See whether that is so "
         "here.",
     )
@@ -116,7 +116,7 @@ def effective_patches(row):
 
 
 def common_part(vectors):
-    """Vectors (N, D) -> how much they share: the length of their mean by their mean length. 1 if
+    """Vectors (N, D) -> how much they share: the length of their mean over their mean length. 1 if
     they are all the same, about 1 / sqrt(N) if they have nothing in common."""
     return (vectors.mean(dim=0).norm() / vectors.norm(dim=-1).mean()).item()
 
@@ -152,9 +152,9 @@ def qformer(tour):
         "".join(maps)
         + "<h3>What the queries bring back, compared</h3>"
         + heatmap(alike, names, names, "How alike the vectors of the queries are", high=1.0)
-        + f"<p>Dark blue: two queries bring back the same. Of their vectors, {shared:.3f} is "
-        "common to all (1: they are all the same; about "
-        f"{len(alike) ** -0.5:.2f}: they have nothing in common).</p>"
+        + f"<p>Dark blue: two queries bring back the same. The mean of all their vectors is "
+        f"{shared:.3f} times as long as one of them. With 1 they would all be the same, with about "
+        f"{len(alike) ** -0.5:.2f} they would have nothing in common.</p>"
         + f"<details><summary>Each query in numbers</summary>{table}</details>")
     count, patches_count = config.qformer.queries, tour.grid ** 2 + 1
     texts = (
@@ -165,7 +165,7 @@ def qformer(tour):
         "queries look at each other.",
         "Each small picture shows where one query looks: bright patches get most of its "
         "attention. The number is the share of the brightest patch. Values are means over the "
-        "heads; the attention of a query adds up to 100 %, with the class token's part.",
+        "heads; the attention of a query, to the class token too, adds up to 100 %.",
     )
     task = ("run it on another picture of <code>samples/</code> and find a query that looks at the "
             "same kind of thing in both: <code>python explain.py samples/lighthouse.png</code>.")

@@ -42,12 +42,12 @@ def prompt(tour):
         "that asks for an answer. The text is cut into tokens; \"▁\" marks a space before one.",
         f"Here are all {len(tokens)} vectors in the order in which the model reads them, each with "
         f"its position below. {images} of them (orange) are the image vectors: they stand where "
-        "words stand, and from here on nothing treats them otherwise.",
+        "words stand, and from here on the model treats all vectors alike.",
     )
     task = ("ask something else: <code>"
             + escape(tour.command(flags='--prompt "What is the mood of this painting?"'))
             + "</code>. Which positions change?")
-    return section(5, "prompt", "The prompt: words with a picture in their midst", texts,
+    return section(5, "prompt", "The prompt: words with a picture among them", texts,
                    (artgpt4.ArtGPT4.prompt_ids, artgpt4.ArtGPT4.embed_ids),
                    token_strip(tokens), task)
 
@@ -70,9 +70,9 @@ def adapter(tour):
     figures = (
         "<h3>What the adapter adds, as a share of what it is given: mean over all tokens</h3>"
         + bars(rows)
-        + "<h3>The same for each block (line) and each token (column)</h3>"
+        + "<h3>The same for each block (row) and each token (column)</h3>"
         + heatmap(shares, blocks, fed, "Share that the adapter adds, by block and token")
-        + f"<p>White or black: nothing. Full blue: {percent(shares.max())}.</p>"
+        + f"<p>No colour: nothing is added. Full blue: {percent(shares.max())}.</p>"
         + "<h3>The answer, with and without</h3>" + said)
     if config.adapter_width == 0:
         figures = "<p>These weights have no adapters: they are a MiniGPT-4.</p>" + said
@@ -96,7 +96,7 @@ def adapter(tour):
 
 
 def lens_table(tour):
-    """What each block would have said: a line for each token of the answer."""
+    """What each block would have said: a row for each token of the answer."""
     blocks = tour.answer.hidden.shape[1]
     head = "".join(f'<th scope="col">block {i}</th>' for i in range(1, blocks + 1))
     lines = []
@@ -122,7 +122,7 @@ def next_word(tour):
         parts.append(f"<div><p>{heading}</p>{bars(rows, 1.0)}</div>")
     least_sure = sorted(sorted(range(len(chosen)), key=chosen.__getitem__)[:LEAST_SURE])
     figures = (
-        "<h3>The answer, each token on its probability</h3>" + strip
+        "<h3>The answer: each token with its probability</h3>" + strip
         + "<h3>The ten likeliest tokens, where the model was least sure</h3>"
         + f'<div class="words">{"".join(parts[i] for i in least_sure)}</div>'
         + f"<details><summary>The ten likeliest at each of the {len(parts)} steps</summary>"
@@ -136,7 +136,7 @@ def next_word(tour):
         "and so on until the model says that it has ended.",
         "A block only adds to the vector, so one can ask after each block: if this were the last "
         "one, which token would be said? That is the logit lens. Early blocks often have no idea "
-        "yet, or think of another word. The bluer a field, the surer the block would have been.",
+        "yet, or think of another word. The bluer a cell, the surer the block would have been.",
     )
     task = ("draw less likely tokens too, and see the answer change: <code>"
             + escape(tour.command("chat.py", "--temperature 1.5"))
@@ -172,7 +172,7 @@ def looking(tour):
         f'<div class="lits">{"".join(pictures[i] for i in most)}</div>'
         f"<details><summary>The first {min(WORDS, len(words))} of {len(words)} words</summary>"
         f'<div class="lits">{"".join(pictures[:WORDS])}</div></details>'
-        "<details><summary>The attention to each image vector (line) for each token (column)"
+        "<details><summary>The attention to each image vector (row) for each token (column)"
         "</summary>"
         + heatmap(np.asarray(to_image.float().T), names, pieces,
                   "Attention of the answer's tokens to the image vectors")
@@ -185,8 +185,9 @@ def looking(tour):
         "picture a word comes from.",
         "Under each picture stand the word that was said next and the share of attention that went "
         "to image vectors, as a mean over heads and blocks. Take it as a hint: the patches already "
-        "know of each other, and so do the queries. Attention shows where was looked, not what was "
-        "understood. Much attention often goes to the very first token, when nothing is sought.",
+        "know of each other, and so do the queries. Attention shows where the model looked, not "
+        "what it understood. A head that needs nothing often gives much of its attention to the "
+        "very first token.",
     )
     task = ("paint a grey box over the brightest place of the picture and run explain.py on it "
             "again. Which words change?")
