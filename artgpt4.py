@@ -161,15 +161,12 @@ class ViT(nn.Module):
         self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, config.width))
-        self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.layers))
+        self.blocks = nn.Sequential(*(ViTBlock(config) for _ in range(config.layers)))
 
     def forward(self, pixels):
         patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)        # (B, P - 1, D)
         class_token = self.cls_token.expand(len(pixels), -1, -1)
-        x = torch.cat((class_token, patches), dim=1) + self.pos_embed        # (B, P, D)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.blocks(torch.cat((class_token, patches), dim=1) + self.pos_embed)  # (B, P, D)
 
 
 # ---- Q-Former: P image vectors read into Q
@@ -240,8 +237,7 @@ class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight, computed in float32."""
 
     def forward(self, x):
-        weight = self.weight.float()
-        return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).to(x.dtype)
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
 class KVCache:
@@ -439,11 +435,16 @@ class ArtGPT4(nn.Module):
         self.llama = Llama(config.llama, config.adapter_width)
 
     # From a picture and a prompt to what llama reads
-    def encode_image(self, pixels):
-        """pixels (B, 3, S, S) -> image_embeds (B, Q, D). The parts may differ in dtype."""
+    def image_features(self, pixels):
+        """pixels (B, 3, S, S) -> what the Q-Former says of them, (B, Q, D of the Q-Former)."""
         x = self.vit(pixels.to(self.vit.pos_embed.device, self.vit.pos_embed.dtype))
-        x = self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))
-        return self.proj(x).to(self.llama.embed.weight.dtype)
+        return self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))
+
+    def encode_image(self, pixels):
+        """pixels, or image_features of them -> image_embeds (B, Q, D). Each part has its dtype."""
+        embed = self.llama.embed.weight
+        features = pixels.to(embed) if pixels.ndim == 3 else self.image_features(pixels)
+        return self.proj(features).to(embed.dtype)
 
     def prompt_ids(self, prompt):
         """A prompt -> its token ids: BOS, and for each <ImageHere> Q times IMAGE_ID. As in the
@@ -500,7 +501,7 @@ class ArtGPT4(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def forward(self, pixels, captions, prompt=None, end="\n", max_text_tokens=32):
-        """pixels (B, 3, S, S) and B captions -> the cross-entropy of every caption token, (N,). Not
+        """pixels as for encode_image, and B captions -> the loss of every caption token, (N,). Not
         their mean: a batch may be computed in parts or by several processes, and only sums over
         all tokens give its mean. Stage 1 has no prompt; stage 2 has one with one <ImageHere>, or
         a list of B of them, and end="###"."""
@@ -574,7 +575,6 @@ class ArtGPT4(nn.Module):
         return self.tokenizer.eos_id() in ids or STOP in self.tokenizer.decode(pieces)
 
     # Loading: strict, in plain errors; common/loading.py says them in one line for a command
-
     @classmethod
     def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=True, int8=False,
                         vision_int8=False):

@@ -16,7 +16,6 @@ from common.start import start_command
 if __name__ == "__main__":
     start_command()                                           # before the slow imports
 
-import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,12 +23,12 @@ from pathlib import Path
 import torch
 
 from common.command_line import run_command
-from common.files import written_beside
 from common.loading import load_folder
 from gallery.album import painted
 from gallery.scenes import SEEN_PAIRS
-from gallery.score import held_out, score, table
+from gallery.score import held_out
 from training.arithmetic import share_of_machine
+from training.cached_vision import cached_vision, release_vision
 from training.checkpoints import frozen_checksum
 from training.data import batches, open_source, split
 from training.flags import chosen_recipe, first_adapter, train_parser
@@ -38,8 +37,8 @@ from training.lock import locked
 from training.memory import check_room
 from training.optimizer import AdamW8bit
 from training.processes import (
-    RANK, WORLD, accumulating, clip_gradients, mean_over_tokens, on_rank_0, processes,
-    rank_0_first, rank_0_holds, say, spread,
+    RANK, WORLD, accumulating, clip_gradients, mean_over_tokens, processes, rank_0_first,
+    rank_0_holds, say, spread,
 )
 from training.recomputation import recompute_blocks
 from training.report import sample_pictures
@@ -204,7 +203,10 @@ def run_stage(args, recipe, out, device):
     model = load_model(args, initial, device)
     check_room(model, recipe, args, device, out)
     with rank_0_first():
-        source, left_out = usable(open_source(args.data, out.parent / "index", args.pictures))
+        source = open_source(args.data, out.parent / "index", args.pictures)
+        if args.cache_vision:
+            source = cached_vision(model, source, out.parent / "vision", args.workers, device)
+        source, left_out = usable(source)
         data = f"{len(source)} pairs, checksum {source.fingerprint():08x}"
         source, val = split(source, args.val, recipe.seed, WORLD)
         pictures = sample_pictures(val or source) if args.data else painted(held_out(SEEN_PAIRS, 8))
@@ -214,24 +216,23 @@ def run_stage(args, recipe, out, device):
     identity = {"stage": args.stage, "val": args.val, "data": data, "window": args.window,
                 **asdict(recipe), "dtype": args.dtype, "int8": args.int8,
                 "vision_int8": args.vision_int8, "optimizer_bits": args.optimizer_bits,
-                "weights": frozen_checksum(model)}
+                "cache_vision": args.cache_vision, "weights": frozen_checksum(model)}
+    evaluation = Evaluation(model, args.stage, recipe, pictures, val, args.workers)
+    if args.cache_vision:
+        evaluation.keep_features(to_score=not args.data)
+        release_vision(model)
     share = share_of_machine(model, recipe.mode, torch.device(device), getattr(torch, args.dtype),
                              args.checkpointing)
     run = Run(out, identity, recipe, len(source), resume, args.save_every, args.patience,
               args.max_bad, share)
     run.describe(model)
-    evaluation = Evaluation(model, args.stage, recipe, pictures, val, args.workers)
     loader = batches(
         source, args.stage, model.config.image_size, recipe.batch_size, recipe.steps, recipe.seed,
         recipe.min_crop_area, args.workers, run.first, RANK, WORLD, args.accumulate, args.window)
     train(model, loader, recipe, args.stage, run, evaluation, args.fsdp, args.optimizer_bits)
     run.conclude()
     if not args.data:
-        shares = on_rank_0(score, model, args.stage)
-        if RANK == 0:
-            with written_beside(out / "score.json") as path:
-                path.write_text(json.dumps(shares, indent=1) + "\n")
-            print(table(shares))
+        evaluation.score(out / "score.json")
 
 
 def main(args):

@@ -11,16 +11,21 @@ from gallery import painting
 from gallery import scenes as scenes_module
 
 
+def album_file(scenes, folder="runs/gallery", size=224):
+    """The file of the paintings of some scenes. Its name depends on the scenes and on the source
+    of the painter, so that a change of either paints new ones."""
+    sources = Path(painting.__file__).read_bytes() + Path(scenes_module.__file__).read_bytes()
+    key = zlib.crc32(sources + repr((scenes, size)).encode())
+    return Path(folder) / f"{len(scenes)}-{key:08x}.npy"
+
+
 def painted(scenes, folder="runs/gallery", size=224):
     """Paintings of the scenes, uint8 (N, size, size, 3), mapped from a file in `folder`.
 
     They are painted if the file is not there. A painting takes tens of milliseconds, longer than a
-    training step can wait for it. The file's name depends on the scenes and on the source of the
-    painter, so that a change of either paints new ones.
+    training step can wait for it.
     """
-    sources = Path(painting.__file__).read_bytes() + Path(scenes_module.__file__).read_bytes()
-    key = zlib.crc32(sources + repr((scenes, size)).encode())
-    file = Path(folder) / f"{len(scenes)}-{key:08x}.npy"
+    file = album_file(scenes, folder, size)
     if not file.is_file():
         progress = Progress("painting", len(scenes), "pictures")
         with written_beside(file) as path, ProcessPoolExecutor() as pool:

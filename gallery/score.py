@@ -67,20 +67,28 @@ def describe_vectors(model, image_embeds, stage, what=None):
     return texts
 
 
-def describe(model, pictures, stage, what=None):
+@torch.inference_mode()
+def features_of(model, pictures):
+    """uint8 (N, S, S, 3) -> their image_features (N, Q, D of the Q-Former)."""
+    return torch.cat([model.image_features(pixels) for pixels in pixels_of(model, pictures)])
+
+
+@torch.inference_mode()
+def describe(model, pictures, stage, what=None, features=None):
     """What the model says of each picture at temperature 0.
 
     Args:
         pictures: uint8 (N, S, S, 3).
         stage: 1 for a caption, 2 for a description.
         what: the name of the progress line; None shows none.
+        features: those of the pictures, for a model that has let go of its towers.
 
     Returns:
         N strings.
     """
-    with torch.inference_mode():
-        embeds = [model.encode_image(pixels) for pixels in pixels_of(model, pictures)]
-    return describe_vectors(model, torch.cat(embeds), stage, what)
+    if features is None:
+        features = features_of(model, pictures)
+    return describe_vectors(model, model.encode_image(features), stage, what)
 
 
 # ---- What is right in it
@@ -107,16 +115,21 @@ def extras_rightly(scenes, texts):
     return {"composition": sum(places) / len(pairs), "things": sum(things) / len(pairs)}
 
 
-def score(model, stage):
+def held_out_features(model):
+    """{"seen pairs": features, "unseen pairs": features} of the paintings that `score` shows."""
+    return {name: features_of(model, painted(held_out(pairs))) for name, pairs in PAIRS.items()}
+
+
+def score(model, stage, features=None):
     """{"seen pairs": shares, "unseen pairs": shares} on 200 held-out paintings each.
 
-    The shares are those of named_rightly and extras_rightly.
+    The shares are those of named_rightly and extras_rightly. features: of held_out_features.
     """
-    shares = {}
+    shares, features = {}, features or {}
     for name, pairs in PAIRS.items():
         scenes = held_out(pairs)
         what = f"describing held-out paintings, {name}"
-        texts = describe(model, painted(scenes), stage, what)
+        texts = describe(model, painted(scenes), stage, what, features.get(name))
         shares[name] = named_rightly(scenes, texts) | extras_rightly(scenes, texts)
     return shares
 

@@ -14,19 +14,27 @@ def operations(model, mode, checkpointing=False):
     Tokens are those of prompts, texts and image vectors. Only products with weight matrices count,
     not those inside attention, nor padding.
     """
-    patches, queries = model.vit.pos_embed.shape[1], model.config.qformer.queries
-    vision = parameters_in_matrices(model.vit) * patches
-    for layer in model.qformer.layers:
-        vision += parameters_in_matrices(layer) * queries
-        if layer.cross_attn is not None:                      # keys and values of all patches
-            cross = layer.cross_attn
-            vision += (cross.key.weight.numel() + cross.value.weight.numel()) * (patches - queries)
+    queries, vision = model.config.qformer.queries, 0
+    if model.vit is not None:                                 # else its vectors come from a file
+        vision = vision_operations(model)
     proj = parameters_in_matrices(model.proj)
     trainable = sum(parameters_in_matrices(module) for module in model.trainable_modules(mode))
     passes = 3 if checkpointing else 2                        # forward, again, gradient of inputs
     blocks = parameters_in_matrices(model.llama.blocks) * passes + trainable - proj
     head = 2 * model.config.llama.vocab_size * model.config.llama.hidden_size
     return [2 * count for count in (vision + 2 * proj * queries, blocks, head)]
+
+
+def vision_operations(model):
+    """Products of weights and activations that ViT and Q-Former take for a picture."""
+    patches, queries = model.vit.pos_embed.shape[1], model.config.qformer.queries
+    count = parameters_in_matrices(model.vit) * patches
+    for layer in model.qformer.layers:
+        count += parameters_in_matrices(layer) * queries
+        if layer.cross_attn is not None:                      # keys and values of all patches
+            cross = layer.cross_attn
+            count += (cross.key.weight.numel() + cross.value.weight.numel()) * (patches - queries)
+    return count
 
 
 def machine_operations(device, dtype):

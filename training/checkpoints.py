@@ -107,14 +107,15 @@ def restore(checkpoint, weights, optimizer):
             optimizer.state[parameter][key] = share_of(value, parameter)
 
 
-def frozen_checksum(model):
-    """CRC-32, in hexadecimal, of values from all over every tensor that is never trained.
+def frozen_checksum(model, parts=("",)):
+    """CRC-32, in hexadecimal, of values from all over every tensor that is never trained, or of
+    those whose names begin with one of `parts`.
 
     Two models with the same checksum are taken for the same model.
     """
     crc, trainable = 0, set(model.trainable_names())
     for name, tensor in model.state_dict().items():
-        if name not in trainable:
+        if name not in trainable and name.startswith(parts):
             stride = math.ceil(tensor.numel() / CHECKED)
             values = tensor.flatten()[::stride].contiguous().view(torch.uint8)
             crc = zlib.crc32(values.cpu().numpy(), crc)

@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import threading
+import zlib
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from artgpt4 import IMAGE_MARK, INSTRUCTIONS, PIXEL_MEAN, PIXEL_STD, instruction_prompt
 from gallery import words
-from gallery.album import painted
+from gallery.album import album_file, painted
 from gallery.conversations import about_one, about_two, prompt_and_answer, some_topics
 from gallery.scenes import random_scenes
 from training.lock import release_locks
@@ -75,9 +76,12 @@ class Gallery(Source):
         """The pair whose picture is shown first in a conversation about two."""
         return (7 * i + 1) % len(self)
 
-    def pictures(self, i, size, prompt):
+    def shown(self, i, prompt):
         is_about_two = prompt is not None and prompt.count(IMAGE_MARK) == 2
-        return [self.picture(shown) for shown in ([self.other(i), i] if is_about_two else [i])]
+        return [self.other(i), i] if is_about_two else [i]
+
+    def fingerprint(self):
+        return zlib.crc32(album_file(self.scenes).name.encode())
 
 
 def open_source(spec=None, index_folder="runs/index", pictures=3000):
@@ -131,10 +135,11 @@ def split(source, held_out, seed=42, processes=1):
 def random_crop(image, rng, min_area):
     """A random crop: a share min_area to 1 of the area, aspect ratio 3/4 to 4/3 (log-uniform).
 
-    This is torchvision's RandomResizedCrop, without the resizing.
+    This is torchvision's RandomResizedCrop, without the resizing. With min_area 1 nothing is
+    random: the whole picture, or the middle of a very long one.
     """
     width, height = image.size
-    for _ in range(10):
+    for _ in range(10 if min_area < 1 else 0):
         area = width * height * rng.uniform(min_area, 1)
         aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -148,7 +153,10 @@ def random_crop(image, rng, min_area):
 
 
 def normalised(pixels):
-    """Pixels uint8 (B, S, S, 3) as artgpt4.preprocess gives them, float32 (B, 3, S, S)."""
+    """Pixels uint8 (B, S, S, 3) as artgpt4.preprocess gives them, float32 (B, 3, S, S). Features
+    stay as they are."""
+    if pixels.dtype != torch.uint8:
+        return pixels
     pixels = pixels.permute(0, 3, 1, 2)
     pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     mean, std = torch.tensor(PIXEL_MEAN)[:, None, None], torch.tensor(PIXEL_STD)[:, None, None]
@@ -158,7 +166,8 @@ def normalised(pixels):
 class Pairs(Dataset):
     """(step, epoch, i) -> (pixels uint8 (N, S, S, 3), prompt or None, text, skipped) of pair i.
 
-    N is 1, but for a conversation about several pictures. A bad pair is replaced by another one,
+    N is 1, but for a conversation about several pictures. Without a random crop, features that the
+    source has of its pictures come in place of pixels. A bad pair is replaced by another one,
     the same in every run. Raises ValueError if TRIES pairs in a row are bad.
     """
 
@@ -174,26 +183,33 @@ class Pairs(Dataset):
             batch_rng = random.Random(f"{self.seed} {step}")
             try:
                 prompt, text = self.source.words(i, self.stage, rng, batch_rng)
-                pictures = self.source.pictures(i, self.image_size, prompt)
+                return self.images(i, prompt, rng), prompt, text, skipped
             except SampleError as error:
                 name = self.source.name(i)
                 skipped.append({"step": step + 1, "sample": name, "reason": str(error)})
                 i = others.randrange(len(self.source))
-                continue
-            size = (self.image_size, self.image_size)
-            crops = [random_crop(picture, rng, self.min_crop_area) for picture in pictures]
-            pixels = [np.array(crop.resize(size, Image.Resampling.BICUBIC)) for crop in crops]
-            return torch.from_numpy(np.stack(pixels)), prompt, text, skipped
         raise ValueError(
             f"nothing usable in the training data: {TRIES} samples in a row are bad, the last of "
             f"them {skipped[-1]['sample']}: {skipped[-1]['reason']}")
+
+    def images(self, i, prompt, rng):
+        """What the model is given of the pictures of pair i."""
+        features = self.source.features(i, prompt) if self.min_crop_area == 1 else None
+        if features is not None:
+            return features
+        pictures = self.source.pictures(i, self.image_size, prompt)
+        crops = [random_crop(picture, rng, self.min_crop_area) for picture in pictures]
+        size = (self.image_size, self.image_size)
+        pixels = [np.array(crop.resize(size, Image.Resampling.BICUBIC)) for crop in crops]
+        return torch.from_numpy(np.stack(pixels))
 
 
 # ---- Batches
 
 
 class Batch(NamedTuple):
-    pixels: torch.Tensor    # (N, 3, S, S), normalised; N >= B pictures, in the prompts' order
+    pixels: torch.Tensor    # (N, 3, S, S), normalised; N >= B pictures, in the prompts' order; or
+                            # their features (N, Q, D of the Q-Former)
     prompts: list           # B; None in stage 1
     texts: list             # B
     skipped: list           # {"step" (from 1), "sample", "reason"} of each bad sample replaced here

@@ -66,6 +66,9 @@ def train_parser(description, recipes):
     add("--compile", action="store_true", help="use torch.compile on the blocks")
     add("--fsdp", action="store_true",
         help="spread the model over torchrun's processes, frozen weights included")
+    add("--cache-vision", action="store_const", const=True,
+        help="compute what the frozen ViT and Q-Former find in each picture once, keep it in a "
+             "file, and train without them; needs --min-crop-area 1")
     add("--workers", type=int, default=1,
         help="processes that read pictures, for each training process (default: %(default)s)")
     group = parser.add_argument_group("hyperparameters (default: those of the recipe)")
@@ -112,6 +115,10 @@ def chosen_recipe(args, recipes):
         recipe = replace(recipe, steps=0)
     check_flags(args, given)
     recipe = replace(recipe, **given)
+    if args.cache_vision and recipe.min_crop_area < 1:
+        raise ValueError(
+            f"--cache-vision keeps what the model sees in whole pictures, but --min-crop-area is "
+            f"{recipe.min_crop_area}: pictures are cropped at random; give --min-crop-area 1 too")
     if recipe.batch_size % (WORLD * args.accumulate) != 0:
         raise ValueError(f"--batch-size is {recipe.batch_size}; {WORLD} processes with "
                          f"--accumulate {args.accumulate} cannot share it evenly")

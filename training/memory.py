@@ -7,6 +7,7 @@ import torch
 
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, instruction_prompt
 from common.int8 import ROWS, replace_linears
+from training.cached_vision import release_vision
 from training.optimizer import moment_bytes
 from training.processes import RANK, WORLD, say
 
@@ -33,13 +34,13 @@ def block_memory(config, act):
 
 
 def training_memory(config, batch, tokens, text_tokens, frozen_bytes=2, checkpointing=False,
-                    cards=1, mode="artgpt4", optimizer_bits=32):
+                    cards=1, mode="artgpt4", optimizer_bits=32, vision=True):
     """{part: bytes} of one card while it trains.
 
     config: of the model, whose int8 flags count. batch: sequences on this card at once. tokens: of
     a sequence, image vectors included. text_tokens: of the caption, which is learned.
     frozen_bytes: of a frozen weight that is not int8, and of an activation, 4 or 2. cards: over how
-    many fully_shard spreads the parameters.
+    many fully_shard spreads the parameters. vision: whether ViT and Q-Former are kept.
 
     Only what the backward pass needs counts as activations: those of the image encoder and of the
     Q-Former are not kept, since nothing before the projection is trainable.
@@ -49,6 +50,8 @@ def training_memory(config, batch, tokens, text_tokens, frozen_bytes=2, checkpoi
     replace_linears(model)
     names, in_float32 = set(model.trainable_names(mode)), set(model.trainable_names())
     sizes, bytes_of = {}, {}
+    if not vision:
+        release_vision(model)
     for name, tensor in model.state_dict().items():
         width = frozen_bytes
         if tensor.dtype == torch.int8:
@@ -111,7 +114,7 @@ def check_room(model, recipe, args, device, out):
     tokens = sequence_length(model, args.stage, recipe.max_text_tokens, args.data is None)
     parts = training_memory(
         model.config, batch, tokens, recipe.max_text_tokens, frozen_bytes, args.checkpointing,
-        WORLD if args.fsdp else 1, recipe.mode, args.optimizer_bits)
+        WORLD if args.fsdp else 1, recipe.mode, args.optimizer_bits, not args.cache_vision)
     needed = sum(parts.values())
     checkpoint = (parts["trainable weights"] + parts["AdamW's two moments"]) * (
         WORLD if args.fsdp else 1)

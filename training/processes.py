@@ -95,7 +95,8 @@ def spread(model, fsdp=False):
     (FSDP2). Otherwise each process holds the whole model (DistributedDataParallel).
     """
     if fsdp:
-        for block in (*model.vit.blocks, model.qformer, *model.llama.blocks):
+        vision = [] if model.vit is None else [*model.vit.blocks, model.qformer]
+        for block in (*vision, *model.llama.blocks):
             fully_shard(block)
         return fully_shard(model)
     if WORLD > 1:                       # all processes read the same files: nothing to broadcast

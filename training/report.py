@@ -32,9 +32,10 @@ def sample_pictures(source, count=8):
     return pictures
 
 
-def draw_samples(model, pictures, stage, file, columns=4):
-    """Write the pictures, each with what the model says of it, as one picture."""
-    texts = on_rank_0(describe, model, pictures, stage)
+def draw_samples(model, pictures, stage, file, features=None, columns=4):
+    """Write the pictures, each with what the model says of it, as one picture. features: as for
+    gallery.score.describe."""
+    texts = on_rank_0(describe, model, pictures, stage, None, features)
     if RANK == 0:
         images = [Image.fromarray(picture) for picture in pictures]
         with written_beside(file) as path:

@@ -96,9 +96,18 @@ class Source:
         """About how long the text of pair i is, in any unit, known without reading it."""
         return 0
 
+    def shown(self, i, prompt):
+        """The numbers of the pairs whose pictures the prompt of pair i shows, in order."""
+        return [i]
+
     def pictures(self, i, size, prompt):
         """The pictures that the prompt of pair i shows, in order."""
-        return [self.picture(i, size)]
+        return [self.picture(shown, size) for shown in self.shown(i, prompt)]
+
+    def features(self, i, prompt):
+        """What the frozen towers found in those pictures, if a file keeps it
+        (training/cached_vision.py): (N, Q, D of the Q-Former). Else None."""
+        return None
 
     def order(self, seed, epoch):
         """The numbers of all pairs, in the order of an epoch."""
@@ -135,6 +144,9 @@ class Part(Source):
 
     def pictures(self, i, *arguments):
         return self.source.pictures(self.numbers[i], *arguments)
+
+    def features(self, i, prompt):
+        return self.source.features(self.numbers[i], prompt)
 
     def words(self, i, *arguments):
         return self.source.words(self.numbers[i], *arguments)

@@ -1,12 +1,16 @@
-"""What a run is judged by: the loss of held-out pairs, and what the model says of some pictures."""
+"""What a run is judged by: the loss of held-out pairs, what the model says of some pictures, how
+much of held-out paintings it names."""
+import json
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from artgpt4 import IMAGE_MARK, STOP
+from common.files import written_beside
+from gallery.score import features_of, held_out_features, score, table
 from training.data import held_out_batches
-from training.processes import RANK, WORLD, total
+from training.processes import RANK, WORLD, on_rank_0, total
 from training.report import draw_samples
 from training.sources import Source
 
@@ -44,6 +48,14 @@ class Evaluation:
     pictures: list[np.ndarray]
     held_out: Source | None = None
     workers: int = 1
+    features: torch.Tensor | None = None            # of the pictures, and those that are scored:
+    features_to_score: dict | None = None           # for a model without its towers
+
+    def keep_features(self, to_score):
+        """Compute what the towers find in the pictures, and if to_score in those of score(), for
+        the time when the model has let go of them."""
+        self.features = features_of(self.model, self.pictures)
+        self.features_to_score = held_out_features(self.model) if to_score else None
 
     @torch.no_grad()
     def losses(self, module):
@@ -63,4 +75,12 @@ class Evaluation:
 
     def draw(self, file):
         """Write the pictures, each with what the model says of it, as one picture."""
-        draw_samples(self.model, self.pictures, self.stage, file)
+        draw_samples(self.model, self.pictures, self.stage, file, self.features)
+
+    def score(self, file):
+        """Print and write how much of held-out paintings the model names (gallery/score.py)."""
+        shares = on_rank_0(score, self.model, self.stage, self.features_to_score)
+        if RANK == 0:
+            with written_beside(file) as path:
+                path.write_text(json.dumps(shares, indent=1) + "\n")
+            print(table(shares))
