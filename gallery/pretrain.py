@@ -69,23 +69,32 @@ def initialise(module):
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if linear else 0.2)
 
 
-def train(parameters, loss_of_step, steps, peak_lr, what):
-    """AdamW with 5 % warm-up and a cosine to zero.
-
-    loss_of_step(step) -> (loss, a note for the progress line, which is called `what`).
-    """
+def updates(parameters, steps, peak_lr):
+    """update(step, loss): AdamW with 5 % warm-up and a cosine to zero after `steps`."""
     optimizer = torch.optim.AdamW(parameters, lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.05)
-    progress = Progress(what, steps, "steps")
     warmup = max(1, steps // 20)
-    for step in range(steps):
+
+    def update(step, loss):
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
         for group in optimizer.param_groups:
             group["lr"] = peak_lr * min((step + 1) / warmup, cosine)
-        loss, note = loss_of_step(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+
+    return update
+
+
+def train(parameters, loss_of_step, steps, peak_lr, what):
+    """Train with `updates`.
+
+    loss_of_step(step) -> (loss, a note for the progress line, which is called `what`).
+    """
+    update, progress = updates(parameters, steps, peak_lr), Progress(what, steps, "steps")
+    for step in range(steps):
+        loss, note = loss_of_step(step)
+        update(step, loss)
         if step % 20 == 0 or step + 1 == steps:               # a GPU need not wait every step
             note_of_loss = f"loss {loss.item():.3f}{note}"
         progress.show(step + 1, note_of_loss)

@@ -7,10 +7,13 @@ What they have seen is read by linear heads that are thrown away afterwards. Eve
 and so work, of its own: TASKS. When heads read the mean over the queries instead, nothing keeps
 the queries apart, and after a few hundred steps all are equal.
 """
+import contextlib
+import itertools
 import random
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -80,18 +83,25 @@ def vision_heads(config):
 
 
 def task_losses(heads, patches, queries, targets):
-    """{task: its loss, unweighted}, and the logits of the subject (B, 1, subjects).
+    """{task: its loss, unweighted} for the tasks that have a head, and the logits of the subject
+    (B, 1, subjects), None without its head.
 
     patches (B, P - 1, Dv), queries (B, Q, D); targets of `targets_of`.
     """
-    losses = {}
-    for name, task in TASKS.items():
+    losses, subject = {}, None
+    for name, head in heads.items():
+        task = TASKS[name]
         source = patches if task.reads is None else queries[:, task.reads]
-        output = heads[name](source)
+        output = head(source)
         losses[name] = task.loss(output, targets[name])
         if name == "subject":
             subject = output
     return losses, subject
+
+
+def weighted(losses):
+    """The sum of what task_losses returns first, with the weights of TASKS."""
+    return sum(TASKS[name].weight * loss for name, loss in losses.items())
 
 
 def pointing_loss(attention, subject_shares):
@@ -174,18 +184,28 @@ def targets_of(x, shown, labels, patches_across):
 # ---- The scenes
 
 
-def draw_plain(scenes, size):
-    """The scenes unpainted, uint8 (N, size, size, 3), and what each pixel shows.
+def plain(scene, size):
+    """A scene unpainted, uint8 (size, size, 3), and what each pixel shows.
 
-    The latter is uint8 (N, size, size), a number of SHOWN.
+    The latter is (size, size), numbers of SHOWN.
     """
+    shown = render(scene, size).per_shape(lambda shape: SHOWN.index(shape.name))
+    return np.asarray(draw(scene, size)), shown.astype(np.uint8)
+
+
+def draw_plain(scenes, size, processes=1):
+    """What `plain` returns, of all scenes: uint8 (N, size, size, 3) and (N, size, size)."""
     progress = Progress("drawing plain scenes", len(scenes), "pictures")
     drawn = np.empty((len(scenes), size, size, 3), dtype=np.uint8)
     shown = np.empty((len(scenes), size, size), dtype=np.uint8)
-    for i, scene in enumerate(scenes):
-        drawn[i] = draw(scene, size)
-        shown[i] = render(scene, size).per_shape(lambda shape: SHOWN.index(shape.name))
-        progress.show(i + 1)
+    with contextlib.ExitStack() as stack:
+        in_turn = map
+        if processes > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(processes))
+            in_turn = partial(pool.map, chunksize=16)
+        for i, pair in enumerate(in_turn(plain, scenes, itertools.repeat(size))):
+            drawn[i], shown[i] = pair
+            progress.show(i + 1)
     return drawn, shown
 
 
@@ -198,16 +218,18 @@ def one_hot(values, choices):
 class PlainScenes(Dataset):
     """Plain scenes, drawn once with a margin around what a batch crops, and their labels.
 
+    processes: so many draw them.
+
     Item `step` is the batch of that step of a training: a pure function of seed and step, for any
     number of processes that make them.
     """
 
     MARGIN = 16
 
-    def __init__(self, count, size, seed, steps, batch):
-        scenes = random_scenes(count, f"plain {seed}")
+    def __init__(self, count, size, seed, steps, batch, processes=1):
+        self.scenes = scenes = random_scenes(count, f"plain {seed}")
         self.size, self.seed, self.steps, self.batch = size, seed, steps, batch
-        self.drawn, self.shown = draw_plain(scenes, size + self.MARGIN)
+        self.drawn, self.shown = draw_plain(scenes, size + self.MARGIN, processes)
         things = [[float(thing in scene.things) for thing in THINGS] for scene in scenes]
         self.labels = {
             "subject": one_hot([scene.subject for scene in scenes], SUBJECTS),
@@ -269,6 +291,13 @@ class Lessons(Dataset):
         return (x - mean) / std, targets, subject_shares
 
 
+def lessons_in_turn(lessons, workers):
+    """The items of Lessons one after another, made by so many processes; 0: by this one."""
+    return iter(DataLoader(lessons, batch_size=None, num_workers=workers,
+                           multiprocessing_context="fork" if workers else None,
+                           generator=torch.Generator()))
+
+
 # ---- The objective
 
 
@@ -301,26 +330,20 @@ def vision_objective(model, steps, batch, pictures, seed, workers=0):
     device = model.vit.pos_embed.device
     scenes = PlainScenes(pictures, model.config.image_size, seed, steps, batch)
     patches_across = model.config.image_size // model.config.vit.patch_size
-    batches = iter(DataLoader(Lessons(scenes, patches_across), batch_size=None, num_workers=workers,
-                              multiprocessing_context="fork" if workers else None,
-                              generator=torch.Generator()))
+    batches = lessons_in_turn(Lessons(scenes, patches_across), workers)
     heads = vision_heads(model.config).to(device)
     named_rightly = 0.0                                                 # a running mean
-
-    def on_device(tensors):
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def loss_of_step(step):
         nonlocal named_rightly
         pixels, targets, subject_shares = next(batches)
-        targets = on_device(targets)
+        targets = {name: target.to(device) for name, target in targets.items()}
         patches = model.ln_vision(model.vit(pixels.to(device)))         # (B, P, Dv)
         queries, attention = watched(model.qformer, patches)            # (B, Q, D), (B, Q, P)
         patches = patches[:, 1:]                                        # without the class token
         losses, subject = task_losses(heads, patches, queries, targets)
         loss = POINTING * pointing_loss(attention, subject_shares.to(device))
-        for name, task in TASKS.items():
-            loss = loss + task.weight * losses[name]
+        loss = loss + weighted(losses)
         right = (subject.argmax(dim=-1) == targets["subject"].argmax(dim=-1)).float().mean().item()
         named_rightly += 0.02 * (right - named_rightly)
         return loss, f", subject {named_rightly:.0%}"
