@@ -3,11 +3,13 @@
 Every arm of gallery/arms.py is trained through both stages, with the same data and steps. First a
 sweep: three rates on a seed that is reported nowhere, judged on validation paintings; then five
 seeds at each arm's best rate. The measure was named beforehand: the share of the four attributes
-that texts about held-out paintings of unseen pairs name rightly.
+that texts about held-out paintings of unseen pairs name rightly. ViT and Q-Former are frozen in all
+arms, so what they find in each painting is computed once, without random crops.
 
     python -m gallery.ablation              all of it, some hours on two cores; after an
-                                            interruption the same command continues with the run
-                                            that was not finished
+                                            interruption the same command continues with the runs
+                                            that were not finished
+    python -m gallery.ablation --device cuda --jobs 16             16 runs at once, on a GPU
     python -m gallery.ablation --table      the tables and curves from docs/ablation.json alone
 
 OUT has a JSON file for each run. When all are there, docs/ablation.json holds their raw scores and
@@ -20,14 +22,17 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import multiprocessing
+import os
 import zlib
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-from common.command_line import run_command
+from common.command_line import number, run_command
 from common.files import read_json, weight_files, written_beside
 from common.loading import load_folder
 from common.page import html_table, line_chart, markdown_table, page, paragraph
@@ -39,6 +44,7 @@ from gallery.arms import ARMS, attach
 from gallery.scenes import SEEN_PAIRS, UNSEEN_PAIRS, random_scenes
 from gallery.score import ATTRIBUTES, describe, held_out
 from train import RECIPES, learning_rate, optimizer_for, set_rate
+from training.cached_vision import cached_vision
 from training.data import Gallery, batches
 from training.validation import token_losses
 
@@ -52,7 +58,8 @@ MEASURE = "unseen pairs"
 
 
 def train_stage(model, arm, parameters, stage, recipe, source, what, workers):
-    """Train `parameters` by a recipe. Returns the mean loss of every EVERY steps."""
+    """Train `parameters` by a recipe; the batches hold features in place of pixels. Returns the
+    mean loss of every EVERY steps."""
     optimizer = optimizer_for(parameters, recipe)
     loader = batches(source, stage, model.config.image_size, recipe.batch_size, recipe.steps,
                      recipe.seed, recipe.min_crop_area, workers)
@@ -88,25 +95,32 @@ def scenes_of(sweep, count):
     return {"seen pairs": held_out(SEEN_PAIRS, count), MEASURE: held_out(UNSEEN_PAIRS, count)}
 
 
+def recipe_of(stage, args, factor=1, seed=0):
+    """The recipe of a stage for all arms, without random crops; rates are times `factor`."""
+    recipe = RECIPES["tiny", stage]
+    recipe = replace(recipe, lr=factor * recipe.lr, min_lr=factor * recipe.min_lr, seed=seed,
+                     min_crop_area=1)
+    if args.steps:
+        recipe = replace(recipe, steps=args.steps, warmup_steps=1, batch_size=2)
+    return recipe
+
+
 def identity(args):
     """What must be the same in all runs that are compared."""
     sums = {file.name: zlib.crc32(file.read_bytes()) for file in weight_files(args.weights, False)}
-    recipes = [asdict(RECIPES["tiny", stage]) for stage in (1, 2)]
-    return {"weights": sums, "recipes": recipes, "pictures": args.pictures,
-            "paintings": args.paintings, "steps": args.steps}
+    return {"weights": sums, "recipes": [asdict(recipe_of(stage, args)) for stage in (1, 2)],
+            "pictures": args.pictures, "paintings": args.paintings, "device": args.device}
 
 
-def one_run(name, factor, seed, sweep, args, source):
+def one_run(name, factor, seed, sweep, args):
     """Train and score one arm. Returns what its JSON file holds."""
     arm, losses = ARMS[name], {}
     torch.manual_seed(seed)
-    model = load_folder(args.weights, dtype=torch.float32, adapter=False)
+    model = load_folder(args.weights, args.device, torch.float32, adapter=False)
+    source = cached_vision(model, Gallery(args.paintings), workers=args.workers)
     parameters = attach(model, arm)
     for stage in (1, 2):
-        recipe = RECIPES["tiny", stage]
-        recipe = replace(recipe, lr=factor * recipe.lr, min_lr=factor * recipe.min_lr, seed=seed)
-        if args.steps:
-            recipe = replace(recipe, steps=args.steps, warmup_steps=1, batch_size=2)
+        recipe = recipe_of(stage, args, factor, seed)
         what = f"{name}, rate x {factor:.2g}, seed {seed}, stage {stage}"
         losses[stage] = train_stage(model, arm, parameters, stage, recipe, source, what,
                                     args.workers)
@@ -115,7 +129,7 @@ def one_run(name, factor, seed, sweep, args, source):
              for pairs, scenes in scenes_of(sweep, args.pictures).items()}
     return {"arm": name, "factor": factor, "seed": seed, "sweep": sweep,
             "parameters": sum(parameter.numel() for parameter in parameters),
-            "rates": [factor * RECIPES["tiny", stage].lr for stage in (1, 2)],
+            "rates": [recipe_of(stage, args, factor).lr for stage in (1, 2)],
             "losses": losses, "rightly": found}
 
 
@@ -127,32 +141,42 @@ def share(rightly):
 # ---- All runs
 
 
-def all_runs(args, source=None):
+def kept_run(name, factor, seed, sweep, args):
+    """What one_run returns, from the run's file or made now. Raises ValueError if the file is of
+    other weights or settings."""
+    same = identity(args)
+    file = args.out / f"{name}-{factor:.3g}-{seed}.json"
+    if not file.is_file():
+        found = one_run(name, factor, seed, sweep, args) | {"identity": same}
+        with written_beside(file) as path:
+            path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    run = read_json(file)
+    if run.get("identity") != same:
+        raise ValueError(f"{file}: a run with other weights, recipes or settings; give another "
+                         "--out")
+    return run
+
+
+def in_turn(runs, args):
+    """kept_run of each (name, factor, seed, sweep), one after the other or args.jobs at once."""
+    if args.jobs == 1:
+        return [kept_run(*run, args) for run in runs]
+    spawn, threads = multiprocessing.get_context("spawn"), max(1, os.cpu_count() // args.jobs)
+    with ProcessPoolExecutor(args.jobs, spawn, torch.set_num_threads, (threads,)) as pool:
+        return [done.result() for done in [pool.submit(kept_run, *run, args) for run in runs]]
+
+
+def all_runs(args):
     """The runs of the sweep and of the comparison, from their files or made now."""
-    done, same = [], identity(args)
-
-    def run(name, factor, seed, sweep):
-        nonlocal source
-        file = args.out / f"{name}-{factor:.3g}-{seed}.json"
-        if not file.is_file():
-            source = source or Gallery(args.paintings)
-            found = one_run(name, factor, seed, sweep, args, source) | {"identity": same}
-            with written_beside(file) as path:
-                path.write_text(json.dumps(found) + "\n", encoding="utf-8")
-        done.append(read_json(file))
-        if done[-1].get("identity") != same:
-            raise ValueError(f"{file}: a run with other weights, recipes or settings; give another "
-                             "--out")
-        return share(done[-1]["rightly"][MEASURE])
-
+    sweep = in_turn([(name, factor, SWEEP_SEED, True) for name in args.arms for factor in FACTORS],
+                    args)
     best = {}
     for name in args.arms:
-        found = {factor: run(name, factor, SWEEP_SEED, True) for factor in FACTORS}
-        best[name] = max(found, key=found.get)
-    for seed in args.seeds:                                   # after an hour every arm has a seed
-        for name in args.arms:
-            run(name, best[name], seed, False)
-    return done
+        scores = {run["factor"]: share(run["rightly"][MEASURE])
+                  for run in sweep if run["arm"] == name}
+        best[name] = max(scores, key=scores.get)
+    return sweep + in_turn([(name, best[name], seed, False)   # soon every arm has a seed
+                            for seed in args.seeds for name in args.arms], args)
 
 
 # ---- Tables and curves
@@ -254,7 +278,11 @@ def command_line():
                         "%(default)s")
     parser.add_argument("--steps", type=int, help="of each stage, with batches of 2: a trial of "
                         "the command, whose scores mean nothing; needs another --out and --scores")
-    parser.add_argument("--workers", type=int, default=1, help="processes that load pictures")
+    parser.add_argument("--workers", type=int, default=1, help="processes that load texts, for "
+                        "each run; default: %(default)s")
+    parser.add_argument("--jobs", type=number(int, 1, 256), default=1, help="runs at the same "
+                        "time; default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...; default: %(default)s")
     parser.add_argument("--table", action="store_true",
                         help="train nothing; make tables and curves from --scores")
     return parser

@@ -156,8 +156,9 @@ ARMS = {
 def attach(model, arm):
     """Make a model an arm: only the arm's modules are trainable, in float32. Returns their
     parameters."""
+    device = model.llama.embed.weight.device
     model.requires_grad_(False)
     trained = arm.attach(model)
     for module in trained:
-        module.float().requires_grad_(True)
+        module.to(device, torch.float32).requires_grad_(True)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]

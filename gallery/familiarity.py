@@ -3,8 +3,9 @@
 The mean of a picture's query outputs lies near those of other pictures of the gallery. Along the
 directions in which those hardly differ, a foreign picture stands out: what is measured is the sum
 of squared deviations along 32 of these, each in units of the gallery's own. The threshold is what
-98 % of held-out paintings stay below; other held-out paintings show how often it errs. The foreign
-pictures are made here. With --save the numbers go into the folder's config.json, as "familiar".
+98 % of held-out paintings stay below; other held-out paintings show how often it errs. Foreign
+pictures are made here, and files that are given are measured too. With --save the numbers go into
+the folder's config.json, as "familiar".
 """
 from common.start import start_command
 
@@ -22,7 +23,7 @@ from PIL import Image, ImageDraw
 
 from artgpt4 import preprocess
 from common.command_line import run_command
-from common.files import written_beside
+from common.files import open_image, written_beside
 from common.loading import load_folder
 from gallery.album import painted
 from gallery.scenes import SEEN_PAIRS, UNSEEN_PAIRS, random_scenes
@@ -123,6 +124,8 @@ def main(args):
              for x in range(0, image.width - 199, 200) for y in range(0, image.height - 199, 200)]
     if crops:
         kinds["crops of docs/*.png"] = mean_queries(model, crops)
+    if args.pictures:
+        kinds["the given pictures"] = mean_queries(model, map(open_image, args.pictures))
     print("| said to be unfamiliar | share |\n|---|---|")
     for kind, rows in kinds.items():
         far = (distance(about, rows) > about["threshold"]).float().mean().item()
@@ -140,5 +143,6 @@ if __name__ == "__main__":
                                      description=__doc__.partition("\n")[0])
     folder = Path(__file__).parent.parent / "weights" / "tiny"
     parser.add_argument("--weights", default=folder, help="weights folder (default: weights/tiny)")
+    parser.add_argument("pictures", nargs="*", help="files of pictures that no gallery has")
     parser.add_argument("--save", action="store_true", help="write the measure to its config.json")
     run_command(main, parser)

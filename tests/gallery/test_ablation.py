@@ -20,7 +20,7 @@ def trained(monkeypatch):
     """The runs that are made; none trains. An arm is right where its best rate and seed say so."""
     made = []
 
-    def one_run(name, factor, seed, sweep, args, source):
+    def one_run(name, factor, seed, sweep, args):
         made.append((name, round(factor, 2), seed))
         right = "1" if (factor == 3) == (name == "mlp") else "0"
         if name == "artgpt4" and not sweep:
@@ -32,7 +32,6 @@ def trained(monkeypatch):
                 "rightly": rightly}
 
     monkeypatch.setattr(ablation, "one_run", one_run)
-    monkeypatch.setattr(ablation, "Gallery", lambda count: f"{count} paintings")
     return made
 
 
