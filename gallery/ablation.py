@@ -112,12 +112,17 @@ def identity(args):
             "pictures": args.pictures, "paintings": args.paintings, "device": args.device}
 
 
+def source_of(model, args):
+    """What the arms train on: what the model's towers find in the paintings, computed once."""
+    return cached_vision(model, Gallery(args.paintings), workers=args.workers)
+
+
 def one_run(name, factor, seed, sweep, args):
     """Train and score one arm. Returns what its JSON file holds."""
     arm, losses = ARMS[name], {}
     torch.manual_seed(seed)
     model = load_folder(args.weights, args.device, torch.float32, adapter=False)
-    source = cached_vision(model, Gallery(args.paintings), workers=args.workers)
+    source = source_of(model, args)
     parameters = attach(model, arm)
     for stage in (1, 2):
         recipe = recipe_of(stage, args, factor, seed)
@@ -161,6 +166,10 @@ def in_turn(runs, args):
     """kept_run of each (name, factor, seed, sweep), one after the other or args.jobs at once."""
     if args.jobs == 1:
         return [kept_run(*run, args) for run in runs]
+    source_of(load_folder(args.weights, args.device, torch.float32), args)     # once for all jobs
+    for sweep in (True, False):
+        for scenes in scenes_of(sweep, args.pictures).values():
+            painted(scenes)
     spawn, threads = multiprocessing.get_context("spawn"), max(1, os.cpu_count() // args.jobs)
     with ProcessPoolExecutor(args.jobs, spawn, torch.set_num_threads, (threads,)) as pool:
         return [done.result() for done in [pool.submit(kept_run, *run, args) for run in runs]]
