@@ -171,16 +171,16 @@ class Variant:
 VARIANTS = {
     "mean": Variant("heads on the mean, plain start", OnTheMean, False),
     "mean-small": Variant("heads on the mean, small start", OnTheMean),
-    "mean-apart": Variant("the same, and a term against equal queries", OnTheMean,
+    "mean-apart": Variant("heads on the mean, small start, a term against equal queries", OnTheMean,
                           settings={"apart": 1.0}),
     "tasks": Variant("a task for each query, plain start", TaskForEach, False),
     "tasks-small": Variant("a task for each query, small start", TaskForEach),
-    "tasks-pointing": Variant("the same, and a query that points: the included model's recipe",
-                              TaskForEach, settings={"pointing": POINTING}),
+    "tasks-pointing": Variant("a task for each query, small start, and one points (as in the "
+                              "included model)", TaskForEach, settings={"pointing": POINTING}),
     "blip2": Variant("BLIP-2's three objectives, small start", OfBlip2,
                      settings={"texts": "ids"}),
-    "blip2-effects": Variant("the same, and the texts name the effects too", OfBlip2,
-                             settings={"texts": "ids_with_effects"}),
+    "blip2-effects": Variant("BLIP-2's three objectives, small start, texts that name the effects "
+                             "too", OfBlip2, settings={"texts": "ids_with_effects"}),
 }
 
 
@@ -242,7 +242,7 @@ def tables(found):
             read = numbers["read"][of]
             cells = [" / ".join(f"{100 * read[pairs][attribute]:.0f} %" for pairs in PAIRS)
                      for attribute in READ]
-            cosine = f"{numbers['cosine']['seen pairs']:.4f}"
+            cosine = f"{numbers['cosine']['seen pairs']:.5f}"
             rows.append([VARIANTS[name].label, cosine, *cells])
         parts.append(f"Read from {of}, seen pairs / unseen pairs\n\n"
                      + markdown_table(["vision side", "mean cosine", *READ], rows))
