@@ -20,6 +20,7 @@ import shlex
 import signal
 import sys
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 
 import torch
@@ -88,6 +89,9 @@ def export(args):
     out, file = Path(args.export), Path(args.weights) / "adapter.safetensors"
     if out.exists():
         raise ValueError(f"{out}: exists already; remove it or give another name")
+    for left in sorted(out.parent.glob(f".{escape(out.name)}.*.part")):
+        print(f"{printable(left)}: {left.stat().st_size / 1e9:.2f} GB, left by an export that was "
+              "killed; remove it, unless another process is writing it now", file=sys.stderr)
     tensors = {}
     for name, tensor in read_tensors(file):
         theirs = their_names("artgpt4", name)

@@ -104,6 +104,11 @@ def room_of(device):
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "this machine"
 
 
+def in_units(size):
+    """Bytes as "1.23 GB" or "4.5 MB"."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
 def check_room(model, recipe, args, device, out):
     """Print what the run needs, and warn if that is about what there is.
 
@@ -118,9 +123,9 @@ def check_room(model, recipe, args, device, out):
     needed = sum(parts.values())
     checkpoint = (parts["trainable weights"] + parts["AdamW's two moments"]) * (
         WORLD if args.fsdp else 1)
-    named = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
-    say(f"memory: about {needed / 1e9:.2f} GB ({named}); each checkpoint "
-        f"{checkpoint / 1e9:.2f} GB on disk, and as much of the machine's memory while it is saved")
+    named = ", ".join(f"{name} {in_units(size)}" for name, size in parts.items())
+    say(f"memory: about {in_units(needed)} ({named}); each checkpoint {in_units(checkpoint)} on "
+        "disk, and as much of the machine's memory while it is saved")
     room, where = room_of(device)
     advice = ("--int8, --vision-int8, --checkpointing, a higher --accumulate, --optimizer-bits 8 "
               "or --mode norms take less")
@@ -133,5 +138,5 @@ def check_room(model, recipe, args, device, out):
         present = sum(file.stat().st_size for file in out.glob("checkpoint-*.pt"))
         free = shutil.disk_usage(out).free + present
         if free < 3 * checkpoint:
-            raise ValueError(f"{out}: {free / 1e9:.2f} GB are free; a run needs "
-                             f"{3 * checkpoint / 1e9:.2f} GB, for two checkpoints and the next one")
+            raise ValueError(f"{out}: {in_units(free)} are free; a run needs "
+                             f"{in_units(3 * checkpoint)}, for two checkpoints and the next one")

@@ -321,6 +321,16 @@ def test_export_refuses_nan(weights, tmp_path, capsys):
     assert not (tmp_path / "deep").exists()
 
 
+def test_what_a_killed_export_left_is_named_by_the_next(weights, tmp_path, capsys):
+    (tmp_path / ".mine.pth.1a2b3c4d.77.part").write_bytes(bytes(10 ** 7))
+    (tmp_path / ".other.pth.1a2b3c4d.77.part").write_bytes(b"half")
+    convert_weights.main(["--weights", str(weights["start"]), "--export",
+                          str(tmp_path / "mine.pth")])
+    err = capsys.readouterr().err
+    assert f"{tmp_path}/.mine.pth.1a2b3c4d.77.part: 0.01 GB, left by an export that was" in err
+    assert err.count("\n") == 1 and (tmp_path / "mine.pth").exists()
+
+
 def test_an_exported_untrained_adapter_converts_again(convert, weights, tmp_path):
     file = tmp_path / "start.pth"
     convert_weights.main(["--weights", str(weights["start"]), "--export", str(file)])
