@@ -172,7 +172,7 @@ def signals_clean_up():
 
 def make_parser():
     parser = argparse.ArgumentParser(
-        description="With no argument: list what checkpoints/ holds and what is missing.")
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--vit", metavar="FILE", help="eva_vit_g.pth, or the folder of BLIP-2 from transformers")
     add("--qformer", metavar="FILE", help="blip2_pretrained_flant5xxl.pth, or that folder")

@@ -187,7 +187,8 @@ def command_line():
         "--adapter", type=Path, metavar="FILE",
         help="another adapter.safetensors, as train.py writes it")
     parser.add_argument("--device", type=device,
-                        default="cuda" if torch.cuda.is_available() else "cpu")
+                        default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="cuda, cuda:1, cpu, ...; default: cuda if there is one")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"),
         help="default: on a CPU float32 if half of its memory holds that, else as stored")

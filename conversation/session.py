@@ -146,7 +146,7 @@ class Session:
 
     def reset(self, _):
         self.conversation.reset()
-        self.terminal.note("forgotten; the picture stays")
+        self.terminal.note("all forgotten but the last picture")
 
     def set(self, text):
         name, value = re.fullmatch(r"([^\s=]*)[\s=]*(.*)", text).groups()

@@ -45,7 +45,7 @@ FOREIGN = [  # the first bytes of what is often given by mistake, what it is, wh
     (rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!", "a compressed archive" + UNPACK),
     (rb".{257}ustar", "a tar archive" + UNPACK),
     (rb"(?i)\s*<(!doctype|html|head|\?xml)",
-     "a web page, not the file itself; the download failed, perhaps for want of a login"),
+     "a web page, not the file itself; the download failed; it may need a login"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8|%PDF", "a picture or a PDF, not a checkpoint"),
     (rb"\x93NUMPY|\x89HDF", "a NumPy or HDF5 file; give the checkpoint that torch.save wrote"),
     (rb"\s*[{\[]", "JSON, not a checkpoint; give the file of tensors beside it"),

@@ -25,7 +25,8 @@ def add_answer_flags(parser):
                            help=f"{what}; default: {default}",
                            metavar="N" if isinstance(default, int) else "X")
     group.add_argument("--device", type=device,
-                       default="cuda" if torch.cuda.is_available() else "cpu")
+                       default="cuda" if torch.cuda.is_available() else "cpu",
+                       help="cuda, cuda:1, cpu, ...; default: cuda if there is one")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
                        help="default: on a CPU float32 if half of its memory holds that, else as "
                             "stored")

@@ -325,8 +325,8 @@ def grouped(loader, accumulate):
             is_connection = loader.num_workers > 0 and not isinstance(error, RuntimeError)
             if not is_connection and "DataLoader worker" not in str(error):
                 raise
-            raise ValueError("a process that reads pictures was killed, perhaps for want of "
-                             "memory (--workers 1 takes least)") from None
+            raise ValueError("a process that reads pictures was killed, perhaps because "
+                             "memory ran out (--workers 1 needs least)") from None
         if not parts:
             return
         yield tuple(batch._replace(pixels=normalised(batch.pixels)) for batch in parts)

@@ -13,13 +13,31 @@ from training.processes import UNDER_TORCHRUN, WORLD, say
 
 TINY = Path(__file__).parent.parent / "weights" / "tiny"
 
+MEANING = {             # of each hyperparameter
+    "batch_size": "pairs per step, of all processes together",
+    "warmup_lr": "learning rate of the first step",
+    "lr": "learning rate at the end of warm-up",
+    "min_lr": "learning rate at the end of the run, after a cosine",
+    "warmup_steps": "steps of linear warm-up",
+    "steps": "length of the run, in optimizer steps",
+    "max_text_tokens": "longest text; a longer one is cut and loses its end",
+    "epochs": "length of the run, in passes over the pairs; in place of --steps",
+    "min_crop_area": "smallest share of a picture that a random crop keeps; 1: no crops",
+    "weight_decay": "of AdamW, on matrices only",
+    "max_grad_norm": "gradients are clipped to this norm",
+    "mode": "which parameters are trained, beside the projection",
+    "eval_every": "steps between evaluations",
+    "seed": "of the order, the crops and the start of the adapters",
+}
+
 
 def train_parser(description, recipes):
     """The parser of train.py. recipes: {(name, stage): a dataclass of hyperparameters}."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--stage", type=int, choices=(1, 2), required=True)
+    add("--stage", type=int, choices=(1, 2), required=True,
+        help="1: short captions, without a prompt; 2: descriptions, after an instruction")
     add("--weights", type=Path, default=TINY, help="weights folder (default: weights/tiny)")
     add("--data", help="'laion/{00000..00301}.tar', a folder of NAME.jpg with NAME.txt, or the "
                        "folder cc_sbu_align (default: the gallery)")
@@ -73,8 +91,11 @@ def train_parser(description, recipes):
         help="processes that read pictures, for each training process (default: %(default)s)")
     group = parser.add_argument_group("hyperparameters (default: those of the recipe)")
     for field in fields(next(iter(recipes.values()))):
-        choices = sorted(MODES) if field.name == "mode" else None
-        group.add_argument(flag(field.name), type=field.type, choices=choices)
+        choices, metavar = None, "N" if field.type is int else "X"
+        if field.name == "mode":
+            choices, metavar = sorted(MODES), None
+        group.add_argument(flag(field.name), type=field.type, choices=choices, metavar=metavar,
+                           help=MEANING[field.name])
     return parser
 
 
@@ -122,7 +143,7 @@ def chosen_recipe(args, recipes):
     if recipe.batch_size % (WORLD * args.accumulate) != 0:
         raise ValueError(f"--batch-size is {recipe.batch_size}; {WORLD} processes with "
                          f"--accumulate {args.accumulate} cannot share it evenly")
-    say(f"recipe {name}{'' if args.recipe else ', which suits these weights and flags'}")
+    say(f"recipe {name}{'' if args.recipe else ', chosen by the weights and flags'}")
     return recipe
 
 
