@@ -6,6 +6,7 @@
                                                  and transformers
     python bench.py --rounds 10                  the time to the first token of each round of a
                                                  conversation
+    python bench.py --beams 5                    an answer by beam search, beside one beam
     python bench.py --int8-error                 what int8 costs in accuracy, with outliers and in
                                                  the ViT
     python bench.py --train                      a training step, at the sizes at which the
@@ -33,7 +34,7 @@ import torch
 from artgpt4 import Config
 from benchmarks.models import SHAPES, machine_limits, random_model
 from benchmarks.speed import (
-    int8_error_table, limits_table, model_table, peers_table, rounds_table,
+    beams_table, int8_error_table, limits_table, model_table, peers_table, rounds_table,
     speak_without_tokenizer)
 from benchmarks.training_cost import loader_table, memory_tables, step_time
 from common.command_line import run_command
@@ -73,11 +74,14 @@ def main(args):
 
 
 def time_model(args, model, name):
-    """Print the speeds of a model: of the rounds of a conversation, or of its parts."""
+    """Print the speeds of a model: of a conversation's rounds, of beams, or of its parts."""
     if args.rounds:
         if model.tokenizer is None:
             speak_without_tokenizer(model)
         print(rounds_table(model, args.rounds))
+        return
+    if args.beams:
+        print(beams_table(model, args.beams, args.prompt_tokens, args.new_tokens))
         return
     limits = machine_limits(model.llama.embed.weight.device)
     print(limits_table(limits), "", sep="\n", flush=True)
@@ -103,6 +107,7 @@ def command_line():
     parser.add_argument("--peers", action="store_true",
                         help="also transformers and llama.cpp, if installed")
     parser.add_argument("--rounds", type=int, metavar="N", help="a conversation of N rounds")
+    parser.add_argument("--beams", type=int, metavar="N", help="beam search with N beams")
     parser.add_argument("--int8-error", action="store_true", help="relative errors of int8")
     parser.add_argument("--train", action="store_true", help="a training step")
     parser.add_argument("--loader", action="store_true", help="reading pictures for training")

@@ -35,14 +35,17 @@ class Transformers:
         self.cache, self.last = out.past_key_values, out.logits.argmax(dim=-1)
 
 
-class LlamaCpp:
-    """The same shape in llama.cpp, Q8_0: blocks of 32 int8 weights with a float16 scale."""
+BLOCK_BYTES = {"Q8_0": 34, "Q4_0": 18}                        # 32 weights, and a float16 scale
 
-    def __init__(self, config, folder):
+
+class LlamaCpp:
+    """The same shape in llama.cpp. kind: a key of BLOCK_BYTES, weights of 8 or of 4 bits."""
+
+    def __init__(self, config, folder, kind):
         import llama_cpp
-        self.name = f"llama.cpp (llama-cpp-python {llama_cpp.__version__}), Q8_0"
-        file = Path(folder) / "model.gguf"
-        write_gguf(config, file)
+        self.name = f"llama.cpp (llama-cpp-python {llama_cpp.__version__}), {kind}"
+        file = Path(folder) / f"{kind}.gguf"
+        write_gguf(config, file, kind)
         threads = torch.get_num_threads()
         self.model = llama_cpp.Llama(str(file), n_ctx=1024, n_batch=512, n_threads=threads,
                                      n_threads_batch=threads, verbose=False)
@@ -96,19 +99,20 @@ def gguf_matrices(config):
     return shapes
 
 
-def write_gguf(config, file):
-    """Write a model of random Q8_0 weights for llama.cpp."""
+def write_gguf(config, file, kind):
+    """Write a model of random weights for llama.cpp. kind: a key of BLOCK_BYTES."""
     import gguf
     out = gguf.GGUFWriter(str(file), "llama")
     for name, value in gguf_fields(config).items():
         getattr(out, f"add_{name}")(value)
 
     random = np.random.default_rng(0)
-    blocks = random.integers(-127, 128, (2 ** 16, 34)).astype(np.int8).view(np.uint8)
+    size = BLOCK_BYTES[kind]
+    blocks = random.integers(0, 256, (2 ** 16, size)).astype(np.uint8)
     blocks[:, :2] = np.array([0.0004], np.float16).view(np.uint8)                # the scale
     for name, (rows, columns) in gguf_matrices(config).items():
-        data = np.resize(blocks, (rows, columns // 32 * 34))
-        out.add_tensor(f"{name}.weight", data, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        data = np.resize(blocks, (rows, columns // 32 * size))
+        out.add_tensor(f"{name}.weight", data, raw_dtype=gguf.GGMLQuantizationType[kind])
     norms = ["output_norm"]
     for i in range(config.num_hidden_layers):
         norms += [f"blk.{i}.attn_norm", f"blk.{i}.ffn_norm"]
@@ -128,7 +132,7 @@ def peers(config, folder):
     """
     found = []
     if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
-        found.append(LlamaCpp(config, folder))
+        found += [LlamaCpp(config, folder, kind) for kind in BLOCK_BYTES]
     if importlib.util.find_spec("transformers"):
         found.append(Transformers(config))
     if not found:

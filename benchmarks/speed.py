@@ -1,6 +1,7 @@
 """Tables of speed: the parts of a model beside the machine's limits and beside other programs, the
 rounds of a conversation. And the table of what int8 costs in accuracy."""
 import random
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from common.files import load_tokenizer, open_image
 from common.int8 import Int8Linear, quantise, quantise_adapters
 from common.loading import load_folder
 from common.page import markdown_table
+from conversation.beams import beam_search
 from conversation.rounds import Conversation, Round
 from gallery import words
 from gallery.scenes import SEEN_PAIRS
@@ -87,6 +89,30 @@ def peers_table(llama, prompt, new, turns):
                      *(f"{ratio:.2f} x" for ratio in ratios)])
     return markdown_table(["language model alone", "prefill, tokens/s", "decode, tokens/s",
                            "ours: prefill", "decode"], rows)
+
+
+# ---- Beams
+
+@torch.inference_mode()
+def beams_table(model, beams, prompt, new):
+    """Tokens/s of an answer by beam search, beside the likeliest next token alone."""
+    speak_without_tokenizer(model)
+    ids = torch.arange(prompt, device=model.llama.embed.weight.device)[None]
+    embeds = model.llama.embed(ids % model.config.llama.vocab_size)
+
+    def speed(count):
+        start = time.perf_counter()
+        beam_search(model, embeds, count, max_new_tokens=1)
+        first = time.perf_counter()
+        beam_search(model, embeds, count, max_new_tokens=new + 1)
+        return new / (time.perf_counter() - first - (first - start))
+    speeds = {}
+    for count in (1, beams):
+        speed(count)                                          # to warm up
+        speeds[count] = statistics.median(speed(count) for _ in range(3))
+    rows = [[str(count), f"{speed:.2f}", f"{speed / speeds[1]:.2f} x"]
+            for count, speed in speeds.items()]
+    return markdown_table(["beams", "tokens/s", "of the speed of one"], rows)
 
 
 # ---- What int8 costs

@@ -7,7 +7,7 @@ quarter of the memory. One int8 digit is too coarse for activations: a few colum
 model's activations are far larger than the rest (LLM.int8(), 2022) and leave the rest of their
 row no resolution. So a row of x becomes two digits, as in 37 = 3 * 10 + 7:
 
-    x = step * (256 * high + low)
+    x = largest * (256 * high + low) / 32512
 
 Both digits are rows of one product, which gives the two halves of y. With one token that is two
 rows, and they cost what one costs: the time goes into reading the matrix.
@@ -35,16 +35,18 @@ def quantise(rows):
 
 
 def two_digits(x):
-    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and steps (T, 1) float32.
+    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and the largest (T, 1).
+
+    x = largest * (256 * high + low) / LARGEST.
 
     The number 256 * high + low + 32896 has low + 128 in its first byte, high + 128 in its second;
     so has the float that is 2^23 larger, since at 2^23 the last bit of a float counts ones.
     """
     x, (count, width) = x.float(), x.shape
-    steps = x.abs().amax(dim=-1, keepdim=True).div_(LARGEST)
-    numbers = torch.addcdiv(offset(x.device), x, steps)       # a row of zeros: NaN, and y is 0
+    largest = x.abs().amax(dim=-1, keepdim=True)              # a row of zeros: NaN, and y is 0
+    numbers = torch.addcdiv(offset(x.device), x, largest, value=LARGEST)
     places = numbers.view(torch.uint8).as_strided((2, count, width), (1, 4 * width, 4))
-    return places.flatten(0, 1), steps
+    return places.flatten(0, 1), largest
 
 
 @cache
@@ -52,10 +54,10 @@ def offset(device):
     return torch.tensor(2.0 ** 23 + 257 * ZERO, device=device)
 
 
-def from_digits(products, steps):
-    """The products (2 T, out) of digits with a matrix, and their steps -> y (T, out)."""
+def from_digits(products, largest):
+    """The products (2 T, out) of digits with a matrix, and the largest (T, 1) -> y (T, out)."""
     low, high = products.chunk(2)
-    return torch.add(low, high, alpha=256).mul_(steps)
+    return torch.add(low, high, alpha=256).mul_(largest)
 
 
 def pack(weight, scale):
@@ -65,14 +67,17 @@ def pack(weight, scale):
 
 
 def packed_product(digits, packed, scale, zeros):
-    """digits uint8 (N, in) times a matrix (out, in), times its scale -> float32 (N, out)."""
+    """digits uint8 (N, in), in units of 1 / LARGEST, times a matrix (out, in) -> float32 (N, out).
+    """
     return torch.ops.onednn.qlinear_pointwise(
-        digits, 1.0, ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+        digits, 1 / LARGEST, ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [],
+        "")
 
 
 def plain_product(digits, weight, scale):
     """The same with the matrix as it is stored, int8 (out, in), on any device."""
     digits = digits.bitwise_xor(ZERO).view(torch.int8)        # without the 128
+    scale = scale.float() / LARGEST
     if digits.is_cuda:                        # there all sizes are multiples of 8, and N above 16
         n, out, inner = len(digits), len(weight), -digits.shape[1] % 8
         digits = F.pad(digits, (0, inner, 0, max(24 - n, -n % 8)))
@@ -93,7 +98,7 @@ def exact():
         found = packed_product(digits, *pack(weight, torch.ones(32)))
     except (AttributeError, RuntimeError):                    # a torch without oneDNN
         return False
-    return bool((found == 127 * 127 * 256).all())
+    return torch.allclose(found, torch.tensor(127 * 127 * 256 / LARGEST))
 
 
 class Int8Matmul(torch.autograd.Function):
@@ -102,8 +107,8 @@ class Int8Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale):
         ctx.save_for_backward(weight, scale)
-        digits, steps = two_digits(x)
-        return from_digits(plain_product(digits, weight, scale), steps).to(x.dtype)
+        digits, largest = two_digits(x)
+        return from_digits(plain_product(digits, weight, scale), largest).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -136,13 +141,13 @@ class Int8Linear(nn.Module):
             self.unpack()
             y = Int8Matmul.apply(rows, self.weight, self.scale)
         else:
-            digits, steps = two_digits(rows)
-            y = from_digits(self.product(digits), steps).to(x.dtype)
+            digits, largest = two_digits(rows)
+            y = from_digits(self.product(digits), largest).to(x.dtype)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
     def product(self, digits):
-        """Digits uint8 (N, in) times the weight and its scale -> float32 (N, out)."""
+        """Digits uint8 (N, in), in units of 1 / LARGEST, times the matrix -> floats (N, out)."""
         self.pack()
         if self.packed is None:
             return plain_product(digits, self.weight, self.scale)
@@ -206,12 +211,15 @@ def replace_linears(model):
 def quantise_model(model, state):
     """replace_linears, and in state, {name: tensor}, int8 weights and scales for float ones.
 
-    The other tensors are copied: a mapped file then takes no memory once its matrices are packed.
+    What stands in a file beside such matrices is copied: the mapped file then takes no memory once
+    they are packed.
     """
     names = {f"{name}.weight" for name in replace_linears(model)}
+    llama, vit = model.config.llama.int8, model.config.vit.int8
     for name, tensor in list(state.items()):
         if name in names and tensor.is_floating_point() and tensor.ndim == 2:
             state[name], scale = quantise(tensor)
             state[name.removesuffix("weight") + "scale"] = scale[:, 0]
-        elif name not in names:
-            state[name] = tensor.clone()
+        elif name not in names and ".adapter." not in name:
+            copied = llama if name.startswith("llama.") else vit
+            state[name] = tensor.clone() if copied else tensor

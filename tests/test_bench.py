@@ -26,6 +26,13 @@ def test_rounds_prints_a_line_for_each_round(capsys):
     assert [line.split("|")[1].strip() for line in lines] == ["round", "---", "1", "2"]
 
 
+def test_beams_prints_a_line_for_one_and_for_all(capsys):
+    run_bench("--beams", 3, "--prompt-tokens", 8, "--new-tokens", 4)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines] == ["beams", "---", "1", "3"]
+    assert lines[2].split("|")[3].strip() == "1.00 x"
+
+
 def test_a_folder_without_weights_is_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_bench("--weights", tmp_path)

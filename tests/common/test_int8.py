@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from artgpt4 import ArtGPT4
-from common.int8 import Int8Linear, plain_product, quantise, quantise_adapters, two_digits
+from common.int8 import LARGEST, Int8Linear, plain_product, quantise, quantise_adapters, two_digits
 from gallery.pretrain import save_pretrained
 from tests.devices import on_every_device
 
@@ -62,7 +62,8 @@ def test_a_row_alone_and_among_others_gives_the_same(device):
 def test_digits_are_the_number_they_stand_for(device):
     x = torch.tensor([[1.0, -1.0, 0.5, 0.001, 0.0], [3e-20, -2e-20, 1e-20, 0.0, 0.0]],
                      device=device)
-    digits, steps = two_digits(x)
+    digits, largest = two_digits(x)
+    steps = largest / LARGEST
     low, high = digits.float().sub(128).chunk(2)
     assert torch.allclose((256 * high + low) * steps, x, rtol=0, atol=1.6e-5)
     small = (256 * high + low)[1] * steps[1]
@@ -77,7 +78,7 @@ def test_the_plain_product_is_that_of_exact_numbers(inputs, outputs, rows, devic
     made, _ = layer(inputs, outputs, generator, device=device)
     digits, _ = two_digits(normal(rows, inputs, generator=generator, device=device))
     found = plain_product(digits, made.weight, made.scale)
-    exact = (digits.double() - 128) @ made.weight.double().t() * made.scale.double()
+    exact = (digits.double() - 128) / LARGEST @ made.weight.double().t() * made.scale.double()
     assert found.dtype == torch.float32 and found.device == made.weight.device
     assert torch.allclose(found.double(), exact, rtol=1e-6, atol=0)
 
