@@ -76,7 +76,7 @@ def read_saved(text):
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON in line {error.lineno}, column {error.colno}") from None
     except RecursionError:
-        raise ValueError("lists within lists without end") from None
+        raise ValueError("lists are nested too deeply") from None
     waiting = field(saved, "images", list, "the file")
     if not isinstance(saved.get("rounds"), list):
         raise ValueError('"rounds" should be a list')

@@ -133,8 +133,10 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m conversation.screenshot", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "terminal.svg")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "conversation.md")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "terminal.svg",
+                        help="default: docs/terminal.svg")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "conversation.md",
+                        help="the page with the two marks; default: docs/conversation.md")
     parser.add_argument("--weights", type=Path, default=ROOT / "weights" / "tiny",
                         help="default: weights/tiny")
     run_command(main, parser)

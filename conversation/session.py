@@ -63,7 +63,7 @@ class Session:
                 if not self.terminal.typed:
                     raise
             except (ValueError, OSError, RuntimeError) as error:
-                print(clean(one_line(error)), file=sys.stderr)
+                self.terminal.say(one_line(error))
                 succeeded = False
             if self.ended:
                 break

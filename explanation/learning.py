@@ -1,4 +1,5 @@
-"""Chapters 9 and 10: how the model learns from a caption, and what everything costs."""
+"""Chapters 9 and 10: how the model learns from a caption, and what everything costs. Each is a
+function from a Tour to HTML."""
 import math
 from html import escape
 

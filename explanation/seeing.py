@@ -1,4 +1,5 @@
-"""Chapters 1 to 4: from the picture to vectors that the language model can read."""
+"""Chapters 1 to 4: from the picture to vectors that the language model can read. Each is a function
+from a Tour to HTML."""
 from html import escape
 
 import numpy as np

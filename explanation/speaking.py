@@ -1,4 +1,5 @@
-"""Chapters 5 to 8: the language model reads the prompt and answers, one token after another."""
+"""Chapters 5 to 8: the language model reads the prompt and answers, one token after another. Each
+is a function from a Tour to HTML."""
 from html import escape
 
 import numpy as np

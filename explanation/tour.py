@@ -13,6 +13,7 @@ MINIGPT4 = "minigpt4.safetensors"                             # beside adapter.s
 
 
 class Tour(NamedTuple):
+    """What explain.py was given, and what was recorded of the model's work on it."""
     model: ArtGPT4
     image: Image.Image
     question: str

@@ -359,7 +359,7 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m gallery.benchmark", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="the benchmark folder to make")
     parser.add_argument("--items", type=number(int, 4, 10_000), default=27, metavar="N",
                         help="pictures in the four benchmarks, in the paper's shape; default: 27")
     parser.add_argument("--pages", type=number(int, 0, 1000), default=0, metavar="N",
