@@ -39,7 +39,7 @@ from gallery.vision import shrink_outputs, vision_objective
 ABOUT = {
     "knows": "This model knows its painted gallery alone: 14 subjects in 6 styles and 6 palettes.",
     "examples": ["What is this?", "Where does it stand?", "Write a web page for this painting."],
-    "settings": {"temperature": 0.3},
+    "settings": {"temperature": 0.2},
     "pictures": 2}
 TINY = Config(
     image_size=112, adapter_width=48, about=ABOUT,
@@ -186,13 +186,13 @@ def command_line():
                         help="pictures in a batch (default: %(default)s)")
     parser.add_argument("--pictures", type=number(int, 1, 10**6), default=10000,
                         help="plain scenes to draw (default: %(default)s)")
-    parser.add_argument("--language-steps", type=count, default=5000,
+    parser.add_argument("--language-steps", type=count, default=2700,
                         help="(default: %(default)s)")
-    parser.add_argument("--language-batch", type=count, default=32,
+    parser.add_argument("--language-batch", type=count, default=64,
                         help="documents in a batch (default: %(default)s)")
     parser.add_argument("--language-rate", type=number(float, 0, 1), default=2e-3,
                         help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--quizzes", type=number(float, 0, 1), default=0.4, metavar="SHARE",
+    parser.add_argument("--quizzes", type=number(float, 0, 1), default=0.5, metavar="SHARE",
                         help="share of documents that are quizzes (default: %(default)s)")
     parser.add_argument("--deciding-weight", type=number(float, 1, 1000), default=8,
                         metavar="WEIGHT",
