@@ -109,7 +109,7 @@ def identity(args):
     """What must be the same in all runs that are compared."""
     sums = {file.name: zlib.crc32(file.read_bytes()) for file in weight_files(args.weights, False)}
     return {"weights": sums, "recipes": [asdict(recipe_of(stage, args)) for stage in (1, 2)],
-            "pictures": args.pictures, "paintings": args.paintings, "device": args.device}
+            "pictures": args.pictures, "paintings": args.paintings}
 
 
 def source_of(model, args):
@@ -132,7 +132,7 @@ def one_run(name, factor, seed, sweep, args):
     model.eval()
     found = {pairs: rightly(model, scenes)
              for pairs, scenes in scenes_of(sweep, args.pictures).items()}
-    return {"arm": name, "factor": factor, "seed": seed, "sweep": sweep,
+    return {"arm": name, "factor": factor, "seed": seed, "sweep": sweep, "device": args.device,
             "parameters": sum(parameter.numel() for parameter in parameters),
             "rates": [recipe_of(stage, args, factor).lr for stage in (1, 2)],
             "losses": losses, "rightly": found}
