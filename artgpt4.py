@@ -267,9 +267,8 @@ class KVCache:
 
 def rotate(x, cos, sin):
     """Rotary positions on queries or keys (B, H, T, d): elements i and i + d/2 are a point, turned
-    by an angle that grows with the token's position. cos, sin (T, d/2), float32: of the angle."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    by an angle that grows with the token's position. cos, sin (T, d): of -angle, then of angle."""
+    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
 
 
 class LlamaAttention(nn.Module):
@@ -285,15 +284,17 @@ class LlamaAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, sum(self.widths), bias=False)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, mask, cache):              # (B, T, D)
-        qk, v = self.qkv(x).tensor_split([sum(self.widths[:2])], dim=-1)
+    def forward(self, x, cos, sin, first, cache):             # (B, T, D) -> (B, T - first, D)
+        qk, v = self.qkv(x).split([sum(self.widths[:2]), self.widths[2]], dim=-1)
         qk = rotate(split_heads(qk, self.heads + self.kv_heads), cos, sin)
-        q, k = qk.tensor_split([self.heads], dim=1)
+        q, k = qk.split([self.heads, self.kv_heads], dim=1)
         v = split_heads(v, self.kv_heads)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        starts_the_text = q.shape[2] == k.shape[2]            # then plain causal; else see `mask`
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=starts_the_text,
+        new, end, mask = x.shape[1] - first, k.shape[2], None
+        if 1 < new < end:                                     # query i sees end - new + i + 1 keys
+            mask = torch.ones(new, end, dtype=torch.bool, device=x.device).tril(end - new)
+        x = F.scaled_dot_product_attention(q[:, :, first:], k, v, mask, is_causal=new == end,
                                            enable_gqa=self.kv_heads != self.heads)
         return self.out(join_heads(x))
 
@@ -333,8 +334,8 @@ class LlamaBlock(nn.Module):                                  # paper, figure 2
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x, cos, sin, mask, cache):
-        x = x + self.attn(self.attn_norm(x), cos, sin, mask, cache)
+    def forward(self, x, cos, sin, first, cache):             # (B, T, D) -> (B, T - first, D)
+        x = x[:, first:] + self.attn(self.attn_norm(x), cos, sin, first, cache)
         x = self.adapter(x)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -353,29 +354,27 @@ class Llama(nn.Module):
         tied = config.tie_word_embeddings                     # then the embedding is the head
         self.head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def hidden(self, embeds, cache=None):
-        """embeds (B, T, D) -> (B, T, D) after the last norm. They follow the cache's tokens."""
+    def hidden(self, embeds, cache=None, first=0):
+        """embeds (B, T, D), after the cache's tokens -> (B, T - first, D) after the last norm."""
         start = 0 if cache is None else cache.length
         end = start + embeds.shape[1]
         d = self.config.hidden_size // self.config.num_attention_heads
         pairs = torch.arange(0, d, 2, device=embeds.device).float()
         positions = torch.arange(start, end, device=embeds.device).float()
         angles = positions[:, None] * self.config.rope_theta ** (-pairs / d)       # (T, d/2)
+        angles = torch.cat((-angles, angles), dim=-1)
         cos, sin = angles.cos(), angles.sin()
-        mask = None
-        if start > 0 and embeds.shape[1] > 1:                 # (T, end): token i sees start + i + 1
-            mask = torch.ones(end - start, end, dtype=torch.bool, device=embeds.device).tril(start)
-        for block in self.blocks:
-            embeds = block(embeds, cos, sin, mask, cache)
+        for block in self.blocks:                             # the last leaves out unwanted tokens
+            wanted = first if block is self.blocks[-1] else 0
+            embeds = block(embeds, cos, sin, wanted, cache)
         if cache is not None:
             cache.length = end
         return self.norm(embeds)
 
     def logits(self, hidden):
         """(..., D) -> (..., V), float32."""
-        if self.head is None:
-            return F.linear(hidden, self.embed.weight).float()
-        return self.head(hidden).float()
+        tied = self.head is None
+        return (F.linear(hidden, self.embed.weight) if tied else self.head(hidden)).float()
 
     def forward(self, embeds, cache=None):
         return self.logits(self.hidden(embeds, cache))
@@ -449,8 +448,7 @@ class ArtGPT4(nn.Module):
     def prompt_ids(self, prompt):
         """A prompt -> its token ids: BOS, and for each <ImageHere> Q times IMAGE_ID. As in the
         released code, each text between images is tokenised by itself."""
-        llama2 = self.config.prompt == "llama2_chat"
-        ids = []
+        ids, llama2 = [], self.config.prompt == "llama2_chat"
         for turn in re.split(r"(?=\[INST\])", prompt) if llama2 else [prompt]:
             ids.append(self.tokenizer.bos_id())               # Llama-2: before every question
             for i, text in enumerate(turn.split(IMAGE_MARK)):
@@ -513,10 +511,12 @@ class ArtGPT4(nn.Module):
             rows.append(torch.tensor(before + text[:-1]))     # nothing follows the last token
             targets.append(torch.tensor([-100] * (len(before) - 1) + text))
         ids = pad_sequence(rows, batch_first=True)            # on the right, where no token looks
-        hidden = self.llama.hidden(self.embed_ids(ids, self.encode_image(pixels)))
-        targets = pad_sequence(targets, batch_first=True, padding_value=-100).to(hidden.device)
+        targets = pad_sequence(targets, batch_first=True, padding_value=-100)
         keep = targets != -100                                # not the prompt, nor the padding
-        return F.cross_entropy(self.llama.logits(hidden[keep]), targets[keep], reduction="none")
+        first = int(keep.any(dim=0).int().argmax())           # before it no row is kept
+        embeds = self.embed_ids(ids, self.encode_image(pixels))
+        logits = self.llama.logits(self.llama.hidden(embeds, first=first)[keep[:, first:]])
+        return F.cross_entropy(logits, targets[keep].to(logits.device), reduction="none")
 
     def loss(self, *batch, **text):
         """The mean over all caption tokens of the batch; the arguments are forward's."""

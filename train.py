@@ -112,7 +112,7 @@ def optimizer_for(parameters, recipe, bits=32):
               {"params": vectors, "weight_decay": 0.0}]
     if bits == 8:
         return AdamW8bit(groups, lr=recipe.lr, betas=(0.9, 0.999))
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.999), foreach=False)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
 
 
 def set_rate(optimizer, rate):

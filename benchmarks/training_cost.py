@@ -130,7 +130,7 @@ class Trainer:
         model.tokenizer = load_tokenizer(ROOT / "weights/tiny/tokenizer.model", model.config)
         self.model, self.captions = model, [caption] * batch
         self.parameters = model.freeze()
-        adamw = AdamW8bit if optimizer_bits == 8 else torch.optim.AdamW
+        adamw = AdamW8bit if optimizer_bits == 8 else partial(torch.optim.AdamW, fused=True)
         self.optimizer = adamw(self.parameters, lr=1e-5)
         if checkpointing:
             recompute_blocks(model.llama)

@@ -152,10 +152,10 @@ def whole(tensor):
 def share_of(tensor, parameter):
     """The share of a whole tensor that this process holds of `parameter`, on its device.
 
-    A 0-dimensional tensor, such as the optimizer's step count, is copied to the CPU as it is.
+    A 0-dimensional tensor, such as the optimizer's step count, is copied as it is.
     """
     if tensor.ndim == 0:
-        return tensor.to("cpu", copy=True)
+        return tensor.to(parameter.device, copy=True)
     if isinstance(parameter, DTensor):
         tensor = tensor.to(parameter.device)
         mesh, placements = parameter.device_mesh, parameter.placements
