@@ -9,8 +9,9 @@
     python bench.py --beams 5                    an answer by beam search, beside one beam
     python bench.py --int8-error                 what int8 costs in accuracy, with outliers and in
                                                  the ViT
-    python bench.py --train                      a training step, at the sizes at which the
-                                                 released code was timed
+    python bench.py --train                      a training step in float32 and in bfloat16, part
+                                                 by part, at the sizes at which the released code
+                                                 was timed; and which dtype to take
     python bench.py --loader                     pictures read from a tar file, beside what Pillow
                                                  alone does
     python bench.py --memory                     the memory of training: 13B on paper, small sizes
@@ -64,7 +65,7 @@ def main(args):
     if args.memory:
         print(memory_tables())
     elif args.train:
-        print(step_time())
+        print(step_time(args.device or ("cuda" if torch.cuda.is_available() else "cpu")))
     elif args.loader:
         print(loader_table())
     elif args.int8_error:

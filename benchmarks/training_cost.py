@@ -2,8 +2,10 @@
 
     python bench.py --memory    13B on paper; two small sizes on paper beside what was measured
     python bench.py --loader    pictures read from a tar file, beside what Pillow alone does
-    python bench.py --train     a step of LLaMA 1024 x 8 layers with a ViT of 352 x 8 layers
+    python bench.py --train     a step of LLaMA 1024 x 8 layers with a ViT of 352 x 8 layers, in
+                                float32 and bfloat16, part by part
 """
+import contextlib
 import io
 import os
 import resource
@@ -16,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -25,6 +28,7 @@ from artgpt4 import IMAGE_SLOT, STOP, Config, LlamaConfig, QFormerConfig, ViTCon
 from benchmarks.models import random_model
 from common.files import load_tokenizer, written_beside
 from common.page import markdown_table
+from training.arithmetic import machine_operations, operations
 from training.data import batches, open_source
 from training.memory import training_memory
 from training.optimizer import AdamW8bit
@@ -136,32 +140,115 @@ class Trainer:
             recompute_blocks(model.llama)
         size = model.config.image_size
         self.pixels = torch.randn(batch, 3, size, size)
+        self.clock = Clock(model.proj.weight.device)
         self.text_tokens = len(model.tokenizer.encode(caption + STOP))
         self.tokens = len(model.prompt_ids(PROMPT)) + self.text_tokens - 1
 
-    def step(self):
-        """One step of training. Returns its loss."""
-        loss = self.model.loss(self.pixels, self.captions, PROMPT, STOP, 160)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def step(self, pixels=None, clock=None):
+        """One step of training, whose parts are timed by a Clock. Returns its loss."""
+        pixels, clock = self.pixels if pixels is None else pixels, clock or self.clock
+        loss = self.model.loss(pixels, self.captions, PROMPT, STOP, 160)
+        with clock("backward"):
+            loss.backward()
+        with clock("clipping and AdamW"):
+            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
 
-def step_time(steps=8):
-    """The seconds of a step, median and range of `steps`, at the sizes at which the released code
-    was timed; in words."""
-    trainer = Trainer(random_model(SMALL), 8, "a calm painting of a boat at dusk")
-    trainer.step()
-    times = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        loss = trainer.step()
-        times.append(time.perf_counter() - start)
-    return (f"a training step, float32, LLaMA 1024 x 8 layers, ViT 352 x 8, batch 8, "
-            f"{trainer.tokens} tokens each: {statistics.median(times):.2f} s "
-            f"({min(times):.2f} to {max(times):.2f}), loss {loss:.3f}")
+class Clock:
+    """Seconds that each part of a step has taken."""
+
+    def __init__(self, device):
+        self.device, self.seconds = device, {}
+
+    @contextlib.contextmanager
+    def __call__(self, part):
+        start = self.now()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0) + self.now() - start
+
+    def now(self):
+        if self.device.type == "cuda":                        # which works while Python runs on
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def watch(self, part, function):
+        """The function, whose calls are timed as `part`."""
+        def timed(*arguments, **options):
+            with self(part):
+                return function(*arguments, **options)
+        return timed
+
+
+def timed_steps(trainer, loader, steps):
+    """Two steps to warm up, then `steps` timed ones. Yields a Clock after each of those."""
+    model = trainer.model
+    watched = ((model.vit, "forward", "ViT"), (model.qformer, "forward", "Q-Former"),
+               (model.llama, "hidden", "LLaMA"), (model.llama, "logits", "logits"))
+    inner = [getattr(module, name) for module, name, _ in watched]
+    for step in range(steps + 2):
+        clock = Clock(model.proj.weight.device)
+        for (module, name, part), function in zip(watched, inner, strict=True):
+            setattr(module, name, clock.watch(part, function))
+        with clock("whole step"):
+            with clock("waiting for data"):
+                [batch] = next(loader)
+            trainer.step(batch.pixels, clock)
+        if step > 1:
+            yield clock
+
+
+def step_time(device="cpu", steps=8):
+    """The time of a step in float32 and in bfloat16, part by part, at the sizes at which the
+    released code was timed. Both take turns; the times are medians of `steps`."""
+    found, products, sizes = {}, {}, {}
+    with TemporaryDirectory() as folder:
+        tar = Path(folder) / "00000.tar"
+        write_loader_tar(tar, count=64)
+        source, runs = open_source(tar, folder), {}
+        for dtype in ("float32", "bfloat16"):
+            kind = getattr(torch, dtype)
+            trainer = Trainer(random_model(SMALL, kind, device), 8,
+                              "a calm painting of a boat at dusk")
+            loader = batches(source, 1, 224, 8, steps + 2, seed=0)
+            runs[dtype] = timed_steps(trainer, loader, steps)
+            products[dtype] = machine_operations(torch.device(device), kind)
+            per_pair, per_token, per_text_token = operations(trainer.model, "artgpt4")
+            sizes[dtype] = 8 * (per_pair + trainer.tokens * per_token
+                                + trainer.text_tokens * per_text_token)
+        for clocks in zip(*runs.values(), strict=True):
+            for dtype, clock in zip(runs, clocks, strict=True):
+                found.setdefault(dtype, []).append(clock.seconds)
+    return step_tables(found, products, sizes, trainer.tokens)
+
+
+def step_tables(found, products, sizes, tokens):
+    """The tables of step_time, and which dtype to take.
+
+    found: {dtype: [{part: seconds}, ...]}; products: {dtype: operations/s of the machine}; sizes:
+    {dtype: operations of a step}.
+    """
+    times = {dtype: {part: statistics.median(seconds[part] for seconds in steps)
+                     for part in steps[0]} for dtype, steps in found.items()}
+    rows, parts = [], []
+    for dtype, seconds in times.items():
+        whole = [step["whole step"] for step in found[dtype]]
+        share = sizes[dtype] / seconds["whole step"] / products[dtype]
+        rows.append([dtype, f"{seconds['whole step']:.3f}", f"{min(whole):.3f} to {max(whole):.3f}",
+                     f"{products[dtype] / 1e9:.0f}", f"{share:.0%}"])
+    order = [part for part in times["float32"] if part not in ("whole step", "waiting for data")]
+    for part in [*order, "waiting for data"]:
+        parts.append([part, *(f"{1000 * seconds[part]:.0f} ms, "
+                              f"{seconds[part] / seconds['whole step']:.1%}"
+                              for seconds in times.values())])
+    ratio = times["float32"]["whole step"] / times["bfloat16"]["whole step"]
+    better, factor = ("bfloat16", ratio) if ratio > 1 else ("float32", 1 / ratio)
+    heading = ["a step", "s", "range", "the machine's product, Gop/s", "of it"]
+    return (f"LLaMA 1024 x 8 layers, ViT 352 x 8, batch 8, {tokens} tokens each\n\n"
+            f"{markdown_table(heading, rows)}\n\n{markdown_table(['part', *times], parts)}\n\n"
+            f"Take --dtype {better} on this machine: a step is {factor:.2f} times as fast.")
 
 
 # ---- Reading pictures

@@ -1,7 +1,10 @@
 """The arithmetic of a training step, and how much of it the machine can do."""
+import sys
 import time
 
 import torch
+
+from training.processes import say
 
 
 def parameters_in_matrices(module):
@@ -17,12 +20,18 @@ def operations(model, mode, checkpointing=False):
     queries, vision = model.config.qformer.queries, 0
     if model.vit is not None:                                 # else its vectors come from a file
         vision = vision_operations(model)
-    proj = parameters_in_matrices(model.proj)
-    trainable = sum(parameters_in_matrices(module) for module in model.trainable_modules(mode))
+    trainable = {id(p) for module in model.trainable_modules(mode) for p in module.parameters()}
     passes = 3 if checkpointing else 2                        # forward, again, gradient of inputs
-    blocks = parameters_in_matrices(model.llama.blocks) * passes + trainable - proj
+
+    def products(module):
+        matrices = [p for p in module.parameters() if p.ndim > 1]
+        return sum(p.numel() * (passes + int(id(p) in trainable)) for p in matrices)
+
+    blocks, last = products(model.llama.blocks), model.llama.blocks[-1]
+    at_text = products(last) - products(last.attn.qkv)        # the last block's other rows are left
     head = 2 * model.config.llama.vocab_size * model.config.llama.hidden_size
-    return [2 * count for count in (vision + 2 * proj * queries, blocks, head)]
+    proj = 2 * parameters_in_matrices(model.proj)
+    return [2 * count for count in (vision + proj * queries, blocks - at_text, at_text + head)]
 
 
 def vision_operations(model):
@@ -55,6 +64,12 @@ def share_of_machine(model, mode, device, dtype, checkpointing=False):
     share of what the machine's product reaches, which is measured now."""
     per_pair, per_token, per_text_token = operations(model, mode, checkpointing)
     machine = machine_operations(device, dtype)
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        in_float32 = machine_operations(device, torch.float32)
+        if machine < in_float32:
+            say(f"warning: this CPU's matrix product in bfloat16 has {machine / in_float32:.2f} "
+                "times the speed of float32; --dtype float32 is faster (python bench.py --train)",
+                sys.stderr)
 
     def share(seconds, pairs, tokens, text_tokens):
         done = pairs * per_pair + tokens * per_token + text_tokens * per_text_token

@@ -15,22 +15,21 @@ QUESTION = "What kind of painting is this, and what does one feel on looking at 
 
 
 def block_memory(config, act):
-    """Bytes of activations that one block of the language model keeps for a token.
-
-    act: bytes of an activation.
-    """
+    """Bytes of activations that one block of the language model keeps for a token: up to its
+    queries, keys and values, and after them. act: bytes of an activation."""
     llama = config.llama
     width, inner, adapter = llama.hidden_size, llama.intermediate_size, config.adapter_width
     kv_width = width * llama.num_key_value_heads // llama.num_attention_heads
     # Both norms keep their input in float32; those with a trainable weight, three in four, also
     # the normalised values
-    norms = 3.5 * 4 * width
+    attn_norm, mlp_norm = 1.5 * 4 * width, 2 * 4 * width
     q_k_v = width + 2 * kv_width
     rotated = width + kv_width                                # q and k
     attention_output = width
     adapter_values = width + 2 * adapter                      # its input; before and after GELU
     mlp_values = 3 * inner                                    # gate, up, silu(gate)
-    return norms + act * (q_k_v + rotated + attention_output + adapter_values + mlp_values)
+    return (attn_norm + act * (q_k_v + rotated),
+            mlp_norm + act * (attention_output + adapter_values + mlp_values))
 
 
 def training_memory(config, batch, tokens, text_tokens, frozen_bytes=2, checkpointing=False,
@@ -66,10 +65,11 @@ def training_memory(config, batch, tokens, text_tokens, frozen_bytes=2, checkpoi
         moments = sum(moment_bytes(sizes[name]) for name in names)
 
     llama, act = config.llama, frozen_bytes
-    block, blocks = block_memory(config, act), llama.num_hidden_layers
-    kept = blocks * block
+    attention, rest = block_memory(config, act)
+    block, blocks = attention + rest, llama.num_hidden_layers
+    kept = blocks * block * tokens - rest * (tokens - text_tokens)  # the last: the rest at texts
     if checkpointing:                                         # the inputs, and one block at a time
-        kept = blocks * act * llama.hidden_size + block
+        kept = (blocks * act * llama.hidden_size + block) * tokens
     logits = 3 * 4 * batch * text_tokens * llama.vocab_size   # and their softmax, their gradient
     widened = 0
     if llama.int8:                                            # rows that are floats for a moment
@@ -83,7 +83,7 @@ def training_memory(config, batch, tokens, text_tokens, frozen_bytes=2, checkpoi
         "trainable weights": trainable * 4 / cards,
         "gradients": trainable * 4 / cards,
         "AdamW's two moments": moments / cards,
-        "activations": batch * tokens * kept + logits + widened,
+        "activations": batch * kept + logits + widened,
     }
 
 

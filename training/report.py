@@ -81,10 +81,11 @@ def run_totals(log, batch_size):
         "bad samples": last["skipped"],
         "steps without a finite loss": last["skipped_steps"],
     }
-    shares = [entry["share_of_machine"] for entry in log[-100:] if "share_of_machine" in entry]
-    if shares:
-        share = statistics.median(shares)
-        totals["of the machine's matrix product, the last 100 steps"] = f"{share:.0%}"
+    for key, name in (("share_of_machine", "of the machine's matrix product, the last 100 steps"),
+                      ("waiting_for_data", "of a step spent waiting for data, the last 100 steps")):
+        shares = [entry[key] for entry in log[-100:] if key in entry]
+        if shares:
+            totals[name] = f"{statistics.median(shares):.1%}"
     return totals
 
 

@@ -123,6 +123,7 @@ class Run:
         """
         self.began, loader = time.monotonic(), iter(loader)
         while not self.out_of_patience:
+            waits = time.monotonic()
             try:
                 parts = next(loader, None)
             except ValueError as error:
@@ -131,6 +132,7 @@ class Run:
                 raise ValueError(f"{error}; {self.continuation}") from None
             if parts is None:
                 return
+            self.waited = time.monotonic() - waits            # for the loader
             self.step += 1
             yield self.step, parts
             self.began = time.monotonic()
@@ -189,6 +191,7 @@ class Run:
         if RANK == 0:
             self.progress.show(self.step, f"loss {loss:.3f}, rate {rate:.2e}")
         entry = {"step": self.step, "epoch": self.epochs(self.step),
+                 "waiting_for_data": self.waited / seconds,
                  "loss": loss if finite else None, "lr": rate,
                  "grad_norm": norm if finite else None,
                  "samples_per_s": pairs / seconds, "tokens_per_s": text_tokens / seconds,

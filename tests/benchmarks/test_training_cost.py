@@ -1,13 +1,17 @@
 """The memory of training on paper, beside what the backward pass keeps; data for the loader."""
 import tarfile
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
 from artgpt4 import Config
+from benchmarks import training_cost
 from benchmarks.models import random_model
-from benchmarks.training_cost import PROMPT, Trainer, training_memory, write_loader_tar
+from benchmarks.training_cost import (
+    PROMPT, Trainer, step_tables, step_time, training_memory, write_loader_tar,
+)
 from tests.benchmarks.small_model import SMALL
 from training.recomputation import recompute_blocks
 
@@ -69,3 +73,31 @@ def test_the_loaders_tar_file_has_pictures_with_captions(tmp_path):
             assert image.size == (64, 64) and image.format == "JPEG"
         assert members.extractfile("000000001.txt").read() == b"picture 1"
     assert names == ["000000000.jpg", "000000000.txt", "000000001.jpg", "000000001.txt"]
+
+
+def test_the_tables_of_a_step_hold_medians_shares_and_the_faster_dtype():
+    def steps(*seconds):
+        return [{"ViT": second / 4, "waiting for data": 0.0, "whole step": second}
+                for second in seconds]
+
+    found = {"float32": steps(1, 2, 4), "bfloat16": steps(0.5, 0.8, 9)}
+    products, sizes = dict.fromkeys(found, 1e11), dict.fromkeys(found, 1e11)
+    table = step_tables(found, products, sizes, 57)
+    for line in ("| float32 | 2.000 | 1.000 to 4.000 | 100 | 50% |",
+                 "| bfloat16 | 0.800 | 0.500 to 9.000 | 100 | 125% |",
+                 "| ViT | 500 ms, 25.0% | 200 ms, 25.0% |",
+                 "Take --dtype bfloat16 on this machine: a step is 2.50 times as fast."):
+        assert line in table
+    found["bfloat16"] = steps(6)
+    assert "Take --dtype float32 on this machine: a step is 3.00 times" in step_tables(
+        found, products, sizes, 57)
+
+
+def test_every_part_of_a_step_is_timed_in_both_dtypes(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training_cost, "SMALL", replace(SMALL, image_size=224))
+    table = step_time(steps=1)
+    for part in ("ViT", "Q-Former", "LLaMA", "logits", "backward", "clipping and AdamW",
+                 "waiting for data"):
+        assert f"| {part} | " in table
+    assert "| bfloat16 | " in table and "Take --dtype" in table

@@ -36,6 +36,7 @@ def test_the_log_counts_tokens_memory_and_what_was_skipped(tmp_path, pairs):
     for entry, count in zip(log, tokens, strict=True):
         assert entry["tokens_per_s"] / entry["samples_per_s"] == pytest.approx(count / 8)
         assert 50e6 < entry["memory"] < 100e9
+        assert 0 < entry["waiting_for_data"] < 1
         assert entry["grad_norm"] > 0 and entry["skipped_steps"] == 0
 
 
