@@ -68,9 +68,11 @@ class AtImages(nn.Module):
 
     def forward(self, x):
         is_image = self.places.is_image
-        if is_image is None or is_image.shape[1] != x.shape[1]:
+        tokens = x.shape[1]
+        if is_image is None or tokens == 1:
             return x
-        return torch.where(is_image[:, :, None], self.adapter(x), x)
+        is_image = is_image[:, -tokens:, None]                # the last block may have the end alone
+        return torch.where(is_image, self.adapter(x), x)
 
 
 class ImagePlaces:

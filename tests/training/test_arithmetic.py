@@ -33,7 +33,7 @@ def test_operations_are_those_that_torch_counts_in_a_step():
     release_vision(model)
     without, *rest = arithmetic.operations(model, "artgpt4")
     assert rest == [per_token, per_text_token]
-    assert without == pytest.approx(per_pair - seen, rel=0.01)
+    assert per_pair - without == pytest.approx(seen, rel=0.03)          # with two embeddings
 
 
 @pytest.mark.parametrize("speed", [0.3, 2.3])
