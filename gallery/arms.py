@@ -71,7 +71,7 @@ class AtImages(nn.Module):
         tokens = x.shape[1]
         if is_image is None or tokens == 1:
             return x
-        is_image = is_image[:, -tokens:, None]                # the last block may have the end alone
+        is_image = is_image[:, -tokens:, None]                # the last block: of a text's end
         return torch.where(is_image, self.adapter(x), x)
 
 

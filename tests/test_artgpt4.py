@@ -350,6 +350,7 @@ def test_a_token_that_is_no_piece_is_not_shown(model):
     assert model.decode([*hello, 320]) == "a calm" and not model.has_ended([*hello, 320])
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("cached", [0, 5], ids=["a text", "a text after a cache"])
 def test_hidden_from_a_token_on_are_those_of_all_tokens_and_leave_the_same_cache(model, cached):
     torch.manual_seed(0)
