@@ -244,12 +244,21 @@ def step_tables(found, products, sizes, tokens):
         parts.append([part, *(f"{1000 * seconds[part]:.0f} ms, "
                               f"{seconds[part] / seconds['whole step']:.1%}"
                               for seconds in times.values())])
+    cached = [f"{seconds['whole step'] / (seconds['whole step'] - towers(seconds)):.2f} in {dtype}"
+              for dtype, seconds in times.items()]
     ratio = times["float32"]["whole step"] / times["bfloat16"]["whole step"]
     better, factor = ("bfloat16", ratio) if ratio > 1 else ("float32", 1 / ratio)
     heading = ["a step", "s", "range", "the machine's product, Gop/s", "of it"]
     return (f"LLaMA 1024 x 8 layers, ViT 352 x 8, batch 8, {tokens} tokens each\n\n"
             f"{markdown_table(heading, rows)}\n\n{markdown_table(['part', *times], parts)}\n\n"
-            f"Take --dtype {better} on this machine: a step is {factor:.2f} times as fast.")
+            f"Take --dtype {better} on this machine: a step is {factor:.2f} times as fast.\n"
+            f"Without the ViT and the Q-Former (--cache-vision) it is {' and '.join(cached)} times "
+            "as fast.")
+
+
+def towers(seconds):
+    """The seconds of a step that --cache-vision saves."""
+    return seconds.get("ViT", 0) + seconds.get("Q-Former", 0)
 
 
 # ---- Reading pictures
