@@ -15,7 +15,7 @@ rows, and they cost what one costs: the time goes into reading the matrix.
 On a CPU the matrix is packed once in the order in which oneDNN reads it (what torch.compile uses
 for int8 models). A CPU without VNNI instructions adds pairs of products in 16 bits, which
 overflow; exact() finds that out, and floats compute there instead. Elsewhere torch._int_mm
-computes; it was written with CUDA in mind and has not been run there.
+computes; on CUDA its tests passed on an H200.
 """
 from functools import cache
 
