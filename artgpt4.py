@@ -267,8 +267,9 @@ class KVCache:
 
 def rotate(x, cos, sin):
     """Rotary positions on queries or keys (B, H, T, d): elements i and i + d/2 are a point, turned
-    by an angle that grows with the token's position. cos, sin (T, d): of -angle, then of angle."""
-    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
+    by an angle that grows with the token's position. cos, sin (T, d/2), float32: of the angle."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
 class LlamaAttention(nn.Module):
@@ -285,16 +286,16 @@ class LlamaAttention(nn.Module):
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x, cos, sin, first, cache):             # (B, T, D) -> (B, T - first, D)
-        qk, v = self.qkv(x).split([sum(self.widths[:2]), self.widths[2]], dim=-1)
-        qk = rotate(split_heads(qk, self.heads + self.kv_heads), cos, sin)
-        q, k = qk.split([self.heads, self.kv_heads], dim=1)
+        q, k, v = self.qkv(x).split(self.widths, dim=-1)
+        q = rotate(split_heads(q, self.heads), cos, sin)[:, :, first:]      # of wanted tokens
+        k = rotate(split_heads(k, self.kv_heads), cos, sin)
         v = split_heads(v, self.kv_heads)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        new, end, mask = x.shape[1] - first, k.shape[2], None
+        mask, new, end = None, q.shape[2], k.shape[2]
         if 1 < new < end:                                     # query i sees end - new + i + 1 keys
             mask = torch.ones(new, end, dtype=torch.bool, device=x.device).tril(end - new)
-        x = F.scaled_dot_product_attention(q[:, :, first:], k, v, mask, is_causal=new == end,
+        x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=new == end,
                                            enable_gqa=self.kv_heads != self.heads)
         return self.out(join_heads(x))
 
@@ -362,7 +363,6 @@ class Llama(nn.Module):
         pairs = torch.arange(0, d, 2, device=embeds.device).float()
         positions = torch.arange(start, end, device=embeds.device).float()
         angles = positions[:, None] * self.config.rope_theta ** (-pairs / d)       # (T, d/2)
-        angles = torch.cat((-angles, angles), dim=-1)
         cos, sin = angles.cos(), angles.sin()
         for block in self.blocks:                             # the last leaves out unwanted tokens
             wanted = first if block is self.blocks[-1] else 0

@@ -89,8 +89,7 @@ def test_rows_of_q_and_k_rotate_as_meta_rotates_them():
 
     def by_us(weight):
         states = (x @ half_split(weight, dim).T).view(1, tokens, heads, dim).transpose(1, 2)
-        angles = torch.cat((-angle, angle), dim=-1)           # (T, d)
-        return rotate(states, angles.cos(), angles.sin())[0]
+        return rotate(states, angle.cos(), angle.sin())[0]
     scores = by_us(q_weight) @ by_us(k_weight).mT             # (H, T, T)
     expected = by_meta(q_weight) @ by_meta(k_weight).mT
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
