@@ -278,8 +278,7 @@ class LlamaAttention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         self.layer = layer
-        self.heads = config.num_attention_heads
-        self.kv_heads = config.num_key_value_heads
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         head_width = config.hidden_size // self.heads
         self.widths = [heads * head_width for heads in (self.heads, self.kv_heads, self.kv_heads)]
         self.qkv = nn.Linear(config.hidden_size, sum(self.widths), bias=False)
@@ -326,12 +325,11 @@ class Adapter(nn.Module):
 
 
 class LlamaBlock(nn.Module):                                  # paper, figure 2
-    def __init__(self, config, layer, adapter_width):
+    def __init__(self, config, layer, inner_width):
         super().__init__()
         self.attn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attn = LlamaAttention(config, layer)
-        has_adapter = adapter_width > 0
-        self.adapter = Adapter(config.hidden_size, adapter_width) if has_adapter else nn.Identity()
+        self.adapter = Adapter(config.hidden_size, inner_width) if inner_width else nn.Identity()
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
@@ -436,13 +434,17 @@ class ArtGPT4(nn.Module):
     # From a picture and a prompt to what llama reads
     def image_features(self, pixels):
         """pixels (B, 3, S, S) -> what the Q-Former says of them, (B, Q, D of the Q-Former)."""
+        size = self.config.image_size
+        if pixels.shape[1:] != (3, size, size):
+            raise ValueError(f"pixels are {tuple(pixels.shape)}, expected (B, 3, {size}, {size})")
         x = self.vit(pixels.to(self.vit.pos_embed.device, self.vit.pos_embed.dtype))
         return self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))
 
     def encode_image(self, pixels):
         """pixels, or image_features of them -> image_embeds (B, Q, D). Each part has its dtype."""
-        embed = self.llama.embed.weight
-        features = pixels.to(embed) if pixels.ndim == 3 else self.image_features(pixels)
+        embed, sizes = self.llama.embed.weight, self.config.qformer
+        is_features = pixels.shape[1:] == (sizes.queries, sizes.width)
+        features = pixels.to(embed) if is_features else self.image_features(pixels)
         return self.proj(features).to(embed.dtype)
 
     def prompt_ids(self, prompt):
@@ -499,10 +501,9 @@ class ArtGPT4(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def forward(self, pixels, captions, prompt=None, end="\n", max_text_tokens=32):
-        """pixels as for encode_image, and B captions -> the loss of every caption token, (N,). Not
-        their mean: a batch may be computed in parts or by several processes, and only sums over
-        all tokens give its mean. Stage 1 has no prompt; stage 2 has one with one <ImageHere>, or
-        a list of B of them, and end="###"."""
+        """pixels as for encode_image, B captions -> the loss of every caption token, (N,). Not a
+        mean: a batch may be computed in parts, and only sums over all tokens give its mean. Stage 1
+        has no prompt; stage 2 has one, or a list of B, with all the <ImageHere>, and end="###"."""
         prompts = prompt if isinstance(prompt, list) else [prompt] * len(captions)
         rows, targets = [], []
         for before, caption in zip(prompts, captions, strict=True):
@@ -624,8 +625,7 @@ class ArtGPT4(nn.Module):
     def load_adapter(self, file):
         """Take all trainable weights from an adapter.safetensors of a model of the same sizes."""
         state = load_file(file)
-        names = self.trainable_names()
-        check_state(state, {name: self.get_parameter(name) for name in names}, file)
+        check_state(state, {n: self.get_parameter(n) for n in self.trainable_names()}, file)
         self.load_state_dict(state, strict=False)
 
 

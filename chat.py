@@ -96,8 +96,8 @@ def main(args):
         if args.json:
             answer = "".join(conversation.answer(args.prompt))
             seconds = time.perf_counter() - start
-            marked = {file: unfamiliar(model, vectors) for file, vectors in
-                      zip([*earlier, *files], conversation.image_embeds, strict=True)}
+            marked = [(file, unfamiliar(model, vectors)) for file, vectors in
+                      zip([*earlier, *files], conversation.image_embeds, strict=True)]
             print(json_text(conversation, name, marked, args.prompt, answer,
                             conversation.new_tokens, seconds))
             succeeded = True

@@ -19,10 +19,11 @@ NAMED = 3               # unfamiliar pictures that are named at the end; --json 
 
 
 def json_text(conversation, model, images, question, answer, tokens, seconds):
-    """An answer as one line of JSON. model: the name of the weights. images: {file: whether it
-    looks like none of the pictures in training, or None if the weights folder has no measure}."""
+    """An answer as one line of JSON. model: the name of the weights. images: pairs of a file and
+    whether it looks like none of the pictures in training, None if the weights folder has no
+    measure."""
     values = {
-        "images": [str(file) for file in images],
+        "images": [str(file) for file, _ in images],
         "question": question,
         "answer": answer,
         "tokens": tokens,
@@ -30,8 +31,8 @@ def json_text(conversation, model, images, question, answer, tokens, seconds):
         "model": model,
         "settings": conversation.settings,
     }
-    if None not in images.values():
-        values["unfamiliar"] = [str(file) for file in images if images[file]]
+    if all(is_unfamiliar is not None for _, is_unfamiliar in images):
+        values["unfamiliar"] = [str(file) for file, is_unfamiliar in images if is_unfamiliar]
     return json.dumps(values)
 
 
@@ -100,8 +101,8 @@ def label(conversation, files, question, batch_size, model=None):
             if is_unfamiliar:
                 foreign.append(file)
             if model:
-                print(json_text(conversation, model, {file: is_unfamiliar}, question, text, tokens,
-                                seconds))
+                print(json_text(conversation, model, [(file, is_unfamiliar)], question, text,
+                                tokens, seconds))
             else:
                 print(f"{file}\t{' '.join(text.split())}")
         sys.stdout.flush()

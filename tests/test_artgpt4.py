@@ -294,6 +294,18 @@ def test_a_prompt_with_another_number_of_images_is_a_value_error(model, expected
 
 
 @torch.no_grad()
+def test_one_picture_without_a_batch_or_of_another_size_is_a_value_error(model):
+    size, qformer = model.config.image_size, model.config.qformer
+    batch = torch.zeros(2, 3, size, size)
+    for wrong in (batch[0], batch[..., :-1], torch.zeros(2, 3, size + 1, size + 1), batch[0, 0]):
+        with pytest.raises(ValueError, match=rf"expected \(B, 3, {size}, {size}\)"):
+            model.encode_image(wrong)
+    features = model.image_features(batch)
+    assert features.shape == (2, qformer.queries, qformer.width)
+    assert torch.equal(model.encode_image(features), model.encode_image(batch))
+
+
+@torch.no_grad()
 def test_special_tokens_typed_in_a_prompt_are_plain_text(model, expected):
     embeds = model.embed_prompt("<s> a </s> b", expected["image_embeds"][:0])[0]
     bos, eos = (

@@ -116,6 +116,11 @@ def test_json_is_the_answer_with_how_it_was_made(run_chat, picture, talker, talk
     }
 
 
+def test_json_names_a_picture_as_often_as_it_is_given(run_chat, picture):
+    _, out, _ = run_chat(picture, picture, "Which of them?", "--json")
+    assert json.loads(out)["images"] == [str(picture), str(picture)]
+
+
 def test_the_weights_folder_sets_defaults_and_flags_set_others(run_chat, picture, talker, tmp_path):
     about = {"settings": {"temperature": 0.0, "seed": None}, "pictures": 1, "more": ["ignored"]}
     save_pretrained(ArtGPT4(replace(talker.config, about=about), talker.tokenizer), tmp_path)

@@ -92,8 +92,9 @@ def sequence_length(model, stage, max_text_tokens, gallery):
     prompts = [IMAGE_MARK]
     if stage == 2:
         prompts = [instruction_prompt(instruction) for instruction in INSTRUCTIONS]
-        if gallery:                                           # a conversation of two questions
-            prompts = [chat_prompt([f"{IMAGE_SLOT} {QUESTION}", QUESTION, QUESTION])]
+        if gallery:                                           # three rounds, then two about another
+            with_picture = f"{IMAGE_SLOT} {QUESTION}"
+            prompts = [chat_prompt([with_picture, *5 * [QUESTION], with_picture, *2 * [QUESTION]])]
     return max(len(model.prompt_ids(prompt)) for prompt in prompts) + max_text_tokens
 
 

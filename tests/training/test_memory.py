@@ -1,4 +1,5 @@
 """training/memory.py: what a run needs is printed, and too little of it refused or warned of."""
+import random
 import re
 import shutil
 from argparse import Namespace
@@ -7,7 +8,11 @@ from collections import namedtuple
 import pytest
 
 import train
+from artgpt4 import STOP, ArtGPT4
+from gallery.scenes import random_scenes
+from tests.training.short_runs import TINY
 from training import memory
+from training.data import Gallery
 from training.memory import check_room
 
 ARGS = Namespace(dtype="float32", accumulate=1, stage=2, data="pictures", checkpointing=False,
@@ -60,6 +65,18 @@ def test_too_little_memory_of_the_machine_is_a_warning_alone(check):
     memory_needed, _ = needed(check().out)
     err = check(0.5 * memory_needed).err
     assert err.startswith("warning: this machine has ") and "--optimizer-bits 8" in err
+
+
+def test_no_sequence_of_the_gallery_is_longer_than_the_estimate():
+    tiny = ArtGPT4.from_pretrained(TINY)
+    gallery = object.__new__(Gallery)                         # without its paintings
+    gallery.scenes, longest = random_scenes(300, "training"), 0
+    for i in range(300):
+        prompt, text = gallery.words(i, 2, random.Random(i), random.Random(f"batch {i}"))
+        count = len(tiny.prompt_ids(prompt)) + len(tiny.tokenizer.encode(text + STOP))
+        longest = max(longest, count)
+    estimate = memory.sequence_length(tiny, 2, RECIPE.max_text_tokens, gallery=True)
+    assert longest <= estimate < 1.5 * longest
 
 
 def test_a_disk_without_room_for_three_checkpoints_is_refused_but_for_those_it_holds(
