@@ -52,13 +52,15 @@ def model_to_time(args):
     if args.weights or args.shape == "tiny":
         weights = args.weights or TINY
         model = load_folder(weights, device, dtype, int8=args.int8, vision_int8=args.vision_int8)
-        if model.config.llama.int8:
-            quantise_adapters(model)
-        return model, weights.name
-    llama = replace(SHAPES[args.shape], int8=args.int8)
-    config = Config(adapter_width=llama.hidden_size // 4, llama=llama)
-    config.vit.int8 = args.vision_int8
-    return random_model(config, dtype, device), f"random weights of shape {args.shape}"
+        name = weights.name
+    else:
+        llama = replace(SHAPES[args.shape], int8=args.int8)
+        config = Config(adapter_width=llama.hidden_size // 4, llama=llama)
+        config.vit.int8 = args.vision_int8
+        model, name = random_model(config, dtype, device), f"random weights of shape {args.shape}"
+    if model.config.llama.int8:
+        quantise_adapters(model)
+    return model, name
 
 
 def main(args):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from artgpt4 import ArtGPT4, KVCache, LlamaConfig
-from common.int8 import Int8Linear, quantise_adapters, replace_linears, two_digits
+from common.int8 import Int8Linear, replace_linears, two_digits
 
 SHAPES = {
     "1b": LlamaConfig(2048, 5632, 22, 16, 16, vocab_size=32000),
@@ -41,10 +41,7 @@ def random_model(config, dtype=torch.float32, device="cpu"):
             else:
                 deviation = 0.02 if name == "llama.embed" else tensor[0].numel() ** -0.5
                 repeat_into(tensor.data, noise * deviation)
-    model.to(dtype).eval()
-    if config.llama.int8:
-        quantise_adapters(model)
-    return model
+    return model.to(dtype).eval()
 
 
 def repeat_into(tensor, values):

@@ -52,6 +52,14 @@ def test_activations_on_paper_are_those_that_the_backward_pass_keeps(checkpointi
     assert loss.requires_grad and kept == pytest.approx(paper, rel=0.15)
 
 
+def test_int8_models_of_random_weights_take_a_step_as_bench_memory_does():
+    int8 = replace(SMALL, vit=replace(SMALL.vit, int8=True), llama=replace(SMALL.llama, int8=True))
+    trainer = Trainer(random_model(int8), 1, "a boat", checkpointing=True, optimizer_bits=8)
+    before = trainer.model.llama.blocks[0].adapter.up.weight.clone()
+    assert 0 < trainer.step() < 100
+    assert not torch.equal(trainer.model.llama.blocks[0].adapter.up.weight, before)
+
+
 def test_memory_of_the_13b_model_follows_from_its_sizes():
     one = training_memory(Config(), 12, 230, 160)
     eight = training_memory(Config(), 12, 230, 160, cards=8)
