@@ -175,8 +175,20 @@ def in_turn(runs, args):
         return [done.result() for done in [pool.submit(kept_run, *run, args) for run in runs]]
 
 
+def restore(args):
+    """Where no run has been made, write the files of those whose raw scores are kept and fit."""
+    if args.out.is_dir() or not args.scores.is_file():
+        return
+    same, kept = identity(args), read_json(args.scores)
+    for run in kept["runs"] if kept.get("identity") == same else ():
+        file = args.out / f"{run['arm']}-{run['factor']:.3g}-{run['seed']}.json"
+        with written_beside(file) as path:
+            path.write_text(json.dumps(run | {"identity": same}) + "\n", encoding="utf-8")
+
+
 def all_runs(args):
-    """The runs of the sweep and of the comparison, from their files or made now."""
+    """The runs of the sweep and of the comparison: kept ones, or made now."""
+    restore(args)
     sweep = in_turn([(name, factor, SWEEP_SEED, True) for name in args.arms for factor in FACTORS],
                     args)
     best = {}
@@ -208,6 +220,10 @@ def made_tables(runs):
     for name in names:
         of_arm = [run for run in runs if run["arm"] == name]
         final = [run for run in of_arm if not run["sweep"]]
+        tried = [(run["factor"], share(run["rightly"][MEASURE])) for run in of_arm if run["sweep"]]
+        sweep.append([ARMS[name].label, *(f"{100 * value:.1f} %" for _, value in sorted(tried))])
+        if not final:
+            continue
         line = [ARMS[name].label, f"{final[0]['parameters']:,}",
                 " and ".join(f"{rate:.0e}" for rate in final[0]["rates"])]
         for pairs in (MEASURE, "seen pairs"):
@@ -219,15 +235,13 @@ def made_tables(runs):
             found = paired_difference(matrix(runs, "artgpt4", MEASURE),
                                       matrix(runs, name, MEASURE))
             differences.append([ARMS[name].label, *cells(found, 1, 100)])
-        tried = [(run["factor"], share(run["rightly"][MEASURE])) for run in of_arm if run["sweep"]]
-        sweep.append([ARMS[name].label, *(f"{100 * value:.1f} %" for _, value in sorted(tried))])
     factors = [f"rates x {factor:.2g}" for factor in FACTORS]
     tables = [
         ("Attributes named rightly, mean and each seed",
          ["trained", "parameters", "rates", MEASURE, "seen pairs"], results),
         (f"ArtGPT-4 minus the arm, {MEASURE}, percentage points", ["arm", *HEADING], differences),
         (f"Sweep: validation paintings of {MEASURE}, one seed", ["trained", *factors], sweep)]
-    return [table for table in tables if table[-1]]           # no differences without ArtGPT-4
+    return [table for table in tables if table[-1]]           # those that have lines
 
 
 def curves(runs):
@@ -244,8 +258,9 @@ def curves(runs):
 def report(runs, file):
     """Print the tables, and write them with the curves to an HTML file."""
     body = [paragraph("Made by python -m gallery.ablation --table from the raw scores. The "
-                      "intervals are of a bootstrap over paintings and training seeds."),
-            curves(runs)]
+                      "intervals are of a bootstrap over paintings and training seeds.")]
+    if not all(run["sweep"] for run in runs):
+        body.append(curves(runs))
     for caption, heading, lines in made_tables(runs):
         print(f"{caption}\n\n{markdown_table(heading, lines)}\n")
         body += [f"<h2>{caption}</h2>", html_table(heading, lines)]
@@ -277,8 +292,8 @@ def command_line():
                         help="folder of the runs; default: %(default)s")
     parser.add_argument("--scores", type=Path, default=Path("docs/ablation.json"), metavar="FILE",
                         help="the raw scores of all runs; default: %(default)s")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5],
-                        help="default: 1 to 5")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3, 4, 5],
+                        help="none: the sweep alone; default: 1 to 5")
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS),
                         help="default: all")
     parser.add_argument("--pictures", type=int, default=200, help="held-out, of each kind; "

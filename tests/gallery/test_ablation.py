@@ -1,5 +1,6 @@
 """gallery/ablation.py: which runs there are, that finished ones are kept, tables of raw scores."""
 import json
+import shutil
 
 import pytest
 
@@ -72,6 +73,17 @@ def test_the_sweep_is_in_no_result(trained, tmp_path):
     run_ablation(tmp_path, "--arms", "artgpt4", "--seeds", 1)
     runs = json.loads((tmp_path / "scores.json").read_text())["runs"]
     assert ablation.matrix(runs, "artgpt4", "unseen pairs") == [[1, 1, 1]]
+
+
+def test_the_sweep_alone_has_a_table_and_later_runs_continue_from_the_kept_scores(
+        tmp_path, trained, capsys):
+    run_ablation(tmp_path, "--arms", "norms", "--seeds")
+    printed = capsys.readouterr().out
+    assert "Sweep" in printed and "each seed" not in printed
+    shutil.rmtree(tmp_path / "runs")
+    run_ablation(tmp_path, "--arms", "norms", "--seeds", 4)
+    sweep = [("norms", factor, ablation.SWEEP_SEED) for factor in (0.33, 1, 3)]
+    assert trained == [*sweep, ("norms", 0.33, 4)]
 
 
 def test_runs_of_other_settings_are_not_mixed(trained, tmp_path, capsys):
