@@ -1,7 +1,7 @@
 """ArtGPT-4 against controls of the same size: `python -m gallery.ablation`.
 
 Every arm of gallery/arms.py is trained through both stages, with the same data and steps. First a
-sweep: three rates on a seed that is reported nowhere, judged on validation paintings; then five
+sweep: three rates on a seed that no result uses, judged on validation paintings; then five
 seeds at each arm's best rate. The measure was named beforehand: the share of the four attributes
 that texts about held-out paintings of unseen pairs name rightly. ViT and Q-Former are frozen in all
 arms, so what they find in each painting is computed once, without random crops.
@@ -34,7 +34,7 @@ import torch
 
 from common.command_line import number, run_command
 from common.files import read_json, weight_files, written_beside
-from common.loading import load_folder
+from common.loading import device, load_folder
 from common.page import html_table, line_chart, markdown_table, page, paragraph
 from common.paired import HEADING, cells, paired_difference
 from common.progress import Progress
@@ -270,6 +270,8 @@ def report(runs, file):
 
 
 def main(args):
+    if SWEEP_SEED in args.seeds:
+        raise ValueError(f"--seeds: {SWEEP_SEED} is the seed of the sweep, which no result uses")
     if args.table:
         runs = read_json(args.scores)["runs"]
     else:
@@ -306,7 +308,8 @@ def command_line():
                         "each run; default: %(default)s")
     parser.add_argument("--jobs", type=number(int, 1, 256), default=1, help="runs at the same "
                         "time; default: %(default)s")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...; default: %(default)s")
+    parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda, ...; default: "
+                        "%(default)s")
     parser.add_argument("--table", action="store_true",
                         help="train nothing; make tables and curves from --scores")
     return parser

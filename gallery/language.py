@@ -133,11 +133,11 @@ def owners(facts, count, rng):
 
     Two times in three as the queries of the Q-Former have their TASKS, else in any order.
     """
-    owners = [task if task < facts else 4 for task in TASKS[:count]]
-    owners += rng.choices(range(facts), k=count - len(owners))
+    told = [task if task < facts else 4 for task in TASKS[:count]]
+    told += rng.choices(range(facts), k=count - len(told))
     if rng.random() < 0.33:
-        rng.shuffle(owners)
-    return np.array(owners)
+        rng.shuffle(told)
+    return np.array(told)
 
 
 def mixture(facts, count, rng, normal):

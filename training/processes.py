@@ -22,9 +22,9 @@ UNDER_TORCHRUN = "RANK" in os.environ
 def processes(device):
     """Join the processes of torchrun, if there are any. Yields the device of this one.
 
-    After a block that succeeds, a process of torchrun ends here, at once: FSDP2's tensors keep
-    gloo's group alive, and its threads now and then abort a Python that shuts down. Raises
-    ValueError if another process is lost.
+    After a block that succeeds, a process of torchrun ends here, at once. Shutting Python down
+    aborted one now and then, after all was done, perhaps since FSDP2's tensors keep gloo's group
+    and its threads alive. Raises ValueError if another process is lost.
     """
     if not UNDER_TORCHRUN:
         yield device

@@ -86,6 +86,12 @@ def test_the_sweep_alone_has_a_table_and_later_runs_continue_from_the_kept_score
     assert trained == [*sweep, ("norms", 0.33, 4)]
 
 
+def test_the_seed_of_the_sweep_is_no_seed_of_a_result(trained, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_ablation(tmp_path, "--seeds", 1, ablation.SWEEP_SEED)
+    assert "1000 is the seed of the sweep" in capsys.readouterr().err and not trained
+
+
 def test_runs_of_other_settings_are_not_mixed(trained, tmp_path, capsys):
     run_ablation(tmp_path, "--arms", "norms", "--seeds", 1)
     with pytest.raises(SystemExit):
