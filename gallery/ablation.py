@@ -43,10 +43,11 @@ from gallery.album import painted
 from gallery.arms import ARMS, attach
 from gallery.scenes import SEEN_PAIRS, UNSEEN_PAIRS, random_scenes
 from gallery.score import ATTRIBUTES, describe, held_out
-from train import RECIPES, learning_rate, optimizer_for, set_rate
+from train import RECIPES, backward, learning_rate, optimizer_for, set_rate
 from training.cached_vision import cached_vision
-from training.data import Gallery, batches
-from training.validation import token_losses
+from training.data import Gallery, batches, in_parts
+from training.flags import PARTS
+from training.processes import mean_over_tokens
 
 HERE = Path(__file__).resolve().parent.parent
 FACTORS = (1 / 3, 1, 3)                                       # of the recipe's rates, in the sweep
@@ -69,12 +70,13 @@ def train_stage(model, arm, parameters, stage, recipe, source, what, workers):
         if arm.shuffled:
             away = len(batch.pixels) // 2                     # beyond the pictures of one prompt
             batch = batch._replace(pixels=batch.pixels.roll(away, dims=0))
-        loss = token_losses(model, batch, stage, recipe.max_text_tokens).mean()
-        loss.backward()
+        parts = in_parts(batch, PARTS.get(("tiny", stage), 1))    # as train.py computes it
+        loss, tokens = backward(model, parts, stage, recipe.max_text_tokens)
+        mean_over_tokens(parameters, tokens)
         torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
+        losses.append(loss / tokens)
         progress.show(step + 1, f"loss {losses[-1]:.3f}")
     return [fmean(losses[i:i + EVERY]) for i in range(0, len(losses), EVERY)]
 

@@ -5,7 +5,6 @@ draws alike for all pairs of a batch. Which pair comes when, how it is cropped a
 texts is taken are a pure function of seed, epoch, step and pair, for any number of workers and
 processes.
 """
-import itertools
 import math
 import os
 import random
@@ -220,6 +219,25 @@ def collate(pairs):
     return Batch(torch.cat(pixels), list(prompts), list(texts), sum(skipped, []))
 
 
+def in_parts(batch, count):
+    """A Batch as a tuple of `count` of one size, each with texts of like length: together they
+    have less padding, and the sum of their losses is the same. With one, the order stays."""
+    if count == 1:
+        return (batch,)
+    pictures = batch.pixels.split([(prompt or IMAGE_MARK).count(IMAGE_MARK)
+                                   for prompt in batch.prompts])
+    lengths = [len(prompt or "") + len(text)
+               for prompt, text in zip(batch.prompts, batch.texts, strict=True)]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    size, parts = len(order) // count, []
+    for first in range(0, len(order), size):
+        part = order[first:first + size]
+        parts.append(Batch(
+            torch.cat([pictures[i] for i in part]), [batch.prompts[i] for i in part],
+            [batch.texts[i] for i in part], [] if parts else batch.skipped))
+    return tuple(parts)
+
+
 def global_batches(source, batch_size, steps, seed, first_step=0, window=0):
     """Yield the keys (step, epoch, i) of each step's batch, from first_step on.
 
@@ -264,15 +282,13 @@ def batches(source, stage, image_size, batch_size, steps, seed, min_crop_area=0.
     All `world` processes together have batch_size pairs a step, each in `accumulate` parts, which
     are Batches. Raises ValueError if batch_size cannot be divided so, or if no sample is usable.
     """
-    size, rest = divmod(batch_size, world * accumulate)
-    if rest or size == 0:
+    if batch_size % (world * accumulate) != 0:
         raise ValueError(f"a batch of {batch_size} cannot be divided among {world} processes with "
                          f"{accumulate} parts each")
 
     def keys():
         for batch in global_batches(source, batch_size, steps, seed, first_step, window):
-            for part in range(rank, world * accumulate, world):
-                yield batch[part * size:(part + 1) * size]
+            yield batch[rank::world]
 
     pairs = Pairs(source, stage, image_size, min_crop_area, seed)
     return grouped(load(pairs, keys(), workers), accumulate)
@@ -307,7 +323,7 @@ def load(pairs, keys, workers):
 
 
 def grouped(loader, accumulate):
-    """Yield the Batches of a loader in tuples of `accumulate`, their pixels normalised.
+    """Yield each Batch of a loader as a tuple of `accumulate` parts, their pixels normalised.
 
     Workers send pixels as bytes, a quarter of the size of floats. Raises ValueError, in one line,
     for an error in a worker and for a worker that was killed.
@@ -317,7 +333,7 @@ def grouped(loader, accumulate):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)         # torch's raises amid any step
     while True:
         try:
-            parts = tuple(itertools.islice(found, accumulate))
+            batch = next(found, None)
         except ValueError as error:                  # a worker's message ends with its traceback
             message = str(error).strip().splitlines()[-1]
             raise ValueError(message.removeprefix("ValueError: ")) from None
@@ -327,6 +343,6 @@ def grouped(loader, accumulate):
                 raise
             raise ValueError("a process that reads pictures was killed, perhaps because "
                              "memory ran out (--workers 1 needs least)") from None
-        if not parts:
+        if batch is None:
             return
-        yield tuple(batch._replace(pixels=normalised(batch.pixels)) for batch in parts)
+        yield in_parts(batch._replace(pixels=normalised(batch.pixels)), accumulate)

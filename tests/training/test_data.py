@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from artgpt4 import INSTRUCTIONS, SYSTEM, instruction_prompt, preprocess
+from artgpt4 import IMAGE_MARK, INSTRUCTIONS, SYSTEM, instruction_prompt, preprocess
 from gallery import words
 from gallery.scenes import UNSEEN_PAIRS
 from tests.training.small_files import write_tar
@@ -119,11 +119,29 @@ def test_batches_are_the_same_for_any_number_of_workers_processes_and_parts(sour
     assert same(whole, [batch for [batch] in data.batches(source, 2, 28, 4, 4, seed=3, workers=2)])
     ranks = [list(data.batches(source, 2, 28, 4, 4, 3, workers=0, rank=rank, world=2, accumulate=2))
              for rank in (0, 1)]
-    for batch, of_0, of_1 in zip(whole, *ranks, strict=True):
-        parts = [of_0[0], of_1[0], of_0[1], of_1[1]]
-        assert torch.equal(torch.cat([part.pixels for part in parts]), batch.pixels)
-        assert sum((part.texts for part in parts), []) == batch.texts
-        assert sum((part.prompts for part in parts), []) == batch.prompts
+    for batch, *of_ranks in zip(whole, *ranks, strict=True):
+        parts = [part for of_rank in of_ranks for part in of_rank]
+        assert [len(part.texts) for part in parts] == [1] * 4
+        assert sorted(map(known_by, parts)) == sorted(map(known_by, data.in_parts(batch, 4)))
+
+
+def known_by(batch):
+    """Text, prompt and pixels of a Batch of one pair, so that it is found again."""
+    return batch.texts[0], batch.prompts[0], batch.pixels.numpy().tobytes()
+
+
+def test_the_parts_of_a_batch_have_texts_of_like_length_and_their_pictures():
+    pixels, marks = torch.arange(5.0).reshape(5, 1), f"{IMAGE_MARK} and {IMAGE_MARK}"
+    batch = data.Batch(pixels, [IMAGE_MARK, marks, IMAGE_MARK, IMAGE_MARK],
+                       ["a long description of it", "yes", "no", "a longer description of it"],
+                       [{"step": 1}])
+    short, long = data.in_parts(batch, 2)
+    assert short.texts == ["no", "yes"] and short.prompts == [IMAGE_MARK, marks]
+    assert short.pixels.flatten().tolist() == [3, 1, 2]
+    assert long.texts == ["a long description of it", "a longer description of it"]
+    assert long.pixels.flatten().tolist() == [0, 4]
+    assert (short.skipped, long.skipped) == ([{"step": 1}], [])
+    assert data.in_parts(batch, 1) == (batch,)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(source):
