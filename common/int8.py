@@ -122,8 +122,8 @@ class Int8Matmul(torch.autograd.Function):
 class Int8Linear(nn.Module):
     """A frozen Linear: weight int8 (out, in), scale float32 (out,), a bias of floats if any.
 
-    On a CPU the first use without gradients packs the weight, which then exists in that form
-    alone; state_dict() and whatever moves the layer bring it back.
+    On a CPU pack(), or the first use without gradients, packs the weight, which then exists in
+    that form alone; state_dict() and whatever moves the layer bring it back.
     """
 
     def __init__(self, inputs, outputs, bias=True):

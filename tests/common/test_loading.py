@@ -3,10 +3,12 @@ import argparse
 import shutil
 
 import pytest
+import torch
 
 from artgpt4 import ArtGPT4, CastLinear
 from common.files import read_tensors, save_tensors
-from common.int8 import Int8Linear
+from common import loading
+from common.int8 import Int8Linear, exact
 from common.loading import load_adapter, load_folder, load_model
 
 
@@ -46,8 +48,37 @@ def test_an_adapter_of_a_deeper_model_is_refused(weights, tmp_path):
     ({"int8": False}, False, CastLinear)])
 def test_adapters_are_int8_with_the_language_model_unless_it_trains(weights, flags, train,
                                                                     expected):
-    args = argparse.Namespace(weights=weights["artgpt4"], adapter=None, dtype=None, device="cpu",
-                              vision_int8=False, **flags)
-    model = load_model(args, train)
+    model = load_model(arguments(weights, **flags), train)
     assert type(model.llama.blocks[2].adapter.up) is expected
     assert type(model.proj) is CastLinear
+
+
+def arguments(weights, **flags):
+    flags = {"int8": False, "vision_int8": False} | flags
+    return argparse.Namespace(weights=weights["artgpt4"], adapter=None, dtype=None, device="cpu",
+                              **flags)
+
+
+@pytest.mark.skipif(not exact(), reason="this CPU has no packed int8 product")
+def test_a_model_that_answers_is_packed_when_loaded_and_one_that_trains_is_not(weights):
+    def packed(train):
+        model = load_model(arguments(weights, int8=True, vision_int8=True), train)
+        layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
+        return [layer.packed is not None for layer in layers]
+
+    assert all(packed(train=False)) and len(packed(train=False)) > 20
+    assert not any(packed(train=True))
+
+
+def test_packing_a_large_model_shows_how_far_it_is(capsys):
+    with torch.device("meta"):                                # has no memory, and is not packed
+        layers = torch.nn.Sequential(*(Int8Linear(2 ** 15, 2 ** 15) for _ in range(2)))
+    loading.pack_matrices(layers)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("preparing the int8 weights 2.15/2.15 GB, ")
+    loading.pack_matrices(Int8Linear(8, 8))
+    assert capsys.readouterr().err == ""
+
+
+def test_reading_ahead_of_a_missing_file_is_left_to_loading(tmp_path):
+    loading.read_ahead([tmp_path / "llama.safetensors"])
