@@ -8,7 +8,8 @@ twice: at temperature 0, and at the temperature that the weights folder's config
 - description: "Describe this image in detail." names subject, style, palette and mood rightly.
 - second picture: after a round about one picture, a second is described; the share of its four
   attributes named rightly. which: "Which of them is ...?" is answered by the right one, or both.
-- web page: it names the subject that the description names, and no two pages are alike.
+- web page: it names the subject that the description names, asked for after that description or by
+  itself; no two pages are alike.
 - broken: the share of all these answers that the grammar cannot produce for any topic.
 """
 from common.start import start_command
@@ -117,17 +118,24 @@ def yes_or_no(asker, rng):
 
 
 def descriptions(asker, rng):
+    question = "Write a web page for this painting."
     texts = asker.ask_each([INSTRUCTIONS[0]] * len(asker.scenes), 160)
-    pages = asker.ask_each(["Write a web page for this painting."] * len(asker.scenes), 200)
+    pages = asker.ask_each([question] * len(asker.scenes), 200)
+    later = asker.ask([([i], [f"{IMAGE_SLOT} {INSTRUCTIONS[0]}", text, question])
+                       for i, text in enumerate(texts)], 200)
     named = [words.named(text) for text in texts]
+
+    def same_subject(pages):
+        return share(words.named(page)["subject"] == found["subject"] is not None
+                     for page, found in zip(pages, named, strict=True))
+
     return {
         "description: all four": share(
             found == scene.attributes for found, scene in zip(named, asker.scenes, strict=True)),
         "description: subject": share(found["subject"] == scene.subject for found, scene
                                       in zip(named, asker.scenes, strict=True)),
-        "web page: same subject": share(
-            words.named(page)["subject"] == found["subject"] is not None
-            for page, found in zip(pages, named, strict=True)),
+        "web page after its description: same subject": same_subject(later),
+        "web page by itself: same subject": same_subject(pages),
         "web page: whole": share(belongs(page, "page") for page in pages),
         "web page: alike": 1 - share(pages.count(page) == 1 for page in pages)}
 

@@ -48,11 +48,16 @@ def test_descriptions_and_pages_are_compared_with_the_scene_and_each_other():
     rng = random.Random(0)
     texts = [words.description(scene, rng) for scene in SCENES]
     pages = [words.page(scene) for scene in SCENES]
-    shares = questions.descriptions(Knowing(texts, pages), rng)
-    assert shares == {"description: all four": 1, "description: subject": 1,
-                      "web page: same subject": 1, "web page: whole": 1, "web page: alike": 0}
-    shares = questions.descriptions(Knowing(texts, [pages[0]] * 10), rng)
-    assert shares["web page: alike"] == 1 and shares["web page: same subject"] < 0.5
+    alone, after = (f"web page {when}: same subject" for when in ("by itself",
+                                                                  "after its description"))
+    asker = Knowing(texts, pages, pages)
+    assert questions.descriptions(asker, rng) == {
+        "description: all four": 1, "description: subject": 1, after: 1, alone: 1,
+        "web page: whole": 1, "web page: alike": 0}
+    assert asker.prompts[-1][1][1] == texts[-1]               # asked after the description
+    shares = questions.descriptions(Knowing(texts, [pages[0]] * 10, pages), rng)
+    assert shares["web page: alike"] == 1
+    assert shares[alone] < 0.5 and shares[after] == 1
 
 
 def test_two_pictures_are_judged_by_the_second():
