@@ -17,6 +17,14 @@ def select(cache, rows):
     return chosen
 
 
+def reorder(cache, rows, start):
+    """Put rows[i] of a cache's batch in place of each row i, from token `start` on: before it all
+    rows are the same."""
+    for stored in cache.layers.values():
+        answers = stored[:, :, :, start:cache.length]
+        answers.copy_(answers[:, rows])                       # indexing makes a copy first
+
+
 def next_logits(model, embeds, cache):
     """Logits (B, V) of the token after embeds (B, T, D)."""
     return model.llama.logits(model.llama.hidden(embeds, cache)[:, -1])
@@ -39,6 +47,7 @@ def beam_search(model, embeds, beams, max_new_tokens=300, repetition_penalty=1.0
     rows = [[]]                                               # the unfinished answers
     scores = torch.zeros(1, device=embeds.device)             # their log-probabilities
     finished = []                                             # (score, answer)
+    prompt_length = cache.length + embeds.shape[1]
     for length in range(1, max_new_tokens + 1):
         chosen = torch.tensor(rows, dtype=torch.long, device=embeds.device)
         logits = next_logits(model, embeds, cache)
@@ -64,7 +73,10 @@ def beam_search(model, embeds, beams, max_new_tokens=300, repetition_penalty=1.0
             break
         totals, parents, rows = zip(*unfinished, strict=True)
         scores = torch.tensor(totals, device=embeds.device)
-        cache = select(cache, list(parents))
+        if length == 1 or len(parents) != len(embeds):
+            cache = select(cache, list(parents))              # the one that was given stays
+        else:
+            reorder(cache, list(parents), prompt_length)
         last = torch.tensor(rows, device=embeds.device)[:, -1:]
         embeds = model.llama.embed(last)
     finished += [(score / length ** length_penalty, row) for score, _, row in unfinished]

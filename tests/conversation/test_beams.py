@@ -7,7 +7,7 @@ import torch
 from artgpt4 import IMAGE_SLOT, ArtGPT4, KVCache, chat_prompt
 from common.answering import ending_ids
 from conversation import beams
-from conversation.beams import beam_search, select
+from conversation.beams import beam_search, reorder, select
 from conversation.rounds import Conversation
 from conversation.terminal import clean
 from tests.conftest import say
@@ -111,3 +111,16 @@ def test_a_cache_of_chosen_rows_is_the_cache_of_their_texts(model):
         found = model.llama(following, chosen)
         assert torch.allclose(found, model.llama(following, expected), atol=2e-5)
     assert cache.length == 3
+
+
+def test_rows_that_begin_alike_are_reordered_from_there_on(model):
+    tokens = torch.tensor([[5, 6, 7], [5, 9, 10], [5, 11, 12]])
+    cache, expected = KVCache(), KVCache()
+    rows, embed = [2, 0, 2], model.llama.embed
+    with torch.no_grad():
+        model.llama(embed(tokens), cache)
+        model.llama(embed(tokens[rows]), expected)
+        reorder(cache, rows, 1)
+        following = embed(torch.tensor([[11], [12], [13]]))
+        found = model.llama(following, cache)
+        assert torch.allclose(found, model.llama(following, expected), atol=2e-5)
