@@ -7,15 +7,15 @@ quarter of the memory. One int8 digit is too coarse for activations: a few colum
 model's activations are far larger than the rest (LLM.int8(), 2022) and leave the rest of their
 row no resolution. So a row of x becomes two digits, as in 37 = 3 * 10 + 7:
 
-    x = largest * (256 * high + low) / 32512
+    x = unit * (256 * high + low)        unit = largest / 32512
 
 Both digits are rows of one product, which gives the two halves of y. With one token that is two
 rows, and they cost what one costs: the time goes into reading the matrix.
 
-On a CPU the matrix is packed once in the order in which oneDNN reads it (what torch.compile uses
-for int8 models). A CPU without VNNI instructions adds pairs of products in 16 bits, which
-overflow; exact() finds that out, and floats compute there instead. Elsewhere torch._int_mm
-computes; on CUDA its tests passed on an H200.
+On a CPU the matrix can be packed once in the order in which oneDNN reads it (what torch.compile
+uses for int8 models); before that, and elsewhere, torch._int_mm computes the same numbers, to the
+bit, but slower. On CUDA its tests passed on an H200. A CPU without VNNI instructions adds pairs of
+products in 16 bits, which overflow; exact() finds that out, and floats compute there instead.
 """
 from functools import cache
 
@@ -35,18 +35,18 @@ def quantise(rows):
 
 
 def two_digits(x):
-    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and the largest (T, 1).
+    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and the units (T, 1).
 
-    x = largest * (256 * high + low) / LARGEST.
+    x = unit * (256 * high + low).
 
     The number 256 * high + low + 32896 has low + 128 in its first byte, high + 128 in its second;
     so has the float that is 2^23 larger, since at 2^23 the last bit of a float counts ones.
     """
     x, (count, width) = x.float(), x.shape
-    largest = x.abs().amax(dim=-1, keepdim=True)              # a row of zeros: NaN, and y is 0
-    numbers = torch.addcdiv(offset(x.device), x, largest, value=LARGEST)
+    unit = x.abs().amax(dim=-1, keepdim=True) / LARGEST       # a row of zeros: NaN, and y is 0
+    numbers = torch.addcdiv(offset(x.device), x, unit)
     places = numbers.view(torch.uint8).as_strided((2, count, width), (1, 4 * width, 4))
-    return places.flatten(0, 1), largest
+    return places.flatten(0, 1), unit
 
 
 @cache
@@ -54,10 +54,10 @@ def offset(device):
     return torch.tensor(2.0 ** 23 + 257 * ZERO, device=device)
 
 
-def from_digits(products, largest):
-    """The products (2 T, out) of digits with a matrix, and the largest (T, 1) -> y (T, out)."""
+def from_digits(products, unit):
+    """The products (2 T, out) of digits with a matrix, and the units (T, 1) -> y (T, out)."""
     low, high = products.chunk(2)
-    return torch.add(low, high, alpha=256).mul_(largest)
+    return torch.add(low, high, alpha=256).mul_(unit)
 
 
 def pack(weight, scale):
@@ -67,17 +67,15 @@ def pack(weight, scale):
 
 
 def packed_product(digits, packed, scale, zeros):
-    """digits uint8 (N, in), in units of 1 / LARGEST, times a matrix (out, in) -> float32 (N, out).
-    """
+    """digits uint8 (N, in) times a matrix (out, in) -> float32 (N, out)."""
     return torch.ops.onednn.qlinear_pointwise(
-        digits, 1 / LARGEST, ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [],
-        "")
+        digits, 1.0, ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
 
 
 def plain_product(digits, weight, scale):
     """The same with the matrix as it is stored, int8 (out, in), on any device."""
     digits = digits.bitwise_xor(ZERO).view(torch.int8)        # without the 128
-    scale = scale.float() / LARGEST
+    scale = scale.float()
     if digits.is_cuda:                        # there all sizes are multiples of 8, and N above 16
         n, out, inner = len(digits), len(weight), -digits.shape[1] % 8
         digits = F.pad(digits, (0, inner, 0, max(24 - n, -n % 8)))
@@ -98,7 +96,7 @@ def exact():
         found = packed_product(digits, *pack(weight, torch.ones(32)))
     except (AttributeError, RuntimeError):                    # a torch without oneDNN
         return False
-    return torch.allclose(found, torch.tensor(127 * 127 * 256 / LARGEST))
+    return bool((found == 127 * 127 * 256).all())
 
 
 class Int8Matmul(torch.autograd.Function):
@@ -107,8 +105,8 @@ class Int8Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale):
         ctx.save_for_backward(weight, scale)
-        digits, largest = two_digits(x)
-        return from_digits(plain_product(digits, weight, scale), largest).to(x.dtype)
+        digits, unit = two_digits(x)
+        return from_digits(plain_product(digits, weight, scale), unit).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -122,8 +120,8 @@ class Int8Matmul(torch.autograd.Function):
 class Int8Linear(nn.Module):
     """A frozen Linear: weight int8 (out, in), scale float32 (out,), a bias of floats if any.
 
-    On a CPU pack(), or the first use without gradients, packs the weight, which then exists in
-    that form alone; state_dict() and whatever moves the layer bring it back.
+    After pack() on a CPU the weight exists in packed form alone, until a gradient, state_dict() or
+    whatever moves the layer brings it back.
     """
 
     def __init__(self, inputs, outputs, bias=True):
@@ -141,14 +139,13 @@ class Int8Linear(nn.Module):
             self.unpack()
             y = Int8Matmul.apply(rows, self.weight, self.scale)
         else:
-            digits, largest = two_digits(rows)
-            y = from_digits(self.product(digits), largest).to(x.dtype)
+            digits, unit = two_digits(rows)
+            y = from_digits(self.product(digits), unit).to(x.dtype)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
     def product(self, digits):
-        """Digits uint8 (N, in), in units of 1 / LARGEST, times the matrix -> floats (N, out)."""
-        self.pack()
+        """Digits uint8 (N, in) times the matrix -> floats (N, out)."""
         if self.packed is None:
             return plain_product(digits, self.weight, self.scale)
         return packed_product(digits, *self.packed)

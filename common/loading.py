@@ -1,9 +1,7 @@
 """A model from a folder and flags; whatever is wrong with a file is said in one line."""
 import argparse
-import contextlib
 import os
 import sys
-import threading
 from pathlib import Path
 
 import torch
@@ -74,15 +72,15 @@ def load_model(args, train=False):
     half precision.
     """
     dtype = getattr(torch, args.dtype) if args.dtype else None
-    read_ahead(weight_files(Path(args.weights)))
     model = load_folder(args.weights, args.device, dtype, int8=args.int8,
                         vision_int8=args.vision_int8)
     if args.adapter:
         load_adapter(model, args.adapter)
-    if not args.dtype and torch.device(args.device).type == "cpu":
+    if not args.dtype and torch.device(args.device).type == "cpu" and hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         widths = [4 if p.is_floating_point() else 1 for p in model.parameters()]
         counts = [p.numel() for p in model.parameters()]
-        if sum(count * width for count, width in zip(counts, widths, strict=True)) <= memory() / 2:
+        if sum(count * width for count, width in zip(counts, widths, strict=True)) <= memory / 2:
             model.float()
     if not train:
         if model.config.llama.int8:
@@ -91,34 +89,11 @@ def load_model(args, train=False):
     return model
 
 
-def memory():
-    """Bytes of memory that this machine has; 0 where Python cannot tell."""
-    if not hasattr(os, "sysconf"):
-        return 0
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def read_ahead(files):
-    """Let the system read the files into memory beside other work, if all of them have room."""
-    def read():
-        for file in files:
-            with contextlib.suppress(OSError), open(file, "rb") as opened:
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
-
-    sizes = [file.stat().st_size for file in files if file.is_file()]    # else loading says it
-    if len(sizes) == len(files) and sum(sizes) < memory() and hasattr(os, "posix_fadvise"):
-        threading.Thread(target=read, daemon=True).start()
-
-
 def pack_matrices(model):
-    """Pack all int8 matrices of a model that trains no more, where that is possible.
-
-    The first prompt would do it too, silently: a large model takes long, so progress is shown.
-    """
+    """Pack the int8 matrices of a model that trains no more; for a large one progress is shown."""
     layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
-    total = sum(layer.weight.numel() for layer in layers) / 1e9
+    total, done = sum(layer.weight.numel() for layer in layers) / 1e9, 0
     progress = Progress("preparing the int8 weights", round(total, 2), "GB", sys.stderr)
-    done = 0
     for layer in layers:
         done += layer.weight.numel() / 1e9
         layer.pack()

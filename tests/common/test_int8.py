@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from artgpt4 import ArtGPT4
-from common.int8 import LARGEST, Int8Linear, plain_product, quantise, quantise_adapters, two_digits
+from common.int8 import Int8Linear, exact, plain_product, quantise, quantise_adapters, two_digits
 from gallery.pretrain import save_pretrained
 from tests.devices import on_every_device
 
@@ -62,8 +62,7 @@ def test_a_row_alone_and_among_others_gives_the_same(device):
 def test_digits_are_the_number_they_stand_for(device):
     x = torch.tensor([[1.0, -1.0, 0.5, 0.001, 0.0], [3e-20, -2e-20, 1e-20, 0.0, 0.0]],
                      device=device)
-    digits, largest = two_digits(x)
-    steps = largest / LARGEST
+    digits, steps = two_digits(x)
     low, high = digits.float().sub(128).chunk(2)
     assert torch.allclose((256 * high + low) * steps, x, rtol=0, atol=1.6e-5)
     small = (256 * high + low)[1] * steps[1]
@@ -78,17 +77,22 @@ def test_the_plain_product_is_that_of_exact_numbers(inputs, outputs, rows, devic
     made, _ = layer(inputs, outputs, generator, device=device)
     digits, _ = two_digits(normal(rows, inputs, generator=generator, device=device))
     found = plain_product(digits, made.weight, made.scale)
-    exact = (digits.double() - 128) / LARGEST @ made.weight.double().t() * made.scale.double()
+    exact = (digits.double() - 128) @ made.weight.double().t() * made.scale.double()
     assert found.dtype == torch.float32 and found.device == made.weight.device
     assert torch.allclose(found.double(), exact, rtol=1e-6, atol=0)
 
 
-def test_the_packed_product_is_the_plain_one():
+@pytest.mark.parametrize("inputs, outputs", [(320, 48), (96, 33), (4096, 64)])
+def test_a_packed_layer_computes_the_same_to_the_bit(inputs, outputs):
     generator = torch.Generator().manual_seed(4)
-    made, _ = layer(320, 48, generator)
-    digits, _ = two_digits(torch.randn(5, 320, generator=generator))
-    plain = plain_product(digits, made.weight, made.scale)
-    assert torch.allclose(made.product(digits), plain, rtol=1e-6)
+    made, _ = layer(inputs, outputs, generator)
+    for rows in (1, 2, 5, 40):
+        x = torch.randn(rows, inputs, generator=generator)
+        made.unpack()
+        plain = made(x)
+        made.pack()
+        assert (made.packed is not None) == exact()
+        assert torch.equal(made(x), plain)
 
 
 def test_a_cpu_whose_integer_product_overflows_computes_in_floats():
@@ -122,10 +126,10 @@ def test_a_packed_layer_holds_its_weight_once_and_gives_it_back():
     generator = torch.Generator().manual_seed(5)
     made, _ = layer(64, 32, generator)
     weight = made.weight.data.clone()
-    made(torch.randn(1, 64, generator=generator))
+    made.pack()
     assert made.packed is None or made.weight.numel() == 0
     assert torch.equal(made.state_dict()["weight"], weight)
-    made(torch.randn(1, 64, generator=generator))
+    made.pack()
     assert torch.equal(made.to(torch.float32).weight, weight)
 
 

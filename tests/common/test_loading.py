@@ -78,7 +78,3 @@ def test_packing_a_large_model_shows_how_far_it_is(capsys):
     assert lines[-1].startswith("preparing the int8 weights 2.15/2.15 GB, ")
     loading.pack_matrices(Int8Linear(8, 8))
     assert capsys.readouterr().err == ""
-
-
-def test_reading_ahead_of_a_missing_file_is_left_to_loading(tmp_path):
-    loading.read_ahead([tmp_path / "llama.safetensors"])
