@@ -252,8 +252,8 @@ def step_tables(found, products, sizes, tokens):
     return (f"LLaMA 1024 x 8 layers, ViT 352 x 8, batch 8, {tokens} tokens each\n\n"
             f"{markdown_table(heading, rows)}\n\n{markdown_table(['part', *times], parts)}\n\n"
             f"Take --dtype {better} on this machine: a step is {factor:.2f} times as fast.\n"
-            f"Without the ViT and the Q-Former (--cache-vision) it is {' and '.join(cached)} times "
-            "as fast.")
+            "How many times as fast it is without the ViT and the Q-Former (--cache-vision): "
+            f"{', '.join(cached)}.")
 
 
 def towers(seconds):

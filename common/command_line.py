@@ -24,12 +24,16 @@ def one_line(error):
     return text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + " ..."
 
 
+class Misuse(ValueError):
+    """Flags that are wrong or do not go together; a command then ends with exit code 2."""
+
+
 def run_command(main, parser, arguments=None):
     """Parse the arguments (default: those of the process) and run main(args) as a command.
 
-    An error is one line on stderr, and the exit code is then 1. One that nobody foresaw is called
-    an internal error. With --debug the traceback is printed too. After Ctrl-C the code is 130. A
-    closed pipe ends quietly, with 1.
+    An error is one line on stderr, and the exit code is then 1, for Misuse 2. One that nobody
+    foresaw is called an internal error. With --debug the traceback is printed too. After Ctrl-C the
+    code is 130. A closed pipe ends quietly, with 1.
     """
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     args = parser.parse_args(arguments)
@@ -54,7 +58,7 @@ def run_command(main, parser, arguments=None):
         if args.debug:
             traceback.print_exc()
         print(f"{parser.prog}: {text}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, Misuse) else 1)
     finally:
         if started:
             signal.signal(signal.SIGINT, end_at_once)

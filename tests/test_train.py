@@ -177,9 +177,6 @@ def test_stage_2_starts_with_the_adapter_of_stage_1_and_takes_its_flags(tmp_path
 
 
 @pytest.mark.parametrize("flags, says", [
-    (["--stage", "2"], "stage1/adapter.safetensors: no such file; stage 2 starts where stage 1"),
-    (["--stage", "1", "--data", "nowhere"], "nowhere: no such file"),
-    (["--stage", "1", "--weights", "nowhere"], "nowhere: no weights folder"),
     (["--stage", "2", "--recipe", "minigpt4"], "the recipe minigpt4 has no stage 2"),
     (["--stage", "1", "--batch-size", "0"], "--batch-size is 0"),
     (["--stage", "1", "--batch-size", "4", "--accumulate", "3"],
@@ -192,11 +189,24 @@ def test_stage_2_starts_with_the_adapter_of_stage_1_and_takes_its_flags(tmp_path
     (["--stage", "1", "--lr", "nan"], "--lr is nan; it must be a number, 0 or more"),
     (["--stage", "1", "--steps", "5", "--epochs", "2"], "--steps and --epochs both say how long"),
     (["--stage", "1", "--patience", "2"], "--patience waits for a lower validation loss"),
+])
+def test_a_misused_flag_is_an_error_of_one_line(tmp_path, monkeypatch, capsys, flags, says):
+    ends_with_one_line(2, says, flags, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("flags, says", [
+    (["--stage", "2"], "stage1/adapter.safetensors: no such file; stage 2 starts where stage 1"),
+    (["--stage", "1", "--data", "nowhere"], "nowhere: no such file"),
+    (["--stage", "1", "--weights", "nowhere"], "nowhere: no weights folder"),
     (["--stage", "1", "--pictures", "3", "--val", "3"], "--val is 3"),
     (["--stage", "1", "--init", "none.safetensors"], "none.safetensors: no such file"),
 ])
-def test_a_misused_flag_is_an_error_of_one_line(tmp_path, monkeypatch, capsys, flags, says):
+def test_files_that_do_not_fit_are_an_error_of_one_line(tmp_path, monkeypatch, capsys, flags, says):
+    ends_with_one_line(1, says, flags, tmp_path, monkeypatch, capsys)
+
+
+def ends_with_one_line(code, says, flags, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert train_py(monkeypatch, *flags) == 1
+    assert train_py(monkeypatch, *flags) == code
     error = capsys.readouterr().err.splitlines()
     assert says in error[-1] and not list(tmp_path.glob("runs/stage*"))

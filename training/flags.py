@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from artgpt4 import MODES
-from common.command_line import number
+from common.command_line import Misuse, number
 from training.processes import UNDER_TORCHRUN, WORLD, say
 
 TINY = Path(__file__).parent.parent / "weights" / "tiny"
@@ -125,64 +125,64 @@ def sizes(folder):
 def chosen_recipe(args, recipes):
     """The recipe that the flags name, with the hyperparameters that they change.
 
-    Raises ValueError, naming the flag, for a number that is out of range.
+    Raises Misuse, naming the flag, for a number that is out of range.
     """
     name = args.recipe or default_recipe(args)
     if (name, args.stage) not in recipes:
-        raise ValueError(f"the recipe {name} has no stage {args.stage}")
+        raise Misuse(f"the recipe {name} has no stage {args.stage}")
     recipe = recipes[name, args.stage]
     given = {field.name: getattr(args, field.name) for field in fields(recipe)}
     given = {name: value for name, value in given.items() if value is not None}
     if {"steps", "epochs"} <= given.keys():
-        raise ValueError("--steps and --epochs both say how long to train; give one of them")
+        raise Misuse("--steps and --epochs both say how long to train; give one of them")
     if "epochs" in given:
         recipe = replace(recipe, steps=0)
     check_flags(args, given)
     recipe = replace(recipe, **given)
     if args.cache_vision and recipe.min_crop_area < 1:
-        raise ValueError(
+        raise Misuse(
             f"--cache-vision keeps what the model sees in whole pictures, but --min-crop-area is "
             f"{recipe.min_crop_area}: pictures are cropped at random; give --min-crop-area 1 too")
     if args.accumulate is None:
         parts = PARTS.get((name, args.stage), 1)
         args.accumulate = parts if recipe.batch_size % (WORLD * parts) == 0 else 1
     if recipe.batch_size % (WORLD * args.accumulate) != 0:
-        raise ValueError(f"--batch-size is {recipe.batch_size}; {WORLD} processes with "
-                         f"--accumulate {args.accumulate} cannot share it evenly")
+        raise Misuse(f"--batch-size is {recipe.batch_size}; {WORLD} processes with "
+                     f"--accumulate {args.accumulate} cannot share it evenly")
     say(f"recipe {name}{'' if args.recipe else ', chosen by the weights and flags'}")
     return recipe
 
 
 def check_flags(args, given):
-    """Raise ValueError, naming the flag, for a number that is out of range, or for flags that do
+    """Raise Misuse, naming the flag, for a number that is out of range, or for flags that do
     not go together. given: {name: value} of the hyperparameters among the flags."""
     counts = ("batch_size", "steps", "epochs", "max_text_tokens", "eval_every", "pictures",
               "accumulate", "window", "save_every", "patience")
     for name in counts:
         value = getattr(args, name)
         if value is not None and value < 1:
-            raise ValueError(f"{flag(name)} is {value}; it must be at least 1")
+            raise Misuse(f"{flag(name)} is {value}; it must be at least 1")
     for name, value in given.items():
         if name in ("max_grad_norm", "min_crop_area"):
             fits, expected = value > 0, "above 0"
         else:
             fits, expected = isinstance(value, str) or 0 <= value < math.inf, "0 or more"
         if not fits:
-            raise ValueError(f"{flag(name)} is {value}; it must be a number, {expected}")
+            raise Misuse(f"{flag(name)} is {value}; it must be a number, {expected}")
     if given.get("min_crop_area", 1) > 1:
-        raise ValueError(f"--min-crop-area is {args.min_crop_area}; it is a share of the picture, "
-                         "above 0 and at most 1")
+        raise Misuse(f"--min-crop-area is {args.min_crop_area}; it is a share of the picture, "
+                     "above 0 and at most 1")
     for name in ("val", "workers"):
         if getattr(args, name) < 0:
-            raise ValueError(f"{flag(name)} is {getattr(args, name)}; it must be 0 or more")
+            raise Misuse(f"{flag(name)} is {getattr(args, name)}; it must be 0 or more")
     if args.patience and not args.val:
-        raise ValueError("--patience waits for a lower validation loss; give --val PAIRS too")
+        raise Misuse("--patience waits for a lower validation loss; give --val PAIRS too")
     if args.fsdp and not UNDER_TORCHRUN:
-        raise ValueError("--fsdp spreads the model over processes; start them with torchrun "
-                         "--nproc-per-node N train.py ...")
+        raise Misuse("--fsdp spreads the model over processes; start them with torchrun "
+                     "--nproc-per-node N train.py ...")
     if args.fsdp and args.optimizer_bits == 8:
-        raise ValueError("--optimizer-bits 8 does not go with --fsdp, which spreads the moments "
-                         "over the processes; leave one of them out")
+        raise Misuse("--optimizer-bits 8 does not go with --fsdp, which spreads the moments "
+                     "over the processes; leave one of them out")
 
 
 def first_adapter(args):

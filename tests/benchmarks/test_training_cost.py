@@ -95,7 +95,7 @@ def test_the_tables_of_a_step_hold_medians_shares_and_the_faster_dtype():
                  "| bfloat16 | 0.800 | 0.500 to 9.000 | 100 | 125% |",
                  "| ViT | 500 ms, 25.0% | 200 ms, 25.0% |",
                  "Take --dtype bfloat16 on this machine: a step is 2.50 times as fast.",
-                 "(--cache-vision) it is 1.33 in float32 and 1.33 in bfloat16 times as fast."):
+                 "(--cache-vision): 1.33 in float32, 1.33 in bfloat16."):
         assert line in table
     found["bfloat16"] = steps(6)
     assert "Take --dtype float32 on this machine: a step is 3.00 times" in step_tables(
