@@ -27,7 +27,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-from common.command_line import number, run_command
+from common.command_line import Misuse, number, run_command
 from common.files import read_json
 from common.page import markdown_table
 from evaluation.answers import (
@@ -60,7 +60,7 @@ def choose_judge(args, folder):
     if args.judge == "gallery":
         return "gallery", partial(by_rule, truth=gallery.truth(folder))
     if not args.judge_model:
-        raise ValueError("--judge URL needs --judge-model NAME, a model that the server knows")
+        raise Misuse("--judge URL needs --judge-model NAME, a model that the server knows")
     server = ServerJudge(args.judge, args.judge_model, args.judge_sees_image, args.judge_timeout,
                          args.judge_options)
     ask, file, how = by_server, "scores.jsonl", ""

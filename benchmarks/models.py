@@ -156,5 +156,4 @@ def machine_limits(device):
 def random_int8_layer(inputs, outputs, device):
     layer = Int8Linear(inputs, outputs, bias=False)
     layer.weight.data = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
-    layer.to(device).pack()
-    return layer
+    return layer.to(device)

@@ -12,10 +12,10 @@ row no resolution. So a row of x becomes two digits, as in 37 = 3 * 10 + 7:
 Both digits are rows of one product, which gives the two halves of y. With one token that is two
 rows, and they cost what one costs: the time goes into reading the matrix.
 
-On a CPU the matrix can be packed once in the order in which oneDNN reads it (what torch.compile
-uses for int8 models); before that, and elsewhere, torch._int_mm computes the same numbers, to the
-bit, but slower. On CUDA its tests passed on an H200. A CPU without VNNI instructions adds pairs of
-products in 16 bits, which overflow; exact() finds that out, and floats compute there instead.
+On a CPU the matrix is packed once in the order in which oneDNN reads it (what torch.compile uses
+for int8 models). A CPU without VNNI instructions adds pairs of products in 16 bits, which
+overflow; exact() finds that out, and floats compute there instead. Elsewhere torch._int_mm
+computes; on CUDA its tests passed on an H200.
 """
 from functools import cache
 
@@ -120,8 +120,8 @@ class Int8Matmul(torch.autograd.Function):
 class Int8Linear(nn.Module):
     """A frozen Linear: weight int8 (out, in), scale float32 (out,), a bias of floats if any.
 
-    After pack() on a CPU the weight exists in packed form alone, until a gradient, state_dict() or
-    whatever moves the layer brings it back.
+    On a CPU pack(), or the first use without gradients, packs the weight, which then exists in
+    that form alone; state_dict() and whatever moves the layer bring it back.
     """
 
     def __init__(self, inputs, outputs, bias=True):
@@ -146,13 +146,17 @@ class Int8Linear(nn.Module):
 
     def product(self, digits):
         """Digits uint8 (N, in) times the matrix -> floats (N, out)."""
+        self.pack()
         if self.packed is None:
             return plain_product(digits, self.weight, self.scale)
         return packed_product(digits, *self.packed)
 
+    def can_pack(self):
+        return self.packed is None and self.weight.device.type == "cpu" and exact()
+
     def pack(self):
         """Keep the weight in oneDNN's order alone, where that is possible."""
-        if self.packed is None and self.weight.device.type == "cpu" and exact():
+        if self.can_pack():
             self.packed = pack(self.weight.data, self.scale)
             self.weight.data = self.weight.data.new_empty(0)
 

@@ -91,7 +91,8 @@ def load_model(args, train=False):
 
 def pack_matrices(model):
     """Pack the int8 matrices of a model that trains no more; for a large one progress is shown."""
-    layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
+    layers = [module for module in model.modules()
+              if isinstance(module, Int8Linear) and module.can_pack()]
     total, done = sum(layer.weight.numel() for layer in layers) / 1e9, 0
     progress = Progress("preparing the int8 weights", round(total, 2), "GB", sys.stderr)
     for layer in layers:

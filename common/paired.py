@@ -9,7 +9,7 @@ DRAWS = 4000                                                  # of the bootstrap
 class Difference(NamedTuple):
     """The mean of one model minus that of another.
 
-    low, high: the 95 % interval of the bootstrap. p: of a permutation test, two-sided. wins, ties,
+    low, high: the interval of the bootstrap. p: of a permutation test, two-sided. wins, ties,
     losses: items on which the first is better, equal, worse.
     """
     mean: float
@@ -27,15 +27,16 @@ def weights_of(groups):
     return 1.0 / (len(sizes) * sizes[place])
 
 
-def paired_difference(first, second, groups=None, draws=DRAWS):
+def paired_difference(first, second, groups=None, level=0.95, draws=DRAWS):
     """The Difference of two models; None if no item has scores of both.
 
     first, second: (S, N) scores of N items, a row for each training seed or repeat of the judge;
     the models may have different S. NaN or None is no score. groups: N names, each an equal part of
-    the mean; None: every item counts alike.
+    the mean; None: every item counts alike. level: of the interval.
 
     The bootstrap draws items within their groups, and each model's seeds. The test flips the signs
-    of the items' differences, so it speaks of these seeds and of other items.
+    of the items' differences, so it speaks of other items and of these very seeds: two methods that
+    are equal differ by it often, where seeds differ.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     known = ~(np.isnan(first).any(axis=0) | np.isnan(second).any(axis=0))
@@ -57,7 +58,7 @@ def paired_difference(first, second, groups=None, draws=DRAWS):
     items = np.concatenate(items, axis=1)                     # (draws, N)
     drawn = np.take_along_axis(seeds[0] - seeds[1], items, axis=1)
     drawn = (weights[items] * drawn).sum(axis=1)
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    low, high = np.quantile(drawn, (0.5 - level / 2, 0.5 + level / 2))
 
     signs = rng.choice((-1.0, 1.0), size=(draws, len(differences)))
     flipped = np.abs(signs @ (weights * differences))

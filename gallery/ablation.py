@@ -3,8 +3,9 @@
 Every arm of gallery/arms.py is trained through both stages, with the same data and steps. First a
 sweep: three rates on a seed that no result uses, judged on validation paintings; then five
 seeds at each arm's best rate. The measure was named beforehand: the share of the four attributes
-that texts about held-out paintings of unseen pairs name rightly. ViT and Q-Former are frozen in all
-arms, so what they find in each painting is computed once, without random crops.
+that texts about held-out paintings of unseen pairs name rightly; so was the first question, whether
+ArtGPT-4 differs from the projection alone (MiniGPT-4). ViT and Q-Former are frozen in all arms, so
+what they find in each painting is computed once, without random crops.
 
     python -m gallery.ablation              all of it, some hours on two cores; after an
                                             interruption the same command continues with the runs
@@ -32,11 +33,11 @@ from statistics import fmean
 
 import torch
 
-from common.command_line import number, run_command
+from common.command_line import Misuse, number, run_command
 from common.files import read_json, weight_files, written_beside
 from common.loading import device, load_folder
 from common.page import html_table, line_chart, markdown_table, page, paragraph
-from common.paired import HEADING, cells, paired_difference
+from common.paired import cells, paired_difference
 from common.progress import Progress
 from gallery import words
 from gallery.album import painted
@@ -54,6 +55,7 @@ FACTORS = (1 / 3, 1, 3)                                       # of the recipe's 
 SWEEP_SEED = 1000
 EVERY = 15                                                    # steps of a point of a curve
 MEASURE = "unseen pairs"
+AT_ONCE = 1 - 0.05 / (len(ARMS) - 1)      # of intervals that shall hold for all other arms at once
 
 # ---- One run
 
@@ -234,14 +236,17 @@ def made_tables(runs):
             line.append(f"{fmean(shares):.1f} % ({each})")
         results.append(line)
         if name != "artgpt4" and "artgpt4" in names:
-            found = paired_difference(matrix(runs, "artgpt4", MEASURE),
-                                      matrix(runs, name, MEASURE))
-            differences.append([ARMS[name].label, *cells(found, 1, 100)])
+            pair = matrix(runs, "artgpt4", MEASURE), matrix(runs, name, MEASURE)
+            difference, interval, _, counts = cells(paired_difference(*pair), 1, 100)
+            _, wide, _, _ = cells(paired_difference(*pair, level=AT_ONCE, draws=40_000), 1, 100)
+            differences.append([ARMS[name].label, difference, interval, wide, counts])
     factors = [f"rates x {factor:.2g}" for factor in FACTORS]
+    heading = ["arm", "difference", "95 % interval", f"{100 * AT_ONCE:.1f} % interval",
+               "wins, ties, losses"]
     tables = [
         ("Attributes named rightly, mean and each seed",
          ["trained", "parameters", "rates", MEASURE, "seen pairs"], results),
-        (f"ArtGPT-4 minus the arm, {MEASURE}, percentage points", ["arm", *HEADING], differences),
+        (f"ArtGPT-4 minus the arm, {MEASURE}, percentage points", heading, differences),
         (f"Sweep: validation paintings of {MEASURE}, one seed", ["trained", *factors], sweep)]
     return [table for table in tables if table[-1]]           # those that have lines
 
@@ -260,7 +265,8 @@ def curves(runs):
 def report(runs, file):
     """Print the tables, and write them with the curves to an HTML file."""
     body = [paragraph("Made by python -m gallery.ablation --table from the raw scores. The "
-                      "intervals are of a bootstrap over paintings and training seeds.")]
+                      "intervals are of a bootstrap over paintings and training seeds; the wider "
+                      "ones are for all comparisons at once (Bonferroni).")]
     if not all(run["sweep"] for run in runs):
         body.append(curves(runs))
     for caption, heading, lines in made_tables(runs):
@@ -273,7 +279,7 @@ def report(runs, file):
 
 def main(args):
     if SWEEP_SEED in args.seeds:
-        raise ValueError(f"--seeds: {SWEEP_SEED} is the seed of the sweep, which no result uses")
+        raise Misuse(f"--seeds: {SWEEP_SEED} is the seed of the sweep, which no result uses")
     if args.table:
         runs = read_json(args.scores)["runs"]
     else:
