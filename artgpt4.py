@@ -12,7 +12,8 @@ with a small image adapter in every block of Vicuna. What is notable here:
 - Text never becomes a special token. The one marker, <ImageHere>, is cut out before tokenising.
 - Weights are mapped from disk, not read: only the pages that are used take memory.
 
-Shapes: B images or sequences, T tokens, Q queries, P patches + 1, D width, H heads, V vocabulary.
+Shapes: B images or sequences, N images of a prompt, T tokens, Q queries, P patches + 1, D width,
+        H heads, d = D / H, V vocabulary, S pixels per side.
 """
 import contextlib
 import json
@@ -244,8 +245,7 @@ class KVCache:
     """Keys and values of the first `length` tokens in every layer, so a new token costs one token.
 
     Every layer appends after the same `length`; then Llama.hidden advances it, once for all.
-    Setting it back forgets the tokens after it. Room is doubled when it runs out.
-    """
+    Setting it back forgets the tokens after it. Room is doubled when it runs out."""
 
     def __init__(self):
         self.length = 0
@@ -291,10 +291,10 @@ class LlamaAttention(nn.Module):
         v = split_heads(v, self.kv_heads)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        mask, new, end = None, q.shape[2], k.shape[2]
+        new, end, mask = q.shape[2], k.shape[2], None         # the last `new` of `end` tokens ask
         if 1 < new < end:                                     # query i sees end - new + i + 1 keys
             mask = torch.ones(new, end, dtype=torch.bool, device=x.device).tril(end - new)
-        x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=new == end,
+        x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=(new == end),
                                            enable_gqa=self.kv_heads != self.heads)
         return self.out(join_heads(x))
 
@@ -345,8 +345,8 @@ class Llama(nn.Module):
     def __init__(self, config, adapter_width):
         super().__init__()
         self.config = config
-        weight = torch.zeros(config.vocab_size, config.hidden_size)   # loading fills it; drawing
-        self.embed = nn.Embedding.from_pretrained(weight, freeze=False)   # it first takes a second
+        weight = torch.zeros(config.vocab_size, config.hidden_size)     # nn.Embedding(V, D) would
+        self.embed = nn.Embedding.from_pretrained(weight, freeze=False)   # draw it: 1 s on "meta"
         self.blocks = nn.ModuleList(
             LlamaBlock(config, i, adapter_width) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -354,7 +354,8 @@ class Llama(nn.Module):
         self.head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def hidden(self, embeds, cache=None, first=0):
-        """embeds (B, T, D), after the cache's tokens -> (B, T - first, D) after the last norm."""
+        """embeds (B, T, D), after the cache's tokens -> (B, T - first, D) after the last norm. Of
+        tokens before `first` (a prompt, to the loss) the last block takes keys and values alone."""
         start = 0 if cache is None else cache.length
         end = start + embeds.shape[1]
         d = self.config.hidden_size // self.config.num_attention_heads
@@ -362,9 +363,9 @@ class Llama(nn.Module):
         positions = torch.arange(start, end, device=embeds.device).float()
         angles = positions[:, None] * self.config.rope_theta ** (-pairs / d)       # (T, d/2)
         cos, sin = angles.cos(), angles.sin()
-        for block in self.blocks:                             # the last leaves out unwanted tokens
-            wanted = first if block is self.blocks[-1] else 0
-            embeds = block(embeds, cos, sin, wanted, cache)
+        for block in self.blocks:                             # only the last may leave out tokens
+            left_out = first if block is self.blocks[-1] else 0
+            embeds = block(embeds, cos, sin, left_out, cache)
         if cache is not None:
             cache.length = end
         return self.norm(embeds)
@@ -399,7 +400,7 @@ PROMPTS = {                 # what stands before a question, before an answer, a
 
 
 def instruction_prompt(instruction):
-    """The prompt of stage 2, to which the description is the answer."""
+    """The prompt of stage 2, in Vicuna's format; the description is the answer."""
     return f"###Human: {IMAGE_SLOT} {instruction} ###Assistant: "
 
 
@@ -460,8 +461,8 @@ class ArtGPT4(nn.Module):
         return ids
 
     def embed_ids(self, ids, image_embeds):
-        """ids (T,) or (B, T), with image_embeds (N, Q, D) of their images, in order -> (B, T, D).
-        Ids that are the end of a longer text take the last of the image vectors."""
+        """ids (T,) or (B, T), image_embeds (N, Q, D) of their images in order -> (B, T, D). Where a
+        cache holds the start of a prompt, ids are its rest and take the last of the vectors."""
         ids = torch.atleast_2d(torch.as_tensor(ids, dtype=torch.long, device=image_embeds.device))
         is_image = ids == IMAGE_ID
         embeds = self.llama.embed(ids.clamp(min=0))
@@ -501,7 +502,7 @@ class ArtGPT4(nn.Module):
         return [p for p in self.parameters() if p.requires_grad]
 
     def forward(self, pixels, captions, prompt=None, end="\n", max_text_tokens=32):
-        """pixels as for encode_image, B captions -> the loss of every caption token, (N,). Not a
+        """pixels as for encode_image, B captions -> the loss of each caption token, a vector. Not a
         mean: a batch may be computed in parts, and only sums over all tokens give its mean. Stage 1
         has no prompt; stage 2 has one, or a list of B, with all the <ImageHere>, and end="###"."""
         prompts = prompt if isinstance(prompt, list) else [prompt] * len(captions)
@@ -531,8 +532,7 @@ class ArtGPT4(nn.Module):
 
         temperature, top_p, generator: see sample. cache: a KVCache of the text before embeds;
         afterwards it holds embeds too, and every token but the last. adjust: a function (logits
-        (B, V), ids so far (B, n)) -> logits (B, V), for penalties.
-        """
+        (B, V), ids so far (B, n)) -> logits (B, V), for penalties."""
         cache = KVCache() if cache is None else cache
         chosen = torch.empty(len(embeds), 0, dtype=torch.long, device=embeds.device)
         for _ in range(max_new_tokens):
@@ -564,7 +564,7 @@ class ArtGPT4(nn.Module):
         eos = self.tokenizer.eos_id()
         if eos in ids:
             ids, whole = ids[:ids.index(eos)], True
-        pieces = [i for i in ids if i < self.tokenizer.get_piece_size()]     # v0 has one more
+        pieces = [i for i in ids if i < self.tokenizer.get_piece_size()]     # Vicuna v0: an id more
         text, stop, _ = self.tokenizer.decode(pieces).partition(STOP)
         if not (whole or stop):
             text = text.rstrip("#")
@@ -608,7 +608,7 @@ class ArtGPT4(nn.Module):
         for name, tensor in state.items():
             if name in trainable:
                 tensor = tensor.float()
-            elif dtype and tensor.is_floating_point() and not name.endswith(".scale"):
+            elif dtype and tensor.is_floating_point() and not name.endswith(".scale"):    # of int8
                 tensor = tensor.to(dtype)
             state[name] = tensor.to(device)
         model.load_state_dict(state, assign=True)

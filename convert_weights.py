@@ -80,8 +80,9 @@ def convert(args):
     if adapter is not None and adapter.kind == "artgpt4":
         print(f"next: python chat.py --weights {weights} image.jpg")
     else:
+        init = f" --init {weights}" if adapter else ""        # MiniGPT-4's projection
         print("The adapters are untrained. next: python train.py --stage 1 --recipe paper "
-              f"--dtype bfloat16 --weights {weights} --data cc_sbu_align")
+              f"--dtype bfloat16 --weights {weights}{init} --data 'laion/*.tar'")
 
 
 def export(args):

@@ -72,7 +72,7 @@ class Recipe:
         return replace(self, steps=steps, eval_every=min(eval_every, steps))
 
 
-RECIPES = {                     # (recipe, stage)
+RECIPES = {  # (recipe, stage): batch_size, warmup_lr, lr, min_lr, warmup_steps, steps, by name
     # The paper's own (section 3.3). Its min_lr is above its lr in stage 1, so the rate rises.
     ("paper", 1): Recipe(32, 1e-8, 1e-7, 8e-7, 5000, 10000, max_text_tokens=32),
     ("paper", 2): Recipe(12, 1e-6, 3e-5, 1e-5, 200, 1000, max_text_tokens=160),
@@ -136,7 +136,7 @@ def backward(module, parts, stage, max_text_tokens):
 
 
 def train(model, loader, recipe, stage, run, evaluation, fsdp=False, optimizer_bits=32):
-    """Train the parameters of recipe.mode; what is written, see training/run.py.
+    """Train the parameters of recipe.mode. training/run.py says what is written.
 
     loader: of training.data.batches, from step run.first on. Raises SystemExit after SIGTERM or
     Ctrl-C, when all is saved; ValueError when the loss is not finite in many steps in a row.
@@ -207,13 +207,13 @@ def run_stage(args, recipe, out, device):
         if args.cache_vision:
             source = cached_vision(model, source, out.parent / "vision", args.workers, device)
         source, left_out = usable(source)
-        data = f"{len(source)} pairs, checksum {source.fingerprint():08x}"
+        checksum = f"{len(source)} pairs, checksum {source.fingerprint():08x}"
         source, val = split(source, args.val, recipe.seed, WORLD)
         pictures = sample_pictures(val or source) if args.data else painted(held_out(SEEN_PAIRS, 8))
     if left_out:
         say(left_out)
     recipe = recipe.for_pairs(len(source))
-    identity = {"stage": args.stage, "val": args.val, "data": data, "window": args.window,
+    identity = {"stage": args.stage, "val": args.val, "data": checksum, "window": args.window,
                 **asdict(recipe), "dtype": args.dtype, "int8": args.int8,
                 "vision_int8": args.vision_int8, "optimizer_bits": args.optimizer_bits,
                 "cache_vision": args.cache_vision, "weights": frozen_checksum(model)}

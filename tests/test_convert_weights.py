@@ -41,8 +41,10 @@ def test_the_end_says_what_was_written_and_what_to_type_next(convert, tmp_path, 
     start = convert(tmp_path / "start", adapter=None)
     said = capsys.readouterr().out
     assert ("next: python train.py --stage 1 --recipe paper --dtype bfloat16 "
-            f"--weights {start} --data cc_sbu") in said
+            f"--weights {start} --data 'laion/*.tar'") in said
     assert f"{start}/llama.safetensors" in said and "float32" in said
+    minigpt4 = convert(tmp_path / "minigpt4", adapter="pretrained_minigpt4.pth")
+    assert f" --weights {minigpt4} --init {minigpt4} --data" in capsys.readouterr().out
 
 
 def export(folder, file):

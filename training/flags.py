@@ -79,7 +79,7 @@ def train_parser(description, recipes):
         help="of each of AdamW's two moments (default: %(default)s)")
     add("--accumulate", type=int, metavar="N",
         help="compute a batch in N parts, each of texts of like length: less memory, less padding "
-             "(default: 2 in stage 2 of the gallery, whose texts differ most; else 1)")
+             "(default: 2 in stage 2 of the tiny recipe, else 1)")
     add("--checkpointing", action="store_true",
         help="compute the blocks a second time in the backward pass, to save memory")
     add("--window", type=int, default=1, metavar="N",
@@ -113,12 +113,21 @@ def default_recipe(args):
     return "finetune" if args.stage == 2 and args.init else "paper"
 
 
-def sizes(folder):
-    """Width and depth of a weights folder's language model, or None: loading says what is wrong."""
+def read_config(folder):
+    """A weights folder's config.json; {} if something is wrong with it, which loading says."""
     try:
-        llama = json.loads((folder / "config.json").read_text(encoding="utf-8"))["llama"]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config if isinstance(config, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def sizes(folder):
+    """Width and depth of a weights folder's language model, or None."""
+    try:
+        llama = read_config(folder)["llama"]
         return llama["hidden_size"], llama["num_hidden_layers"]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (LookupError, TypeError):
         return None
 
 
@@ -130,6 +139,10 @@ def chosen_recipe(args, recipes):
     name = args.recipe or default_recipe(args)
     if (name, args.stage) not in recipes:
         raise Misuse(f"the recipe {name} has no stage {args.stage}")
+    prompt = read_config(args.weights).get("prompt", "vicuna_v0")
+    if args.stage == 2 and prompt != "vicuna_v0":
+        raise Misuse(f"--stage 2 writes its prompts in Vicuna's format, but {args.weights} is for "
+                     f"{prompt}: such a model can be trained in stage 1 alone")
     recipe = recipes[name, args.stage]
     given = {field.name: getattr(args, field.name) for field in fields(recipe)}
     given = {name: value for name, value in given.items() if value is not None}
