@@ -234,7 +234,8 @@ def made_tables(runs):
             shares = [100 * share(run["rightly"][pairs]) for run in final]
             each = ", ".join(f"{value:.1f}" for value in shares)
             line.append(f"{fmean(shares):.1f} % ({each})")
-        results.append(line)
+        subjects = [share({"": run["rightly"][MEASURE]["subject"]}) for run in final]
+        results.append([*line, f"{100 * fmean(subjects):.1f} %"])
         if name != "artgpt4" and "artgpt4" in names:
             pair = matrix(runs, "artgpt4", MEASURE), matrix(runs, name, MEASURE)
             difference, interval, _, counts = cells(paired_difference(*pair), 1, 100)
@@ -245,7 +246,7 @@ def made_tables(runs):
                "wins, ties, losses"]
     tables = [
         ("Attributes named rightly, mean and each seed",
-         ["trained", "parameters", "rates", MEASURE, "seen pairs"], results),
+         ["trained", "parameters", "rates", MEASURE, "seen pairs", f"subject, {MEASURE}"], results),
         (f"ArtGPT-4 minus the arm, {MEASURE}, percentage points", heading, differences),
         (f"Sweep: validation paintings of {MEASURE}, one seed", ["trained", *factors], sweep)]
     return [table for table in tables if table[-1]]           # those that have lines

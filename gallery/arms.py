@@ -123,7 +123,8 @@ def with_adapters(model):
 
 
 def at_images(model):
-    """ArtGPT-4 whose adapters act at image positions alone."""
+    """ArtGPT-4 whose adapters act at image positions alone. The last block's then does next to
+    nothing, since no later block reads what it changes."""
     trained, places = list(model.trainable_modules("artgpt4")), ImagePlaces(model)
     for block in model.llama.blocks:
         block.adapter = AtImages(block.adapter, places)
