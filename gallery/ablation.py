@@ -235,7 +235,8 @@ def made_tables(runs):
             each = ", ".join(f"{value:.1f}" for value in shares)
             line.append(f"{fmean(shares):.1f} % ({each})")
         subjects = [share({"": run["rightly"][MEASURE]["subject"]}) for run in final]
-        results.append([*line, f"{100 * fmean(subjects):.1f} %"])
+        loss = fmean(run["losses"]["2"][-1] for run in final)
+        results.append([*line, f"{100 * fmean(subjects):.1f} %", f"{loss:.3f}"])
         if name != "artgpt4" and "artgpt4" in names:
             pair = matrix(runs, "artgpt4", MEASURE), matrix(runs, name, MEASURE)
             difference, interval, _, counts = cells(paired_difference(*pair), 1, 100)
@@ -246,7 +247,8 @@ def made_tables(runs):
                "wins, ties, losses"]
     tables = [
         ("Attributes named rightly, mean and each seed",
-         ["trained", "parameters", "rates", MEASURE, "seen pairs", f"subject, {MEASURE}"], results),
+         ["trained", "parameters", "rates", MEASURE, "seen pairs", f"subject, {MEASURE}",
+          "last loss"], results),
         (f"ArtGPT-4 minus the arm, {MEASURE}, percentage points", heading, differences),
         (f"Sweep: validation paintings of {MEASURE}, one seed", ["trained", *factors], sweep)]
     return [table for table in tables if table[-1]]           # those that have lines
