@@ -157,7 +157,7 @@ def test_train_py_skips_the_same_samples_resumes_to_the_same_bits_and_trains_the
 
 
 def test_a_random_crop_is_refused(monkeypatch, capsys):
-    assert train_py(monkeypatch, "--stage", 1, "--cache-vision") == 1
+    assert train_py(monkeypatch, "--stage", 1, "--cache-vision") == 2
     error = capsys.readouterr().err.splitlines()
     assert "--min-crop-area is 0.8: pictures are cropped at random; give --min-crop-area 1" in (
         error[-1])
