@@ -1,7 +1,7 @@
 """ArtGPT-4 against controls of the same size: `python -m gallery.ablation`.
 
 Every arm of gallery/arms.py is trained through both stages, with the same data and steps. First a
-sweep: three rates on a seed that no result uses, judged on validation paintings; then five
+sweep: four rates on a seed that no result uses, judged on validation paintings; then five
 seeds at each arm's best rate. The measure was named beforehand: the share of the four attributes
 that texts about held-out paintings of unseen pairs name rightly; so was the first question, whether
 ArtGPT-4 differs from the projection alone (MiniGPT-4). ViT and Q-Former are frozen in all arms, so
@@ -51,7 +51,7 @@ from training.flags import PARTS
 from training.processes import mean_over_tokens
 
 HERE = Path(__file__).resolve().parent.parent
-FACTORS = (1 / 3, 1, 3)                                       # of the recipe's rates, in the sweep
+FACTORS = (1 / 3, 1, 3, 9)                                    # of the recipe's rates, in the sweep
 SWEEP_SEED = 1000
 EVERY = 15                                                    # steps of a point of a curve
 MEASURE = "unseen pairs"

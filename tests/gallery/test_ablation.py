@@ -33,6 +33,7 @@ def trained(monkeypatch):
                 "rightly": rightly}
 
     monkeypatch.setattr(ablation, "one_run", one_run)
+    monkeypatch.setattr(ablation, "FACTORS", (1 / 3, 1, 3))
     return made
 
 
