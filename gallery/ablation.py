@@ -242,7 +242,8 @@ def made_tables(runs):
             difference, interval, _, counts = cells(paired_difference(*pair), 1, 100)
             _, wide, _, _ = cells(paired_difference(*pair, level=AT_ONCE, draws=40_000), 1, 100)
             differences.append([ARMS[name].label, difference, interval, wide, counts])
-    factors = [f"rates x {factor:.2g}" for factor in FACTORS]
+    swept = sorted({run["factor"] for run in runs if run["sweep"]})
+    factors = [f"rates x {factor:.2g}" for factor in swept]
     heading = ["arm", "difference", "95 % interval", f"{100 * AT_ONCE:.1f} % interval",
                "wins, ties, losses"]
     tables = [

@@ -36,16 +36,22 @@ def torchrun(*flags):
                 os.kill(pid, signal.SIGKILL)
 
 
-def children(pid):
-    """The processes that a process has started (on Linux; elsewhere none are found)."""
-    found = []
+def parents():
+    """{process: its parent} of all processes, from /proc; where there is none (macOS), from ps."""
+    if not Path("/proc/self/stat").exists():
+        lines = subprocess.check_output(["ps", "-A", "-o", "pid=,ppid="], text=True).splitlines()
+        return dict(map(int, line.split()) for line in lines)
+    found = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):                    # it has just ended
             _, _, fields = file.read_text().rpartition(")")
-            _, parent, *_ = fields.split()
-            if int(parent) == pid:
-                found.append(int(file.parent.name))
-    return sorted(found)
+            found[int(file.parent.name)] = int(fields.split()[1])
+    return found
+
+
+def children(pid):
+    """The processes that a process has started."""
+    return sorted(process for process, parent in parents().items() if parent == pid)
 
 
 @pytest.mark.parametrize("fsdp", [[], ["--fsdp", "--checkpointing"]],
@@ -75,7 +81,6 @@ def test_two_processes_have_the_losses_of_one_which_can_resume_their_run(
             assert train_py(monkeypatch, *flags, "--out", two, "--resume") is None
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 def test_a_killed_process_ends_the_others_with_a_line_and_one_process_can_resume(
         training_folder, pairs, monkeypatch):
     out = training_folder / "lost"
