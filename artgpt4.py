@@ -355,7 +355,7 @@ class Llama(nn.Module):
 
     def hidden(self, embeds, cache=None, first=0):
         """embeds (B, T, D), after the cache's tokens -> (B, T - first, D) after the last norm. Of
-        tokens before `first` (a prompt, to the loss) the last block takes keys and values alone."""
+        tokens before `first` (-1: the last one) the last block takes keys and values alone."""
         start = 0 if cache is None else cache.length
         end = start + embeds.shape[1]
         d = self.config.hidden_size // self.config.num_attention_heads
@@ -536,7 +536,7 @@ class ArtGPT4(nn.Module):
         cache = KVCache() if cache is None else cache
         chosen = torch.empty(len(embeds), 0, dtype=torch.long, device=embeds.device)
         for _ in range(max_new_tokens):
-            logits = self.llama.logits(self.llama.hidden(embeds, cache)[:, -1])
+            logits = self.llama.logits(self.llama.hidden(embeds, cache, first=-1)[:, 0])
             if adjust is not None:
                 logits = adjust(logits, chosen)
             ids = sample(logits, temperature, top_p, generator)

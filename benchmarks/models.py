@@ -85,8 +85,8 @@ class LanguageModel:
             self.next(self.last)
 
     def next(self, ids):
-        hidden = self.llama.hidden(self.llama.embed(ids), self.cache)
-        self.last = self.llama.logits(hidden[:, -1:]).argmax(dim=-1)
+        hidden = self.llama.hidden(self.llama.embed(ids), self.cache, first=-1)
+        self.last = self.llama.logits(hidden).argmax(dim=-1)
         wait_for(self.last)
 
 

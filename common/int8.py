@@ -7,7 +7,7 @@ quarter of the memory. One int8 digit is too coarse for activations: a few colum
 model's activations are far larger than the rest (LLM.int8(), 2022) and leave the rest of their
 row no resolution. So a row of x becomes two digits, as in 37 = 3 * 10 + 7:
 
-    x = unit * (256 * high + low)        unit = largest / 32512
+    x * scale = 256 * high + low         scale = 32512 / largest
 
 Both digits are rows of one product, which gives the two halves of y. With one token that is two
 rows, and they cost what one costs: the time goes into reading the matrix.
@@ -35,29 +35,25 @@ def quantise(rows):
 
 
 def two_digits(x):
-    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and the units (T, 1).
+    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and the scales (T, 1).
 
-    x = unit * (256 * high + low).
+    x * scale = 256 * high + low.
 
     The number 256 * high + low + 32896 has low + 128 in its first byte, high + 128 in its second;
     so has the float that is 2^23 larger, since at 2^23 the last bit of a float counts ones.
     """
     x, (count, width) = x.float(), x.shape
-    unit = x.abs().amax(dim=-1, keepdim=True) / LARGEST       # a row of zeros: NaN, and y is 0
-    numbers = torch.addcdiv(offset(x.device), x, unit)
+    scale = LARGEST / x.abs().amax(dim=-1, keepdim=True)      # a row of zeros: inf, and y is 0
+    numbers = (x * scale).add_(2.0 ** 23 + 257 * ZERO)
     places = numbers.view(torch.uint8).as_strided((2, count, width), (1, 4 * width, 4))
-    return places.flatten(0, 1), unit
+    return places.flatten(0, 1), scale
 
 
-@cache
-def offset(device):
-    return torch.tensor(2.0 ** 23 + 257 * ZERO, device=device)
-
-
-def from_digits(products, unit):
-    """The products (2 T, out) of digits with a matrix, and the units (T, 1) -> y (T, out)."""
+def from_digits(products, scale):
+    """The products (2 T, out) of digits with a matrix, and the scales (T, 1) -> y (T, out), in
+    the memory of the products."""
     low, high = products.chunk(2)
-    return torch.add(low, high, alpha=256).mul_(unit)
+    return low.add_(high, alpha=256).div_(scale)
 
 
 def pack(weight, scale):
@@ -105,8 +101,8 @@ class Int8Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale):
         ctx.save_for_backward(weight, scale)
-        digits, unit = two_digits(x)
-        return from_digits(plain_product(digits, weight, scale), unit).to(x.dtype)
+        digits, x_scale = two_digits(x)
+        return from_digits(plain_product(digits, weight, scale), x_scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -139,8 +135,8 @@ class Int8Linear(nn.Module):
             self.unpack()
             y = Int8Matmul.apply(rows, self.weight, self.scale)
         else:
-            digits, unit = two_digits(rows)
-            y = from_digits(self.product(digits), unit).to(x.dtype)
+            digits, scale = two_digits(rows)
+            y = from_digits(self.product(digits), scale).to(x.dtype)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 

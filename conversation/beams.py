@@ -27,7 +27,7 @@ def reorder(cache, rows, start):
 
 def next_logits(model, embeds, cache):
     """Logits (B, V) of the token after embeds (B, T, D)."""
-    return model.llama.logits(model.llama.hidden(embeds, cache)[:, -1])
+    return model.llama.logits(model.llama.hidden(embeds, cache, first=-1)[:, 0])
 
 
 @torch.inference_mode()

@@ -39,8 +39,9 @@ def attention_products(module, inputs):
     x = inputs[0]
     width, queries = x.shape[-1], x.shape[1]
     if isinstance(module, LlamaAttention):
-        cache = inputs[4]
-        pairs = queries * cache.length + queries * (queries + 1) // 2     # none looks ahead
+        first, cache = inputs[3:]
+        asking = len(range(queries)[first:])                  # the last tokens; none looks ahead
+        pairs = asking * (cache.length + queries) - asking * (asking - 1) // 2
     elif isinstance(module, QFormerAttention):
         width = module.query.out_features
         pairs = queries * inputs[1].shape[1]
@@ -81,8 +82,9 @@ def multiplications(model, tokens):
     with hooked(*hooks):
         model.encode_image(torch.empty(1, 3, size, size, device="meta"))
         for new in (tokens, 1):
-            hidden = model.llama.hidden(torch.empty(1, new, width, device="meta"), cache)
-            model.llama.logits(hidden[:, -1])
+            hidden = model.llama.hidden(torch.empty(1, new, width, device="meta"), cache,
+                                        first=-1)
+            model.llama.logits(hidden)
             if new == tokens:
                 first = dict(count)
     return first, {part: count[part] - first[part] for part in PARTS}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from artgpt4 import preprocess
+from artgpt4 import KVCache, preprocess
 from explanation.attention import last_token_weights, qformer_weights
 
 TOP = 10                                                      # likely tokens that are shown
@@ -117,13 +117,14 @@ def answer(model, prompt, image_embeds, max_new_tokens):
         return blocks[number].adapter, keep
 
     ids = []
-    with hooked(*((block.attn.qkv, keep_qkv) for block in blocks),
-                *((block.attn, keep_attention) for block in blocks),
-                *((block, keep_hidden) for block in blocks),
-                *map(keep_adapter, range(len(blocks)))):
-        embeds = model.embed_prompt(prompt, image_embeds)
-        pieces = model.generate(embeds, max_new_tokens, ids, temperature=0, adjust=keep_likeliest)
-        text = "".join(pieces)
+    embeds, cache = model.embed_prompt(prompt, image_embeds), KVCache()
+    with hooked(*map(keep_adapter, range(len(blocks)))):      # of all tokens in every block
+        model.llama.hidden(embeds[:, :-1], cache)
+        with hooked(*((block.attn.qkv, keep_qkv) for block in blocks),
+                    *((block.attn, keep_attention) for block in blocks),
+                    *((block, keep_hidden) for block in blocks)):
+            text = "".join(model.generate(embeds[:, -1:], max_new_tokens, ids, cache=cache,
+                                          temperature=0, adjust=keep_likeliest))
     by_token = len(ids), len(blocks), -1
     return Answer(
         prompt_ids, ids, text.strip(), top,

@@ -64,10 +64,10 @@ def test_a_row_alone_and_among_others_gives_the_same(device):
 def test_digits_are_the_number_they_stand_for(device):
     x = torch.tensor([[1.0, -1.0, 0.5, 0.001, 0.0], [3e-20, -2e-20, 1e-20, 0.0, 0.0]],
                      device=device)
-    digits, steps = two_digits(x)
+    digits, scale = two_digits(x)
     low, high = digits.float().sub(128).chunk(2)
-    assert torch.allclose((256 * high + low) * steps, x, rtol=0, atol=1.6e-5)
-    small = (256 * high + low)[1] * steps[1]
+    assert torch.allclose((256 * high + low) / scale, x, rtol=0, atol=1.6e-5)
+    small = (256 * high + low)[1] / scale[1]
     assert torch.allclose(small, x[1], rtol=0, atol=1.6e-5 * 3e-20)
 
 
@@ -92,9 +92,9 @@ def test_a_packed_layer_computes_the_same(inputs, outputs, mean):
     made.weight.data.add_(mean).clamp_(-127, 127)
     for rows in (1, 2, 5, 40):
         x = torch.randn(rows, inputs, generator=generator) + mean
-        digits, unit = two_digits(x)
+        digits, scale = two_digits(x)
         made.unpack()
-        plain = from_digits(plain_product(digits, made.weight, made.scale), unit)
+        plain = from_digits(plain_product(digits, made.weight, made.scale), scale)
         found = made(x)
         assert (made.packed is not None) == exact()
         assert torch.allclose(found, plain, rtol=1e-6, atol=1e-6 * plain.abs().max().item())

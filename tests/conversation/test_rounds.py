@@ -18,9 +18,9 @@ def prefills(monkeypatch):
     """The number of tokens that Llama was given at once, call by call."""
     counts, hidden = [], Llama.hidden
 
-    def counted(self, embeds, cache=None):
+    def counted(self, embeds, cache=None, first=0):
         counts.append(embeds.shape[1])
-        return hidden(self, embeds, cache)
+        return hidden(self, embeds, cache, first)
 
     monkeypatch.setattr(Llama, "hidden", counted)
     return counts

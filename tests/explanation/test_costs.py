@@ -26,12 +26,14 @@ def test_every_parameter_is_counted_once(tiny):
 def test_multiplications_are_those_of_the_formulas(tiny):
     tokens, parts = 50, costs(tiny.config, 50)
     d, inner, blocks, vocabulary = 192, 512, 4, tiny.config.llama.vocab_size
-    matrices = blocks * (4 * d * d + 3 * d * inner)
-    attention = blocks * 2 * d * tokens * (tokens + 1) // 2
+    block = 4 * d * d + 3 * d * inner
+    attention = 2 * d * tokens * (tokens + 1) // 2
+    last = tokens * 3 * d * d + d * d + 3 * d * inner + 2 * d * tokens   # one token asks there
     language = parts["language model"]
-    assert language.multiplications == tokens * matrices + attention + d * vocabulary
-    assert language.for_a_word == matrices + blocks * 2 * d * (tokens + 1) + d * vocabulary
-    assert parts["adapters"].multiplications == tokens * blocks * 2 * d * 48
+    assert language.multiplications == (
+        (blocks - 1) * (tokens * block + attention) + last + d * vocabulary)
+    assert language.for_a_word == blocks * (block + 2 * d * (tokens + 1)) + d * vocabulary
+    assert parts["adapters"].multiplications == ((blocks - 1) * tokens + 1) * 2 * d * 48
     assert parts["projection"].multiplications == 16 * 128 * d
     w, patches = 176, 65
     vit = 64 * w * 3 * 14 * 14 + 6 * (patches * (4 * w * w + 2 * w * 704) + 2 * patches ** 2 * w)
