@@ -38,9 +38,9 @@ def test_a_signal_saves_and_ends_a_run_and_the_resumed_one_has_the_same_bits(
 def test_a_run_killed_at_a_random_moment_and_while_saving_ends_with_the_same_bits(
         training_folder, pairs, monkeypatch):
     killed, undisturbed = training_folder / "killed", training_folder / "undisturbed"
-    told = kill_and_resume(train_command(pairs, killed, 40), killed, 2, longest=2.5)
+    told = kill_and_resume(train_command(pairs, killed, 24), killed, 2, longest=2.5)
     assert "half written" in told[1]
-    flags = train_command(pairs, undisturbed, 40)[2:]
+    flags = train_command(pairs, undisturbed, 24)[2:]
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, flags)])
     train.command_line()
     for file in ("adapter.safetensors", "samples.png"):

@@ -28,10 +28,11 @@ def test_workers_die_quietly_with_the_run(tmp_path):
             for step in steps:
                 pass
     """
-    for end in (signal.SIGKILL, signal.SIGINT):
-        run = subprocess.Popen(
-            [sys.executable, "-c", program, pairs], text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, start_new_session=True, preexec_fn=hear_ctrl_c)
+    ends = (signal.SIGKILL, signal.SIGINT)
+    runs = [subprocess.Popen(
+        [sys.executable, "-c", program, pairs], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True, preexec_fn=hear_ctrl_c) for _ in ends]
+    for end, run in zip(ends, runs, strict=True):
         assert len(run.stdout.readline().split()) == 2
         os.killpg(run.pid, end)
         _, errors = run.communicate(timeout=60)      # waits for the workers: they hold the pipe
