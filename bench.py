@@ -40,7 +40,8 @@ from benchmarks.speed import (
 from benchmarks.training_cost import loader_table, memory_tables, step_time
 from common.command_line import run_command
 from common.int8 import quantise_adapters
-from common.loading import load_folder, pack_matrices
+from common.loading import load_folder
+from common.packing import unpacked
 
 TINY = Path(__file__).resolve().parent / "weights" / "tiny"
 
@@ -60,7 +61,8 @@ def model_to_time(args):
         model, name = random_model(config, dtype, device), f"random weights of shape {args.shape}"
     if model.config.llama.int8:
         quantise_adapters(model)
-    pack_matrices(model)
+    for layer in unpacked(model):
+        layer.pack()
     return model, name
 
 

@@ -116,8 +116,9 @@ class Int8Matmul(torch.autograd.Function):
 class Int8Linear(nn.Module):
     """A frozen Linear: weight int8 (out, in), scale float32 (out,), a bias of floats if any.
 
-    On a CPU pack(), or the first use without gradients, packs the weight, which then exists in
-    that form alone; state_dict() and whatever moves the layer bring it back.
+    On a CPU pack(), or the first use without gradients after `unpacked_uses` of them, packs the
+    weight, which then exists in that form alone; state_dict() and whatever moves the layer bring
+    it back.
     """
 
     def __init__(self, inputs, outputs, bias=True):
@@ -127,7 +128,7 @@ class Int8Linear(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("scale", torch.ones(outputs))
         self.bias = nn.Parameter(torch.zeros(outputs), requires_grad=False) if bias else None
-        self.packed = None
+        self.packed, self.unpacked_uses = None, 0
 
     def forward(self, x):                                     # (..., in) -> (..., out)
         rows = x.flatten(0, -2)
@@ -142,7 +143,10 @@ class Int8Linear(nn.Module):
 
     def product(self, digits):
         """Digits uint8 (N, in) times the matrix -> floats (N, out)."""
-        self.pack()
+        if self.unpacked_uses > 0:
+            self.unpacked_uses -= 1
+        else:
+            self.pack()
         if self.packed is None:
             return plain_product(digits, self.weight, self.scale)
         return packed_product(digits, *self.packed)

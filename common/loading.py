@@ -10,8 +10,8 @@ from artgpt4 import PROMPTS, ArtGPT4, Config
 from common.files import (
     check_shards, load_tokenizer, read_json, shard_files, tensor_dtypes, weight_files,
 )
-from common.int8 import Int8Linear, quantise_adapters
-from common.progress import Progress
+from common.int8 import quantise_adapters
+from common.packing import postpone_packing
 from common.sizes import check_config
 
 
@@ -71,6 +71,9 @@ def load_model(args, train=False):
     Without --dtype a CPU computes in float32 if half of its memory holds that: it is slow in
     half precision.
     """
+    size = sum(file.stat().st_size for file in args.weights.glob("*.safetensors")) / 1e9
+    if size > 2:                                              # less takes a few seconds
+        print(f"loading {args.weights}, {size:.1f} GB", file=sys.stderr)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     model = load_folder(args.weights, args.device, dtype, int8=args.int8,
                         vision_int8=args.vision_int8)
@@ -85,21 +88,8 @@ def load_model(args, train=False):
     if not train:
         if model.config.llama.int8:
             quantise_adapters(model)
-        pack_matrices(model)
+        postpone_packing(model)
     return model
-
-
-def pack_matrices(model):
-    """Pack the int8 matrices of a model that trains no more; for a large one progress is shown."""
-    layers = [module for module in model.modules()
-              if isinstance(module, Int8Linear) and module.can_pack()]
-    total, done = sum(layer.weight.numel() for layer in layers) / 1e9, 0
-    progress = Progress("preparing the int8 weights", round(total, 2), "GB", sys.stderr)
-    for layer in layers:
-        done += layer.weight.numel() / 1e9
-        layer.pack()
-        if total > 0.5:                                       # less takes a second at most
-            progress.show(round(done, 2))
 
 
 def precision(model):

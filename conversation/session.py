@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from common.command_line import one_line
 from common.files import open_image, written_beside
+from common.packing import packing_meanwhile, unpacked
 from conversation.line_editing import completions
 from conversation.pictures import dropped_path, frames_text, picture_text, typed_path
 from conversation.rounds import plain
@@ -35,6 +36,10 @@ class Session:
         """Tell someone who types what is there to talk to. model: its name and precision."""
         about = self.conversation.about
         self.terminal.note(f"model {model}; /help")
+        size = sum(layer.weight.numel() for layer in unpacked(self.conversation.model)) / 1e9
+        if size > 1:
+            self.terminal.note(f"its {size:.1f} GB of int8 weights are packed while you type and while "
+                               "it answers: the first answer is slow")
         if about.knows:
             self.terminal.note(about.knows)
         if about.examples:
@@ -48,7 +53,8 @@ class Session:
         """
         succeeded = True
         names = {name: command.argument for name, command in COMMANDS.items()}
-        for line in self.terminal.lines(lambda line: completions(line, names, SETTINGS)):
+        for line in self.terminal.lines(lambda line: completions(line, names, SETTINGS),
+                                        lambda: packing_meanwhile(self.conversation.model)):
             line = ALIASES.get(line.strip().lower(), line.strip())
             try:
                 if dropped_path(line):

@@ -180,12 +180,12 @@ class Terminal:
                             errors="replace")
         os.dup2(2, 1)
 
-    def lines(self, complete=lambda line: []):
+    def lines(self, complete=lambda line: [], meanwhile=contextlib.nullcontext):
         """Yield what is typed or piped: questions, of several lines too, and commands.
 
         A line that ends with a backslash continues on the next one, and so does a text between
         two of triple quotation marks. Someone who types gets a prompt and line editing; complete:
-        see line_editing. Ctrl-C discards the line.
+        see line_editing; meanwhile() is a context while they type. Ctrl-C discards the line.
         """
         sys.stdin.reconfigure(errors="replace")
         if not self.typed:
@@ -199,7 +199,8 @@ class Terminal:
         with line_editing(complete, self.history):
             while True:
                 try:
-                    line = whole_line(self.type_line)
+                    with meanwhile():
+                        line = whole_line(self.type_line)
                 except EOFError:
                     print(file=sys.stderr)
                     return

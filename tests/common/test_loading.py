@@ -3,11 +3,9 @@ import argparse
 import shutil
 
 import pytest
-import torch
 
 from artgpt4 import ArtGPT4, CastLinear
 from common.files import read_tensors, save_tensors
-from common import loading
 from common.int8 import Int8Linear, exact
 from common.loading import load_adapter, load_folder, load_model
 
@@ -59,28 +57,24 @@ def arguments(weights, **flags):
                               **flags)
 
 
-def test_a_model_that_answers_is_packed_when_loaded_and_one_that_trains_is_not(weights):
-    def packed(train):
+def test_a_model_that_answers_is_packed_as_it_is_used_and_one_that_trains_is_not(weights):
+    def layers(train):
         model = load_model(arguments(weights, int8=True, vision_int8=True), train)
-        layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
-        return [layer.packed is not None for layer in layers]
+        return [module for module in model.modules() if isinstance(module, Int8Linear)]
 
-    answering = packed(train=False)
-    assert answering == [exact()] * len(answering) and len(answering) > 20
-    assert not any(packed(train=True))
+    answering = layers(train=False)
+    assert len(answering) > 20 and not any(layer.packed for layer in answering)
+    assert {layer.unpacked_uses for layer in answering} == ({1} if exact() else {0})
+    assert {layer.unpacked_uses for layer in layers(train=True)} == {0}
 
 
-def test_packing_a_large_model_shows_how_far_it_is(monkeypatch, capsys):
-    with torch.device("meta"):                                # which takes no memory
-        layers = torch.nn.Sequential(*(Int8Linear(2 ** 15, 2 ** 15) for _ in range(2)))
-    packed = []
-    loading.pack_matrices(layers)                             # not on a CPU: nothing to do
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(Int8Linear, "can_pack", lambda layer: True)
-    monkeypatch.setattr(Int8Linear, "pack", lambda layer: packed.append(layer))
-    loading.pack_matrices(layers)
-    assert packed == list(layers)
-    assert capsys.readouterr().err.splitlines()[-1].startswith(
-        "preparing the int8 weights 2.15/2.15 GB, ")
-    loading.pack_matrices(Int8Linear(8, 8))
-    assert capsys.readouterr().err == ""
+def test_a_large_folder_is_named_before_it_is_loaded(weights, tmp_path, capsys):
+    folder = tmp_path / "large"
+    shutil.copytree(weights["artgpt4"], folder)
+    with open(folder / "llama.safetensors", "ab") as file:
+        file.truncate(3 * 10 ** 9)                            # a hole takes no room on the disk
+    args = arguments(weights)
+    args.weights = folder
+    with pytest.raises(ValueError, match="llama.safetensors"):
+        load_model(args)
+    assert capsys.readouterr().err == f"loading {folder}, 3.0 GB\n"

@@ -1,0 +1,74 @@
+"""When the int8 matrices of a model are packed."""
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from artgpt4 import KVCache
+from benchmarks.models import random_model
+from common import packing
+from common.int8 import Int8Linear, exact
+from common.packing import packing_meanwhile, postpone_packing, unpacked
+from tests.benchmarks.small_model import SMALL
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return random_model(replace(SMALL, llama=replace(SMALL.llama, int8=True)))
+
+
+@torch.inference_mode()
+def test_the_first_use_packs_nothing_and_each_later_one_a_few_matrices(model, monkeypatch):
+    embeds = torch.randn(9, 1, 1, model.config.llama.hidden_size)
+    layers = [module for module in model.modules() if isinstance(module, Int8Linear)]
+    cache = KVCache()
+    packed_at_once = [model.llama(token, cache) for token in embeds]
+    assert all(layer.packed is not None for layer in layers) == exact()
+    for layer in layers:
+        layer.unpack()
+    monkeypatch.setattr(packing, "AT_ONCE", sum(layer.weight.numel() for layer in layers) // 4)
+    postpone_packing(model)
+    counts, cache = [], KVCache()
+    for token, expected in zip(embeds, packed_at_once, strict=True):
+        found = model.llama(token, cache)
+        assert (found - expected).norm() <= 1e-4 * expected.norm()
+        counts.append(sum(layer.packed is not None for layer in layers))
+    if exact():
+        assert counts[0] == 0 < counts[1] < counts[2] < counts[3] <= counts[5] == len(layers)
+    else:
+        assert counts == [0] * 9
+    assert unpacked(model) == []
+
+
+def test_matrices_are_packed_while_a_person_types(model):
+    layers = unpacked(model)
+    threads = threading.active_count()
+    with packing_meanwhile(model):
+        while unpacked(model):
+            time.sleep(0.001)
+    assert threading.active_count() == threads
+    assert [layer.packed is not None for layer in layers] == [True] * len(layers)
+    with packing_meanwhile(model):                            # nothing is left to do
+        assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["a line is typed", "no memory"])
+def test_what_is_not_packed_when_the_line_is_typed_stays_as_it_is(model, monkeypatch, fails):
+    began, tried, threads = threading.Event(), [], threading.active_count()
+
+    def pack(layer):
+        tried.append(layer)
+        began.set()
+        if fails:
+            raise RuntimeError("not enough memory")
+        time.sleep(0.2)
+
+    monkeypatch.setattr(Int8Linear, "can_pack", lambda layer: True)
+    monkeypatch.setattr(Int8Linear, "pack", pack)
+    with pytest.raises(KeyboardInterrupt), packing_meanwhile(model):
+        assert began.wait(timeout=10)
+        raise KeyboardInterrupt                               # Ctrl-C, at the prompt
+    assert tried == unpacked(model)[:1] and threading.active_count() == threads
