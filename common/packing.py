@@ -5,7 +5,7 @@ import threading
 
 from common.int8 import Int8Linear
 
-AT_ONCE = 2 ** 28                                             # bytes that a token packs, about
+AT_ONCE = 2 ** 29                                             # bytes that a token packs, about
 
 
 def unpacked(model):
