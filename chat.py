@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from common.command_line import number, run_command
+from common.files import weight_files
 from common.loading import device, load_model, precision
 from conversation.flags import check, question_text
 from conversation.labelling import json_text, label
@@ -73,6 +74,9 @@ def main(args):
     flags = {name: getattr(args, name) for name in SETTINGS}
     settings = saved.settings | {name: value for name, value in flags.items() if value is not None}
 
+    size = sum(file.stat().st_size for file in weight_files(args.weights) if file.is_file()) / 1e9
+    if size > 2:                                              # less takes a few seconds
+        print(f"loading {args.weights}, {size:.1f} GB", file=sys.stderr)
     model = load_model(args)
     name = args.weights.resolve().name + (f" with {args.adapter}" if args.adapter else "")
     conversation = Conversation(model, **settings)

@@ -7,7 +7,7 @@ quarter of the memory. One int8 digit is too coarse for activations: a few colum
 model's activations are far larger than the rest (LLM.int8(), 2022) and leave the rest of their
 row no resolution. So a row of x becomes two digits, as in 37 = 3 * 10 + 7:
 
-    x * scale = 256 * high + low         scale = 32512 / largest
+    x = unit * (256 * high + low)        unit = largest / 32512
 
 Both digits are rows of one product, which gives the two halves of y. With one token that is two
 rows, and they cost what one costs: the time goes into reading the matrix.
@@ -35,25 +35,25 @@ def quantise(rows):
 
 
 def two_digits(x):
-    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and the scales (T, 1).
+    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and the units (T, 1).
 
-    x * scale = 256 * high + low.
+    x = unit * (256 * high + low).
 
     The number 256 * high + low + 32896 has low + 128 in its first byte, high + 128 in its second;
     so has the float that is 2^23 larger, since at 2^23 the last bit of a float counts ones.
     """
     x, (count, width) = x.float(), x.shape
-    scale = LARGEST / x.abs().amax(dim=-1, keepdim=True)      # a row of zeros: inf, and y is 0
-    numbers = (x * scale).add_(2.0 ** 23 + 257 * ZERO)
+    unit = x.abs().amax(dim=-1, keepdim=True) / LARGEST       # a row of zeros: NaN, and y is 0
+    numbers = (x / unit).add_(2.0 ** 23 + 257 * ZERO)
     places = numbers.view(torch.uint8).as_strided((2, count, width), (1, 4 * width, 4))
-    return places.flatten(0, 1), scale
+    return places.flatten(0, 1), unit
 
 
-def from_digits(products, scale):
-    """The products (2 T, out) of digits with a matrix, and the scales (T, 1) -> y (T, out), in
-    the memory of the products."""
+def from_digits(products, unit):
+    """The products (2 T, out) of digits with a matrix, and the units (T, 1) -> y (T, out), in the
+    memory of the products."""
     low, high = products.chunk(2)
-    return low.add_(high, alpha=256).div_(scale)
+    return low.add_(high, alpha=256).mul_(unit)
 
 
 def pack(weight, scale):
@@ -101,8 +101,9 @@ class Int8Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale):
         ctx.save_for_backward(weight, scale)
-        digits, x_scale = two_digits(x)
-        return from_digits(plain_product(digits, weight, scale), x_scale).to(x.dtype)
+        digits, unit = two_digits(x)
+        y = from_digits(plain_product(digits, weight, scale), unit)
+        return y.to(x.dtype, copy=True)                       # alone: the products are not kept
 
     @staticmethod
     def backward(ctx, grad):
@@ -116,9 +117,9 @@ class Int8Matmul(torch.autograd.Function):
 class Int8Linear(nn.Module):
     """A frozen Linear: weight int8 (out, in), scale float32 (out,), a bias of floats if any.
 
-    On a CPU pack(), or the first use without gradients after `unpacked_uses` of them, packs the
-    weight, which then exists in that form alone; state_dict() and whatever moves the layer bring
-    it back.
+    On a CPU pack() packs the weight; so does a use without gradients, once `unpacked_uses` of them
+    are over. It then exists in that form alone; state_dict() and whatever moves the layer bring it
+    back.
     """
 
     def __init__(self, inputs, outputs, bias=True):
@@ -136,8 +137,8 @@ class Int8Linear(nn.Module):
             self.unpack()
             y = Int8Matmul.apply(rows, self.weight, self.scale)
         else:
-            digits, scale = two_digits(rows)
-            y = from_digits(self.product(digits), scale).to(x.dtype)
+            digits, unit = two_digits(rows)
+            y = from_digits(self.product(digits), unit).to(x.dtype)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
@@ -156,9 +157,10 @@ class Int8Linear(nn.Module):
 
     def pack(self):
         """Keep the weight in oneDNN's order alone, where that is possible."""
+        weight = self.weight.data                             # before another thread may empty it
         if self.can_pack():
-            self.packed = pack(self.weight.data, self.scale)
-            self.weight.data = self.weight.data.new_empty(0)
+            self.packed = pack(weight, self.scale)
+            self.weight.data = weight.new_empty(0)
 
     def unpack(self):
         """Keep the weight as it is stored alone."""

@@ -1,7 +1,6 @@
 """A model from a folder and flags; whatever is wrong with a file is said in one line."""
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -71,9 +70,6 @@ def load_model(args, train=False):
     Without --dtype a CPU computes in float32 if half of its memory holds that: it is slow in
     half precision.
     """
-    size = sum(file.stat().st_size for file in args.weights.glob("*.safetensors")) / 1e9
-    if size > 2:                                              # less takes a few seconds
-        print(f"loading {args.weights}, {size:.1f} GB", file=sys.stderr)
     dtype = getattr(torch, args.dtype) if args.dtype else None
     model = load_folder(args.weights, args.device, dtype, int8=args.int8,
                         vision_int8=args.vision_int8)

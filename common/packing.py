@@ -1,5 +1,5 @@
-"""When the int8 matrices of a large model are packed: it takes several times as long as reading
-them, so it neither delays the first words of an answer nor lets a person's typing go unused."""
+"""When the int8 matrices of a large model are packed. That takes longer than reading them: it waits
+until the first words of an answer are out, and goes on while a person types."""
 import contextlib
 import threading
 
@@ -15,8 +15,9 @@ def unpacked(model):
 
 
 def postpone_packing(model):
-    """Let the first words come before the matrices are packed: each of the next tokens packs a
-    few. Until then they are used as they are stored, which takes about twice as long."""
+    """Let the first words come before the matrices are packed: each of the next tokens (for the
+    ViT: pictures) packs a few. Until then they are used as they are stored: a token takes up to
+    twice as long, a prompt several times."""
     for part in (model.vit, model.llama):
         size = 0
         for layer in unpacked(part):
@@ -26,8 +27,8 @@ def postpone_packing(model):
 
 @contextlib.contextmanager
 def packing_meanwhile(model):
-    """Pack matrices while the block waits for a person. At its end the one at work is finished,
-    which takes a third of a second for a 7b."""
+    """Pack matrices while the block waits for a person. When it ends, the one that is being packed
+    is finished first: a third of a second for a 7b."""
     layers, ended = unpacked(model), threading.Event()
 
     def work():
@@ -41,8 +42,8 @@ def packing_meanwhile(model):
         yield
         return
     thread = threading.Thread(target=work)
-    thread.start()
     try:
+        thread.start()
         yield
     finally:
         ended.set()

@@ -38,8 +38,8 @@ class Session:
         self.terminal.note(f"model {model}; /help")
         size = sum(layer.weight.numel() for layer in unpacked(self.conversation.model)) / 1e9
         if size > 1:
-            self.terminal.note(f"its {size:.1f} GB of int8 weights are packed while you type and "
-                               "while it answers: the first answer is slow")
+            self.terminal.note(f"the first answer may be slow: {size:.1f} GB of int8 weights are "
+                               "rearranged for this CPU while you type and while it answers")
         if about.knows:
             self.terminal.note(about.knows)
         if about.examples:

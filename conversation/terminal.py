@@ -185,7 +185,8 @@ class Terminal:
 
         A line that ends with a backslash continues on the next one, and so does a text between
         two of triple quotation marks. Someone who types gets a prompt and line editing; complete:
-        see line_editing; meanwhile() is a context while they type. Ctrl-C discards the line.
+        see line_editing; meanwhile: makes a context, entered while they type. Ctrl-C discards the
+        line.
         """
         sys.stdin.reconfigure(errors="replace")
         if not self.typed:

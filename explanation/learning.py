@@ -135,8 +135,9 @@ def bill(tour):
     texts = (
         "Everything above is multiplication and addition. These tables count the multiplications "
         "of each part, by running the model on shapes alone, without any numbers. A picture and "
-        "its prompt are read once, all tokens together; each further word costs one run of the "
-        "language model for one token.",
+        "its prompt are read once, all tokens together (of them the last block computes the last "
+        "one alone, since only that is needed); each further word costs one run of the language "
+        "model for one token.",
         "Bytes are those of the parameters: 2 for a frozen number, 4 for a trainable one. With "
         "int8 the matrices of the language model take 1 byte a number. To say one word, almost "
         "every byte of the language model must be read from memory, so the speed of memory limits "

@@ -118,8 +118,8 @@ def answer(model, prompt, image_embeds, max_new_tokens):
 
     ids = []
     embeds, cache = model.embed_prompt(prompt, image_embeds), KVCache()
-    with hooked(*map(keep_adapter, range(len(blocks)))):      # of all tokens in every block
-        model.llama.hidden(embeds[:, :-1], cache)
+    with hooked(*map(keep_adapter, range(len(blocks)))):
+        model.llama.hidden(embeds[:, :-1], cache)             # generate's last block skips those
         with hooked(*((block.attn.qkv, keep_qkv) for block in blocks),
                     *((block.attn, keep_attention) for block in blocks),
                     *((block, keep_hidden) for block in blocks)):

@@ -59,7 +59,8 @@ class LowRank(nn.Module):
 class AtImages(nn.Module):
     """An adapter that acts where image vectors stand, and is the identity at every other token.
 
-    places: the ImagePlaces of the model. A later token of an answer comes alone, without images.
+    places: the ImagePlaces of the model. A token that comes alone, as those of an answer do and in
+    the last block the prompt's last one, counts as none.
     """
 
     def __init__(self, adapter, places):

@@ -367,14 +367,14 @@ def test_a_token_that_is_no_piece_is_not_shown(model):
 def test_hidden_from_a_token_on_are_those_of_all_tokens_and_leave_the_same_cache(model, cached):
     torch.manual_seed(0)
     embeds = torch.randn(2, cached + 9, model.config.llama.hidden_size)
-    for first in (0, 4, 8):
+    for first in (0, 4, 8, -1):
         caches = KVCache(), KVCache()
         for cache in caches:
             model.llama.hidden(embeds[:, :cached], cache)
         whole, part = (model.llama.hidden(embeds[:, cached:], cache, first=start)
                        for cache, start in zip(caches, (0, first), strict=True))
         torch.testing.assert_close(part, whole[:, first:], rtol=1e-4, atol=1e-4)
-        assert part.shape[1] == 9 - first
+        assert part.shape == whole[:, first:].shape
         for layer, kept in caches[0].layers.items():
             torch.testing.assert_close(caches[1].layers[layer][:, :, :, :cached + 9],
                                        kept[:, :, :, :cached + 9])

@@ -1,6 +1,7 @@
 """chat.py: one question, pictures, files that cannot be read, precision."""
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,16 @@ def test_prompt_prints_the_answer_alone_and_the_same_for_the_same_seed(run_chat,
     assert again == out
     _, other, _ = run_chat(picture, "--prompt", "What is this?", "--seed", 8)
     assert other != out
+
+
+def test_a_large_folder_is_named_before_it_is_loaded(run_chat, picture, weights, tmp_path):
+    folder = tmp_path / "large"
+    shutil.copytree(weights["artgpt4"], folder)
+    with open(folder / "llama.safetensors", "ab") as file:
+        file.truncate(3 * 10 ** 9)                            # a hole takes no room on the disk
+    code, _, err = run_chat(picture, "--prompt", "What is this?", "--weights", folder)
+    loading, error = err.splitlines()
+    assert code == 1 and loading == f"loading {folder}, 3.0 GB" and "llama.safetensors" in error
 
 
 def test_without_a_seed_every_run_answers_differently(run_chat, picture):

@@ -64,10 +64,10 @@ def test_a_row_alone_and_among_others_gives_the_same(device):
 def test_digits_are_the_number_they_stand_for(device):
     x = torch.tensor([[1.0, -1.0, 0.5, 0.001, 0.0], [3e-20, -2e-20, 1e-20, 0.0, 0.0]],
                      device=device)
-    digits, scale = two_digits(x)
+    digits, unit = two_digits(x)
     low, high = digits.float().sub(128).chunk(2)
-    assert torch.allclose((256 * high + low) / scale, x, rtol=0, atol=1.6e-5)
-    small = (256 * high + low)[1] / scale[1]
+    assert torch.allclose((256 * high + low) * unit, x, rtol=0, atol=1.6e-5)
+    small = (256 * high + low)[1] * unit[1]
     assert torch.allclose(small, x[1], rtol=0, atol=1.6e-5 * 3e-20)
 
 
@@ -92,9 +92,9 @@ def test_a_packed_layer_computes_the_same(inputs, outputs, mean):
     made.weight.data.add_(mean).clamp_(-127, 127)
     for rows in (1, 2, 5, 40):
         x = torch.randn(rows, inputs, generator=generator) + mean
-        digits, scale = two_digits(x)
+        digits, unit = two_digits(x)
         made.unpack()
-        plain = from_digits(plain_product(digits, made.weight, made.scale), scale)
+        plain = from_digits(plain_product(digits, made.weight, made.scale), unit)
         found = made(x)
         assert (made.packed is not None) == exact()
         assert torch.allclose(found, plain, rtol=1e-6, atol=1e-6 * plain.abs().max().item())
@@ -159,6 +159,7 @@ def test_the_gradient_to_the_input_is_that_of_the_matrix(dtype, device):
     grad = normal(6, 40, generator=generator, device=device).to(dtype)
     y.backward(grad)
     assert y.dtype == x.grad.dtype == dtype and made.weight.grad is None
+    assert y.untyped_storage().nbytes() == y.nbytes           # what the backward pass would keep
     exact = grad.float() @ (made.weight.float() * made.scale[:, None])
     assert error(x.grad.float(), exact) < (1e-6 if dtype == torch.float32 else 5e-3)
 

@@ -66,15 +66,3 @@ def test_a_model_that_answers_is_packed_as_it_is_used_and_one_that_trains_is_not
     assert len(answering) > 20 and not any(layer.packed for layer in answering)
     assert {layer.unpacked_uses for layer in answering} == ({1} if exact() else {0})
     assert {layer.unpacked_uses for layer in layers(train=True)} == {0}
-
-
-def test_a_large_folder_is_named_before_it_is_loaded(weights, tmp_path, capsys):
-    folder = tmp_path / "large"
-    shutil.copytree(weights["artgpt4"], folder)
-    with open(folder / "llama.safetensors", "ab") as file:
-        file.truncate(3 * 10 ** 9)                            # a hole takes no room on the disk
-    args = arguments(weights)
-    args.weights = folder
-    with pytest.raises(ValueError, match="llama.safetensors"):
-        load_model(args)
-    assert capsys.readouterr().err == f"loading {folder}, 3.0 GB\n"

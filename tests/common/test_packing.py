@@ -47,7 +47,8 @@ def test_matrices_are_packed_while_a_person_types(model):
     layers = unpacked(model)
     threads = threading.active_count()
     with packing_meanwhile(model):
-        while unpacked(model):
+        deadline = time.monotonic() + 20
+        while unpacked(model) and time.monotonic() < deadline:
             time.sleep(0.001)
     assert threading.active_count() == threads
     assert [layer.packed is not None for layer in layers] == [True] * len(layers)
@@ -57,18 +58,22 @@ def test_matrices_are_packed_while_a_person_types(model):
 
 @pytest.mark.parametrize("fails", [False, True], ids=["a line is typed", "no memory"])
 def test_what_is_not_packed_when_the_line_is_typed_stays_as_it_is(model, monkeypatch, fails):
-    began, tried, threads = threading.Event(), [], threading.active_count()
+    began, has_ended, tried = threading.Event(), threading.Event(), []
+    threads = threading.active_count()
 
     def pack(layer):
         tried.append(layer)
         began.set()
         if fails:
             raise RuntimeError("not enough memory")
-        time.sleep(0.2)
+        while not has_ended.wait(0.01):                       # until the block ends
+            pass
+        time.sleep(0.1)                                       # at its end it waits for the thread
 
     monkeypatch.setattr(Int8Linear, "can_pack", lambda layer: True)
     monkeypatch.setattr(Int8Linear, "pack", pack)
     with pytest.raises(KeyboardInterrupt), packing_meanwhile(model):
         assert began.wait(timeout=10)
+        has_ended.set()
         raise KeyboardInterrupt                               # Ctrl-C, at the prompt
     assert tried == unpacked(model)[:1] and threading.active_count() == threads
