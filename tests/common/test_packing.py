@@ -2,6 +2,7 @@
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from benchmarks.models import random_model
 from common import packing
 from common.int8 import Int8Linear, exact
 from common.packing import packing_meanwhile, postpone_packing, unpacked
+from conversation.session import Session
 from tests.benchmarks.small_model import SMALL
 
 
@@ -43,13 +45,26 @@ def test_the_first_use_packs_nothing_and_each_later_one_a_few_matrices(model, mo
     assert unpacked(model) == []
 
 
-def test_matrices_are_packed_while_a_person_types(model):
-    layers = unpacked(model)
-    threads = threading.active_count()
-    with packing_meanwhile(model):
+class Typing:
+    """A terminal at which someone types until all matrices are packed, and then ends."""
+    typed = True
+
+    def __init__(self, model):
+        self.model = model
+
+    def lines(self, complete, meanwhile):
         deadline = time.monotonic() + 20
-        while unpacked(model) and time.monotonic() < deadline:
-            time.sleep(0.001)
+        with meanwhile():
+            while unpacked(self.model) and time.monotonic() < deadline:
+                time.sleep(0.001)
+        return iter(())
+
+
+def test_a_session_packs_matrices_while_a_person_types(model):
+    layers = unpacked(model)
+    assert len(layers) == (4 * 6 + 1) * exact()
+    threads = threading.active_count()
+    assert Session(SimpleNamespace(model=model), Typing(model)).run()
     assert threading.active_count() == threads
     assert [layer.packed is not None for layer in layers] == [True] * len(layers)
     with packing_meanwhile(model):                            # nothing is left to do

@@ -1,7 +1,9 @@
 """conversation/terminal.py: what is printed on which terminal, tested without one."""
+import contextlib
 import io
 import os
 import re
+import sys
 import threading
 import time
 
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 from conversation.terminal import (
-    PALETTE, cells, clean, colours_of, half_blocks, wait_for_reader, whole_line, wrapped)
+    PALETTE, Terminal, cells, clean, colours_of, half_blocks, wait_for_reader, whole_line, wrapped)
 
 
 class Stream(io.TextIOWrapper):
@@ -143,3 +145,27 @@ def test_what_was_written_to_a_pipe_is_waited_for_until_it_is_read():
     assert 0.2 <= time.monotonic() - start < 60
     reader.join()
     wait_for_reader(io.BytesIO())                             # no pipe
+
+
+def test_what_is_to_be_done_meanwhile_is_done_while_a_line_is_typed_and_not_while_it_is_answered(
+        monkeypatch):
+    happened = []
+
+    @contextlib.contextmanager
+    def meanwhile():
+        happened.append("began")
+        yield
+        happened.append("ended")
+
+    def type_line(prompt):
+        happened.append("typed")
+        if len(happened) > 4:
+            raise EOFError
+        return "What is this?"
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    terminal = Terminal()
+    terminal.typed, terminal.read, terminal.type_line = True, True, type_line
+    for line in terminal.lines(meanwhile=meanwhile):
+        happened.append(line)
+    assert happened == ["began", "typed", "ended", "What is this?", "began", "typed"]
