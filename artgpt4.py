@@ -354,8 +354,8 @@ class Llama(nn.Module):
         self.head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def hidden(self, embeds, cache=None, first=0):
-        """embeds (B, T, D), after the cache's tokens -> embeds[:, first:] after the last norm: of
-        tokens before (-1: of all but one), the last block takes keys and values alone."""
+        """embeds (B, T, D), after the cache's tokens -> (B, T - first, D) after the last norm, from
+        `first` on (-1: the last alone). Before it the last block takes keys and values alone."""
         start = 0 if cache is None else cache.length
         end = start + embeds.shape[1]
         d = self.config.hidden_size // self.config.num_attention_heads

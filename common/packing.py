@@ -28,7 +28,7 @@ def postpone_packing(model):
 @contextlib.contextmanager
 def packing_meanwhile(model):
     """Pack matrices while the block waits for a person. When it ends, the one that is being packed
-    is finished first: a third of a second for a 7b."""
+    is finished first."""
     layers, ended = unpacked(model), threading.Event()
 
     def work():

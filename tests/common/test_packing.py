@@ -92,3 +92,22 @@ def test_what_is_not_packed_when_the_line_is_typed_stays_as_it_is(model, monkeyp
         has_ended.set()
         raise KeyboardInterrupt                               # Ctrl-C, at the prompt
     assert tried == unpacked(model)[:1] and threading.active_count() == threads
+
+
+def test_a_layer_that_two_threads_pack_at_once_computes_the_same(monkeypatch):
+    torch.manual_seed(0)
+    layer, x = Int8Linear(64, 32, bias=False), torch.randn(3, 64)
+    layer.weight.data = torch.randint(-127, 128, (32, 64), dtype=torch.int8)
+    expected = layer(x)
+    layer.unpack()
+    pack, can_pack, others = Int8Linear.pack, Int8Linear.can_pack, [Int8Linear.pack]
+
+    def overtaken(layer):                                     # the other thread packs after this
+        answer = can_pack(layer)                              # one has found that it can
+        if others:
+            others.pop()(layer)
+        return answer
+
+    monkeypatch.setattr(Int8Linear, "can_pack", overtaken)
+    pack(layer)
+    assert others == [] and torch.equal(layer(x), expected)
