@@ -9,86 +9,74 @@ with a small image adapter in every block of Vicuna. What is notable here:
 - Only the projection, the adapters and some norms are trained (ArtGPT4.freeze). They stay float32
   whatever the frozen weights are, and are cast where they are used.
 - The last matrix of every adapter starts at zero: an untrained ArtGPT-4 is exactly MiniGPT-4.
-- Text never becomes a special token. The one marker, <ImageHere>, is cut out before tokenising.
+- Text never becomes a special token. The marks <ImageHere> and END are cut out before tokenising.
 - Weights are mapped from disk, not read: only the pages that are used take memory.
 
-Shapes: B images or sequences, N images of a prompt, T tokens, Q queries, P patches + 1, D width,
-        H heads, d = D / H, V vocabulary, S pixels per side.
+Shapes: B sequences, N images, T tokens, Q queries, P patches + 1, D width, H heads, d = D / H,
+        V vocabulary, S pixels per side.
 """
-import contextlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-# ---- Configuration: every size, as in weights/NAME/config.json. Defaults: the 13B model.
-
-@dataclass
-class ViTConfig:
-    """EVA-ViT-g."""
-    width: int = 1408
-    layers: int = 39          # the public file holds 40; BLIP-2 reads the features of block 39
-    heads: int = 16
-    mlp_width: int = 6144
-    patch_size: int = 14
-    int8: bool = False        # the matrices of the blocks are stored as int8 (common/int8.py)
-
-
-@dataclass
-class QFormerConfig:
-    """The Q-Former's query path."""
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
-    queries: int = 32
-    cross_every: int = 2      # layers 0, 2, 4, ... look at the image
-
-
-@dataclass
-class LlamaConfig:
-    """LLaMA; the names are those of its public config.json."""
-    hidden_size: int = 5120
-    intermediate_size: int = 13824
-    num_hidden_layers: int = 40
-    num_attention_heads: int = 40
-    num_key_value_heads: int = 40
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    max_position_embeddings: int = 2048
-    vocab_size: int = 32001
-    tie_word_embeddings: bool = False
-    int8: bool = False        # the matrices of the blocks and the head are stored as int8
+# ---- Configuration
 
 
 @dataclass
 class Config:
-    """All sizes of an ArtGPT-4."""
+    """Every size, as in weights/NAME/config.json. Defaults: the 13B model. Raises ValueError for
+    sizes that make no model."""
     image_size: int = 224
+    patch_size: int = 14
+    vit_width: int = 1408             # EVA-ViT-g
+    vit_layers: int = 39              # the public file holds 40; BLIP-2 reads those of block 39
+    vit_heads: int = 16
+    vit_mlp_width: int = 6144
     ln_vision_eps: float = 1e-5
-    adapter_width: int = 1280   # D / 4 in the paper; 0 means no adapters, which is MiniGPT-4
-    vit: ViTConfig = field(default_factory=ViTConfig)
-    qformer: QFormerConfig = field(default_factory=QFormerConfig)
-    llama: LlamaConfig = field(default_factory=LlamaConfig)
-    prompt: str = "vicuna_v0"   # the conversation format LLaMA was tuned with: a key of PROMPTS
-    about: dict = field(default_factory=dict)        # not of the model: what chat.py should know
+    queries: int = 32                 # the Q-Former
+    qformer_width: int = 768
+    qformer_layers: int = 12
+    qformer_heads: int = 12
+    qformer_mlp_width: int = 3072
+    llama_width: int = 5120           # Vicuna
+    llama_layers: int = 40
+    llama_heads: int = 40
+    llama_kv_heads: int = 40          # fewer than llama_heads: grouped-query attention
+    llama_mlp_width: int = 13824
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    context: int = 2048               # tokens
+    vocab_size: int = 32001
+    adapter_width: int = 1280         # D / 4 in the paper; 0: no adapters, which is MiniGPT-4
+    prompt: str = "vicuna_v0"         # the conversation format of the language model, in PROMPTS
 
-    @classmethod
-    def from_dict(cls, values):
-        """Config from what json.load gives. Raises TypeError for a name that is unknown."""
-        return cls(**values | {
-            "vit": ViTConfig(**values.get("vit", {})),
-            "qformer": QFormerConfig(**values.get("qformer", {})),
-            "llama": LlamaConfig(**values.get("llama", {}))})
+    def __post_init__(self):
+        for size in fields(self):
+            value, kind = getattr(self, size.name), type(size.default)
+            fits = type(value) is kind or (kind is float and type(value) is int)
+            if not fits or (kind is not str and not (0 < value < 1e9 or size.default == value)):
+                raise ValueError(f"{size.name} is {value!r}; of the 13B it is {size.default!r}")
+        for whole, part in MULTIPLES:
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole} is {getattr(self, whole)}, no multiple of {part}")
+        if self.prompt not in PROMPTS:
+            raise ValueError(f"prompt is {self.prompt!r}; there are {', '.join(PROMPTS)}")
+
+
+MULTIPLES = (("image_size", "patch_size"), ("vit_width", "vit_heads"),
+             ("qformer_width", "qformer_heads"), ("llama_width", "llama_heads"),
+             ("llama_heads", "llama_kv_heads"))
 
 
 # ---- Pixels
@@ -97,24 +85,17 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's images, as EVA-ViT
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def to_rgb(image):
-    """A PIL image of any mode as RGB: upright (EXIF), on white where transparent, 8 bits."""
-    with contextlib.suppress(Exception):                  # a damaged EXIF block spoils no picture
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):                        # 16 bits a pixel
-        image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+def normalise(pixels):
+    """uint8 (..., S, S, 3) -> float32 (..., 3, S, S), of mean 0 and standard deviation 1."""
+    pixels = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format) / 255
+    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
+    return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
 def preprocess(image, size):
     """A PIL image -> float32 (3, size, size), resized whatever its aspect ratio, normalised."""
-    image = to_rgb(image).resize((size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    return (pixels - mean[:, None, None]) / std[:, None, None]
+    image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    return normalise(torch.from_numpy(np.array(image)))
 
 
 # ---- EVA-ViT: an image as P vectors, one for each 14 x 14 patch and one for the class token
@@ -127,96 +108,89 @@ def join_heads(x):                                            # (B, H, T, d) -> 
     return x.transpose(1, 2).flatten(2)
 
 
-class ViTAttention(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width)  # k's bias is zero in released files
-        self.proj = nn.Linear(config.width, config.width)
+class Attention(nn.Module):
+    """Attention of x to `source`, without a mask: x itself, or what the Q-Former looks at."""
 
-    def forward(self, x):                                     # (B, P, D)
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        return self.proj(join_heads(F.scaled_dot_product_attention(q, k, v)))
+    def __init__(self, width, source_width, heads):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(source_width, width)             # EVA-ViT's has no bias: zeros
+        self.value = nn.Linear(source_width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x, source):                             # (N, T, D), (N, P, source_width)
+        q = split_heads(self.query(x), self.heads)
+        k = split_heads(self.key(source), self.heads)
+        v = split_heads(self.value(source), self.heads)
+        return self.out(join_heads(F.scaled_dot_product_attention(q, k, v)))
 
 
 class ViTBlock(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
-        self.attn = ViTAttention(config)
-        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.fc2 = nn.Linear(config.mlp_width, config.width)
+        width = config.vit_width
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, width, config.vit_heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.fc1 = nn.Linear(width, config.vit_mlp_width)
+        self.fc2 = nn.Linear(config.vit_mlp_width, width)
 
-    def forward(self, x):                                     # (B, P, D)
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x):                                     # (N, P, D)
+        normed = self.norm1(x)
+        x = x + self.attn(normed, normed)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
 class ViT(nn.Module):
-    """pixels (B, 3, S, S) -> (B, P, D), P = (S / patch_size)^2 + 1, before any final norm."""
+    """pixels (N, 3, S, S) -> (N, P, D), P = (S / patch_size)^2 + 1, before any final norm."""
 
-    def __init__(self, config, image_size):
+    def __init__(self, config):
         super().__init__()
-        positions = (image_size // config.patch_size) ** 2 + 1
-        self.patch_embed = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, positions, config.width))
-        self.blocks = nn.Sequential(*(ViTBlock(config) for _ in range(config.layers)))
+        patch, width = config.patch_size, config.vit_width
+        positions = (config.image_size // patch) ** 2 + 1
+        self.patch_embed = nn.Conv2d(3, width, patch, stride=patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
+        self.blocks = nn.Sequential(*(ViTBlock(config) for _ in range(config.vit_layers)))
 
     def forward(self, pixels):
-        patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)        # (B, P - 1, D)
+        patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)        # (N, P - 1, D)
         class_token = self.cls_token.expand(len(pixels), -1, -1)
-        return self.blocks(torch.cat((class_token, patches), dim=1) + self.pos_embed)  # (B, P, D)
+        return self.blocks(torch.cat((class_token, patches), dim=1) + self.pos_embed)  # (N, P, D)
 
 
-# ---- Q-Former: P image vectors read into Q
-
-class QFormerAttention(nn.Module):
-    """Attention of the queries to `source`, the residual, then a norm (post-norm, as in BERT)."""
-
-    def __init__(self, config, source_width):
-        super().__init__()
-        self.heads = config.heads
-        self.query = nn.Linear(config.width, config.width)
-        self.key = nn.Linear(source_width, config.width)
-        self.value = nn.Linear(source_width, config.width)
-        self.out = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=1e-12)
-
-    def forward(self, x, source):                             # (B, Q, D), (B, Q or P, source_width)
-        q = split_heads(self.query(x), self.heads)
-        k = split_heads(self.key(source), self.heads)
-        v = split_heads(self.value(source), self.heads)
-        return self.norm(x + self.out(join_heads(F.scaled_dot_product_attention(q, k, v))))
-
+# ---- Q-Former: P image vectors read into Q. Norms stand after the residuals, as in BERT
 
 class QFormerLayer(nn.Module):
-    def __init__(self, config, image_width, looks_at_image):
+    def __init__(self, config, layer):
         super().__init__()
-        self.self_attn = QFormerAttention(config, config.width)
-        self.cross_attn = QFormerAttention(config, image_width) if looks_at_image else None
-        self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.fc2 = nn.Linear(config.mlp_width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+        width, heads = config.qformer_width, config.qformer_heads
+        self.self_attn = Attention(width, width, heads)
+        self.self_norm = nn.LayerNorm(width, eps=1e-12)
+        self.cross_attn = None
+        if layer % 2 == 0:                                    # layers 0, 2, 4, ... see the image
+            self.cross_attn = Attention(width, config.vit_width, heads)
+            self.cross_norm = nn.LayerNorm(width, eps=1e-12)
+        self.fc1 = nn.Linear(width, config.qformer_mlp_width)
+        self.fc2 = nn.Linear(config.qformer_mlp_width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
 
-    def forward(self, x, image):
-        x = self.self_attn(x, x)
+    def forward(self, x, image):                              # (N, Q, D), (N, P, D of the ViT)
+        x = self.self_norm(x + self.self_attn(x, x))
         if self.cross_attn is not None:
-            x = self.cross_attn(x, image)
+            x = self.cross_norm(x + self.cross_attn(x, image))
         return self.norm(x + self.fc2(F.gelu(self.fc1(x))))
 
 
 class QFormer(nn.Module):
-    """Image vectors (B, P, D of the ViT), after ln_vision -> (B, Q, D): what Q queries found."""
+    """Image vectors (N, P, D of the ViT), after ln_vision -> (N, Q, D): what Q queries found."""
 
-    def __init__(self, config, image_width):
+    def __init__(self, config):
         super().__init__()
-        self.queries = nn.Parameter(torch.zeros(1, config.queries, config.width))
-        self.norm = nn.LayerNorm(config.width, eps=1e-12)
-        self.layers = nn.ModuleList(
-            QFormerLayer(config, image_width, looks_at_image=i % config.cross_every == 0)
-            for i in range(config.layers))
+        self.queries = nn.Parameter(torch.zeros(1, config.queries, config.qformer_width))
+        self.norm = nn.LayerNorm(config.qformer_width, eps=1e-12)
+        self.layers = nn.ModuleList(QFormerLayer(config, i) for i in range(config.qformer_layers))
 
     def forward(self, image):
         x = self.norm(self.queries).expand(len(image), -1, -1)
@@ -242,32 +216,28 @@ class RMSNorm(nn.RMSNorm):
 
 
 class KVCache:
-    """Keys and values of the first `length` tokens in every layer, so a new token costs one token.
+    """Keys and values of the tokens so far, in every layer, so that a new token costs one token.
 
-    Every layer appends after the same `length`; then Llama.hidden advances it, once for all.
-    Setting it back forgets the tokens after it. Room is doubled when it runs out."""
+    Memory for `room` tokens is set aside at once. Each layer writes its keys and values after the
+    first `length` tokens; then Llama.hidden advances length. To forget tokens, lower it."""
 
-    def __init__(self):
-        self.length = 0
-        self.layers = {}                                      # layer -> (2, B, H, room, d)
+    def __init__(self, llama, room=None, rows=1):
+        config, embed = llama.config, llama.embed.weight
+        self.length, d = 0, config.llama_width // config.llama_heads
+        shape = (config.llama_layers, rows, config.llama_kv_heads, room or config.context, d)
+        self.keys, self.values = embed.new_empty(shape), embed.new_empty(shape)
 
     def append(self, layer, k, v):
         """Keys and values (B, H, T, d) of new tokens -> of all tokens, (B, H, length + T, d)."""
         end = self.length + k.shape[2]
-        stored = self.layers.get(layer, k.new_empty(2, *k.shape[:2], 0, k.shape[3]))
-        if stored.shape[3] < end:
-            larger = k.new_empty(2, *k.shape[:2], max(end + 64, 2 * self.length), k.shape[3])
-            larger[:, :, :, :self.length] = stored[:, :, :, :self.length]
-            self.layers[layer] = stored = larger
-        keys, values = stored
-        keys[:, :, self.length:end] = k
-        values[:, :, self.length:end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        self.keys[layer, :, :, self.length:end] = k
+        self.values[layer, :, :, self.length:end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
 def rotate(x, cos, sin):
-    """Rotary positions on queries or keys (B, H, T, d): elements i and i + d/2 are a point, turned
-    by an angle that grows with the token's position. cos, sin (T, d/2), float32: of the angle."""
+    """Rotary position embedding of queries or keys (B, H, T, d): elements i and i + d/2 are a
+    point, turned by an angle that grows with the token's position. cos, sin (T, d/2), float32."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
@@ -277,24 +247,23 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, config, layer):
         super().__init__()
-        self.layer = layer
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        head_width = config.hidden_size // self.heads
-        self.widths = [heads * head_width for heads in (self.heads, self.kv_heads, self.kv_heads)]
-        self.qkv = nn.Linear(config.hidden_size, sum(self.widths), bias=False)
-        self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.layer, self.heads, self.kv_heads = layer, config.llama_heads, config.llama_kv_heads
+        d = config.llama_width // self.heads
+        self.widths = [self.heads * d, self.kv_heads * d, self.kv_heads * d]
+        self.qkv = nn.Linear(config.llama_width, sum(self.widths), bias=False)
+        self.out = nn.Linear(config.llama_width, config.llama_width, bias=False)
 
-    def forward(self, x, cos, sin, first, cache):             # (B, T, D) -> (B, T - first, D)
+    def forward(self, x, cos, sin, cache):                    # (B, T, D)
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        q = rotate(split_heads(q, self.heads), cos, sin)[:, :, first:]      # of wanted tokens
+        q = rotate(split_heads(q, self.heads), cos, sin)
         k = rotate(split_heads(k, self.kv_heads), cos, sin)
         v = split_heads(v, self.kv_heads)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        new, end, mask = q.shape[2], k.shape[2], None         # the last `new` of `end` tokens ask
-        if 1 < new < end:                                     # query i sees end - new + i + 1 keys
-            mask = torch.ones(new, end, dtype=torch.bool, device=x.device).tril(end - new)
-        x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=(new == end),
+        new, total, mask = q.shape[2], k.shape[2], None
+        if 1 < new < total:                                   # causal mask of text after a cache
+            mask = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
+        x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=new == total,
                                            enable_gqa=self.kv_heads != self.heads)
         return self.out(join_heads(x))
 
@@ -302,8 +271,8 @@ class LlamaAttention(nn.Module):
 class LlamaMLP(nn.Module):                                    # SwiGLU
     def __init__(self, config):
         super().__init__()
-        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up = nn.Linear(config.llama_width, 2 * config.llama_mlp_width, bias=False)
+        self.down = nn.Linear(config.llama_mlp_width, config.llama_width, bias=False)
 
     def forward(self, x):
         gate, up = self.gate_up(x).chunk(2, dim=-1)
@@ -325,320 +294,306 @@ class Adapter(nn.Module):
 
 
 class LlamaBlock(nn.Module):                                  # paper, figure 2
-    def __init__(self, config, layer, inner_width):
+    def __init__(self, config, layer):
         super().__init__()
-        self.attn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        width, inner_width = config.llama_width, config.adapter_width
+        self.attn_norm = RMSNorm(width, config.rms_norm_eps)
         self.attn = LlamaAttention(config, layer)
-        self.adapter = Adapter(config.hidden_size, inner_width) if inner_width else nn.Identity()
-        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.adapter = Adapter(width, inner_width) if inner_width > 0 else nn.Identity()
+        self.mlp_norm = RMSNorm(width, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x, cos, sin, first, cache):             # (B, T, D) -> (B, T - first, D)
-        x = x[:, first:] + self.attn(self.attn_norm(x), cos, sin, first, cache)
+    def forward(self, x, cos, sin, cache):                    # (B, T, D)
+        x = x + self.attn(self.attn_norm(x), cos, sin, cache)
         x = self.adapter(x)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class Llama(nn.Module):
-    """embeds (B, T, D) -> logits (B, T, V)."""
+    """embeds (B, T, D), after the tokens of a KVCache -> logits (B, T, V), float32."""
 
-    def __init__(self, config, adapter_width):
+    def __init__(self, config):
         super().__init__()
         self.config = config
-        weight = torch.zeros(config.vocab_size, config.hidden_size)     # nn.Embedding(V, D) would
-        self.embed = nn.Embedding.from_pretrained(weight, freeze=False)   # draw it: 1 s on "meta"
-        self.blocks = nn.ModuleList(
-            LlamaBlock(config, i, adapter_width) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        tied = config.tie_word_embeddings                     # then the embedding is the head
-        self.head = None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        zeros = torch.zeros(config.vocab_size, config.llama_width)   # nn.Embedding(V, D) draws
+        self.embed = nn.Embedding.from_pretrained(zeros, freeze=False)   # numbers: slow on "meta"
+        self.blocks = nn.ModuleList(LlamaBlock(config, i) for i in range(config.llama_layers))
+        self.norm = RMSNorm(config.llama_width, config.rms_norm_eps)
+        self.head = nn.Linear(config.llama_width, config.vocab_size, bias=False)
 
-    def hidden(self, embeds, cache=None, first=0):
-        """embeds (B, T, D), after the cache's tokens -> (B, T - first, D) after the last norm, from
-        `first` on (-1: the last alone). Before it the last block takes keys and values alone."""
+    def hidden(self, embeds, cache=None):                     # (B, T, D) -> (B, T, D)
         start = 0 if cache is None else cache.length
         end = start + embeds.shape[1]
-        d = self.config.hidden_size // self.config.num_attention_heads
+        d = self.config.llama_width // self.config.llama_heads
         pairs = torch.arange(0, d, 2, device=embeds.device).float()
         positions = torch.arange(start, end, device=embeds.device).float()
         angles = positions[:, None] * self.config.rope_theta ** (-pairs / d)       # (T, d/2)
         cos, sin = angles.cos(), angles.sin()
-        for block in self.blocks:                             # only the last may leave out tokens
-            left_out = first if block is self.blocks[-1] else 0
-            embeds = block(embeds, cos, sin, left_out, cache)
+        for block in self.blocks:
+            embeds = block(embeds, cos, sin, cache)
         if cache is not None:
             cache.length = end
         return self.norm(embeds)
 
-    def logits(self, hidden):
-        """(..., D) -> (..., V), float32."""
-        tied = self.head is None
-        return (F.linear(hidden, self.embed.weight) if tied else self.head(hidden)).float()
-
     def forward(self, embeds, cache=None):
-        return self.logits(self.hidden(embeds, cache))
+        return self.head(self.hidden(embeds, cache)).float()
 
 
-# ---- Prompts
+# ---- Prompts are text; two marks in them stand for what is no text
 
-IMAGE_MARK = "<ImageHere>"                                    # where the Q image vectors go
+IMAGE_MARK = "<ImageHere>"                                    # the Q image vectors
 IMAGE_SLOT = f"<Img>{IMAGE_MARK}</Img>"
-IMAGE_ID = -1                                                 # "an image vector" among token ids
-STOP = "###"                                                  # ends a message in Vicuna's format
+END = "\N{END OF TEXT}"                                       # the token EOS, which is "</s>"
+IMAGE_ID = -1                                                 # an image vector, among token ids
+IGNORE = -100                                                 # PyTorch's ignore_index, in targets
+STOP = "###"                                                  # ends a message of Vicuna v0
 SYSTEM = ("Give the following image: <Img>ImageContent</Img>. You will be able to see the image "
           "once I provide it to you. Please answer my questions.")
+SYSTEM_V1 = ("A chat between a curious user and an artificial intelligence assistant. The assistant"
+             " gives helpful, detailed, and polite answers to the user's questions. ")
 INSTRUCTIONS = (                                              # stage 2 draws one for every batch
     "Describe this image in detail.",
     "Take a look at this image and describe what you notice.",
     "Please provide a detailed description of the picture.",
     "Could you describe the contents of this image for me?",
 )
-PROMPTS = {                 # what stands before a question, before an answer, and at the open end
-    "vicuna_v0": ("###Human: ", "###Assistant: ", "###Assistant:"),
-    "llama2_chat": ("[INST] ", " [/INST] ", " [/INST] "),     # as MiniGPT-4 writes it
+PROMPTS = {           # at the start, before a question, before and after an answer, at its end
+    "vicuna_v0": (SYSTEM, "###Human: ", "###Assistant: ", "", STOP),
+    "vicuna_v1": (SYSTEM_V1, "USER: ", " ASSISTANT: ", END, END),       # of v1.1, v1.3 and v1.5
 }
 
 
-def instruction_prompt(instruction):
-    """The prompt of stage 2, in Vicuna's format; the description is the answer."""
-    return f"###Human: {IMAGE_SLOT} {instruction} ###Assistant: "
+def plain(text):
+    """Text that somebody typed, with nothing in it that has a meaning in a prompt."""
+    text = text.replace(END, "").replace(IMAGE_MARK, "<Image Here>")
+    return re.sub("#(?=##)", "# ", text)
 
 
 def chat_prompt(messages, style="vicuna_v0"):
     """The prompt of a conversation: question, answer, ..., question. A question that comes with an
-    image begins with IMAGE_SLOT and a space. style: a key of PROMPTS."""
-    before_question, before_answer, open_end = PROMPTS[style]
-    prompt = SYSTEM
+    image begins with IMAGE_SLOT and a space; the rest of each should be plain()."""
+    prompt, before_question, before_answer, after_answer, _ = PROMPTS[style]
     for question, answer in zip(messages[:-1:2], messages[1::2], strict=True):
-        prompt += before_question + question + before_answer + answer
-    return prompt + before_question + messages[-1] + open_end
+        prompt += before_question + question + before_answer + answer + after_answer
+    return prompt + before_question + messages[-1] + before_answer.rstrip()
+
+
+def instruction_prompt(instruction, style="vicuna_v0"):
+    """The prompt of stage 2; the description is the answer."""
+    if style == "vicuna_v0":                                  # as released: no system message
+        return f"###Human: {IMAGE_SLOT} {instruction} ###Assistant: "
+    return chat_prompt([f"{IMAGE_SLOT} {instruction}"], style)
+
+
+def token_ids(tokenizer, queries, text):
+    """A text's token ids, with `queries` times IMAGE_ID for each <ImageHere> and EOS for END. As in
+    the released code, each part between the marks is tokenised by itself."""
+    ids = []
+    for part in re.split(f"({IMAGE_MARK}|{END})", text):
+        if part == IMAGE_MARK:
+            ids += [IMAGE_ID] * queries
+        elif part == END:
+            ids.append(tokenizer.eos_id())
+        else:
+            ids += tokenizer.encode(part)
+    return ids
+
+
+def example(tokenizer, queries, prompt, text, longest):
+    """A prompt and its answer, at most `longest` tokens of it -> ids, targets: lists of T. A target
+    is the token after, where that is one of the answer's, and IGNORE elsewhere."""
+    before = [tokenizer.bos_id(), *token_ids(tokenizer, queries, prompt)]
+    answer = token_ids(tokenizer, queries, text)[:longest]
+    return before + answer[:-1], [IGNORE] * (len(before) - 1) + answer
+
+
+def pad_examples(examples):
+    """B pairs of ids and targets -> ids, targets (B, T), padded on the right, where the causal
+    mask lets no token look."""
+    ids, targets = ([torch.tensor(row) for row in rows] for rows in zip(*examples, strict=True))
+    return (pad_sequence(ids, batch_first=True),
+            pad_sequence(targets, batch_first=True, padding_value=IGNORE))
 
 
 # ---- The whole
 
-MODES = {"artgpt4": ("norms", "adapters"), "minigpt4": (),    # trained beside the projection
-         "norms": ("norms",), "adapters": ("adapters",)}
+TRAINABLE = {  # beginnings of names (paper, section 3.2); Image MHA is in blocks 0, 2, 4, ...
+    "artgpt4": r"proj\.|llama\.blocks\.(\d+\.(adapter|mlp_norm)|\d*[02468]\.attn_norm)\.",
+    "minigpt4": r"proj\.",
+}
 
 
 class ArtGPT4(nn.Module):
-    """The model and its tokenizer (a sentencepiece processor)."""
+    """The model and its tokenizer, a sentencepiece.SentencePieceProcessor."""
 
     def __init__(self, config, tokenizer):
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
-        self.vit = ViT(config.vit, config.image_size)
-        self.ln_vision = nn.LayerNorm(config.vit.width, eps=config.ln_vision_eps)
-        self.qformer = QFormer(config.qformer, config.vit.width)
-        self.proj = CastLinear(config.qformer.width, config.llama.hidden_size)
-        self.llama = Llama(config.llama, config.adapter_width)
+        self.vit = ViT(config)
+        self.ln_vision = nn.LayerNorm(config.vit_width, eps=config.ln_vision_eps)
+        self.qformer = QFormer(config)
+        self.proj = CastLinear(config.qformer_width, config.llama_width)
+        self.llama = Llama(config)
 
     # From a picture and a prompt to what llama reads
-    def image_features(self, pixels):
-        """pixels (B, 3, S, S) -> what the Q-Former says of them, (B, Q, D of the Q-Former)."""
+    def encode_image(self, pixels):
+        """pixels (N, 3, S, S) -> image_embeds (N, Q, D of LLaMA). Each part has its dtype."""
         size = self.config.image_size
         if pixels.shape[1:] != (3, size, size):
-            raise ValueError(f"pixels are {tuple(pixels.shape)}, expected (B, 3, {size}, {size})")
+            raise ValueError(f"pixels are {tuple(pixels.shape)}, expected (N, 3, {size}, {size})")
         x = self.vit(pixels.to(self.vit.pos_embed.device, self.vit.pos_embed.dtype))
-        return self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))
-
-    def encode_image(self, pixels):
-        """pixels, or image_features of them -> image_embeds (B, Q, D). Each part has its dtype."""
-        embed, sizes = self.llama.embed.weight, self.config.qformer
-        is_features = pixels.shape[1:] == (sizes.queries, sizes.width)
-        features = pixels.to(embed) if is_features else self.image_features(pixels)
-        return self.proj(features).to(embed.dtype)
+        x = self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))
+        return self.proj(x).to(self.llama.embed.weight.dtype)
 
     def prompt_ids(self, prompt):
-        """A prompt -> its token ids: BOS, and for each <ImageHere> Q times IMAGE_ID. As in the
-        released code, each text between images is tokenised by itself."""
-        ids, llama2 = [], self.config.prompt == "llama2_chat"
-        for turn in re.split(r"(?=\[INST\])", prompt) if llama2 else [prompt]:
-            ids.append(self.tokenizer.bos_id())               # Llama-2: before every question
-            for i, text in enumerate(turn.split(IMAGE_MARK)):
-                if i > 0:
-                    ids += [IMAGE_ID] * self.config.qformer.queries
-                ids += self.tokenizer.encode(text)
-        return ids
+        """The token ids of a prompt, with BOS before them and IMAGE_ID at the image vectors."""
+        return [self.tokenizer.bos_id(), *token_ids(self.tokenizer, self.config.queries, prompt)]
 
     def embed_ids(self, ids, image_embeds):
-        """ids (T,) or (B, T), image_embeds (N, Q, D) of their images in order -> (B, T, D). Where a
-        cache holds the start of a prompt, ids are its rest and take the last of the vectors."""
+        """ids (T,) or (B, T), image_embeds (N, Q, D) of their images in order -> (B, T, D). Raises
+        ValueError unless there are N images among the ids."""
         ids = torch.atleast_2d(torch.as_tensor(ids, dtype=torch.long, device=image_embeds.device))
         is_image = ids == IMAGE_ID
+        places, queries = int(is_image.sum()), self.config.queries
+        if places != len(image_embeds) * queries:
+            raise ValueError(f"the prompt has places for {places // queries} images, but there are "
+                             f"{len(image_embeds)} images")
         embeds = self.llama.embed(ids.clamp(min=0))
-        image_vectors = image_embeds.flatten(0, 1)
-        embeds[is_image] = image_vectors[len(image_vectors) - int(is_image.sum()):]
+        embeds[is_image] = image_embeds.flatten(0, 1)
         return embeds
 
     def embed_prompt(self, prompt, image_embeds):
         """A prompt with N <ImageHere> and their image_embeds (N, Q, D) -> (1, T, D)."""
-        marks, images = prompt.count(IMAGE_MARK), len(image_embeds)
-        if marks != images:
-            raise ValueError(f"the prompt has {marks} {IMAGE_MARK}, but there are {images} images")
         return self.embed_ids(self.prompt_ids(prompt), image_embeds)
 
     # Training
-    def trainable_modules(self, mode="artgpt4"):
-        """Yield the modules that are trained (paper, section 3.2). mode: a key of MODES."""
-        yield self.proj
-        for i, block in enumerate(self.llama.blocks):
-            if "norms" in MODES[mode]:
-                yield block.mlp_norm
-                if i % 2 == 0:
-                    yield block.attn_norm                     # in every other block
-            if "adapters" in MODES[mode]:
-                yield block.adapter
-
     def trainable_names(self, mode="artgpt4"):
-        """The names of all trainable parameters, in the order of the model."""
-        trainable = {id(p) for module in self.trainable_modules(mode) for p in module.parameters()}
-        return [name for name, p in self.named_parameters() if id(p) in trainable]
+        """The names of the trainable parameters, in the order of the model. mode: of TRAINABLE."""
+        return [name for name, _ in self.named_parameters() if re.match(TRAINABLE[mode], name)]
 
     def freeze(self, mode="artgpt4"):
-        """Freeze all but the trainable modules, which become float32. Returns their parameters."""
+        """Freeze all but the trainable parameters, which become float32. Returns those."""
         self.requires_grad_(False)
-        for module in self.trainable_modules(mode):
-            module.float().requires_grad_(True)
-        return [p for p in self.parameters() if p.requires_grad]
+        parameters = [self.get_parameter(name) for name in self.trainable_names(mode)]
+        for parameter in parameters:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+        return parameters
 
-    def forward(self, pixels, captions, prompt=None, end="\n", max_text_tokens=32):
-        """pixels as for encode_image, B captions -> the loss of each caption token, a vector. Not a
-        mean: a batch may be computed in parts, and only sums over all tokens give its mean. Stage 1
-        has no prompt; stage 2 has one, or a list of B, with all the <ImageHere>, and end="###"."""
-        prompts = prompt if isinstance(prompt, list) else [prompt] * len(captions)
-        rows, targets = [], []
-        for before, caption in zip(prompts, captions, strict=True):
-            before = self.prompt_ids(before or IMAGE_MARK)
-            text = self.tokenizer.encode(caption + end)[:max_text_tokens]
-            rows.append(torch.tensor(before + text[:-1]))     # nothing follows the last token
-            targets.append(torch.tensor([-100] * (len(before) - 1) + text))
-        ids = pad_sequence(rows, batch_first=True)            # on the right, where no token looks
-        targets = pad_sequence(targets, batch_first=True, padding_value=-100)
-        keep = targets != -100                                # not the prompt, nor the padding
-        first = int(keep.any(dim=0).int().argmax())           # before it no row is kept
-        embeds = self.embed_ids(ids, self.encode_image(pixels))
-        logits = self.llama.logits(self.llama.hidden(embeds, first=first)[keep[:, first:]])
-        return F.cross_entropy(logits, targets[keep].to(logits.device), reduction="none")
+    def forward(self, pixels, ids, targets):
+        """pixels (N, 3, S, S) of the images among ids (B, T); targets (B, T), of example() -> the
+        sum of the cross-entropy over all targets, a scalar. A batch may be computed in parts."""
+        keep = targets != IGNORE
+        hidden = self.llama.hidden(self.embed_ids(ids, self.encode_image(pixels)))
+        keep = keep.to(hidden.device)
+        logits = self.llama.head(hidden[keep]).float()        # (tokens, V): the answers' alone
+        return F.cross_entropy(logits, targets.to(hidden.device)[keep], reduction="sum")
 
-    def loss(self, *batch, **text):
-        """The mean over all caption tokens of the batch; the arguments are forward's."""
-        return self(*batch, **text).mean()
+    def loss(self, pixels, captions, prompt=None, end="\n", max_text_tokens=32):
+        """The mean cross-entropy over all tokens of B captions, each with an image of pixels
+        (B, 3, S, S). Stage 1 has no prompt; stage 2 has an instruction_prompt and end="###"."""
+        prompt = IMAGE_MARK if prompt is None else prompt
+        ids, targets = pad_examples([
+            example(self.tokenizer, self.config.queries, prompt, caption + end, max_text_tokens)
+            for caption in captions])
+        return self(pixels, ids, targets) / (targets != IGNORE).sum()
 
     # Answering
     @torch.inference_mode()
-    def generate_ids(self, embeds, max_new_tokens=300, temperature=1.0, top_p=0.9, generator=None,
-                     cache=None, adjust=None):
+    def generate(self, embeds, max_new_tokens=300, cache=None, adjust=None, **sampling):
         """Yield the next token of each row of embeds (B, T, D), (B,) ids, max_new_tokens times.
 
-        temperature, top_p, generator: see sample. cache: a KVCache of the text before embeds;
-        afterwards it holds embeds too, and every token but the last. adjust: a function (logits
-        (B, V), ids so far (B, n)) -> logits (B, V), for penalties."""
-        cache = KVCache() if cache is None else cache
-        chosen = torch.empty(len(embeds), 0, dtype=torch.long, device=embeds.device)
+        cache: a KVCache of the text before embeds; afterwards it holds embeds too, and every token
+        but the last. adjust: a function (logits (B, V), ids so far (B, n)) -> logits (B, V), for
+        penalties. sampling: see sample(). The caller stops where decode() says that all ended."""
+        rows, length, _ = embeds.shape
+        if cache is None:
+            cache = KVCache(self.llama, length + max_new_tokens, rows)
+        chosen = torch.empty(rows, 0, dtype=torch.long, device=embeds.device)
         for _ in range(max_new_tokens):
-            logits = self.llama.logits(self.llama.hidden(embeds, cache, first=-1)[:, 0])
+            logits = self.llama.head(self.llama.hidden(embeds, cache)[:, -1]).float()
             if adjust is not None:
                 logits = adjust(logits, chosen)
-            ids = sample(logits, temperature, top_p, generator)
+            ids = sample(logits, **sampling)
             yield ids
             chosen = torch.cat((chosen, ids[:, None]), dim=1)
             embeds = self.llama.embed(ids[:, None])
 
-    def generate(self, embeds, max_new_tokens=300, answer_ids=None, **sampling):
-        """Yield the answer to embeds (1, T, D) in pieces of text, as they come. answer_ids: a list
-        to which the answer's ids are added. sampling: see generate_ids."""
-        ids = [] if answer_ids is None else answer_ids
-        shown = 0
-        for token in self.generate_ids(embeds, max_new_tokens, **sampling):
-            ids.append(token.item())
-            text = self.decode(ids, whole=len(ids) == max_new_tokens)
-            if len(text) > shown:
-                yield text[shown:]
-                shown = len(text)
-            if self.has_ended(ids):
-                return
+    def decode(self, ids):
+        """The ids of an answer so far -> its text, and whether it has ended: with EOS, or for
+        Vicuna v0 "###", however that was tokenised. What may still become another text, half a
+        character or a part of "###", is left out until it is certain."""
+        eos, pieces = self.tokenizer.eos_id(), self.tokenizer.get_piece_size()
+        ended = eos in ids
+        ids = ids[:ids.index(eos)] if ended else ids
+        text = self.tokenizer.decode([i for i in ids if i < pieces])     # Vicuna v0 has an id more
+        if PROMPTS[self.config.prompt][-1] == STOP:
+            text, stop, _ = text.partition(STOP)
+            ended = ended or stop != ""
+            text = text if ended else text.rstrip("#")
+        return text.rstrip("\N{REPLACEMENT CHARACTER}"), ended
 
-    def decode(self, ids, whole=False):
-        """The text of an answer's first tokens, as far as it is certain: half a character and a
-        part of "###" wait for the next token, unless ids are the whole answer."""
-        eos = self.tokenizer.eos_id()
-        if eos in ids:
-            ids, whole = ids[:ids.index(eos)], True
-        pieces = [i for i in ids if i < self.tokenizer.get_piece_size()]     # Vicuna v0: an id more
-        text, stop, _ = self.tokenizer.decode(pieces).partition(STOP)
-        if not (whole or stop):
-            text = text.rstrip("#")
-        return text.rstrip("\N{REPLACEMENT CHARACTER}")
-
-    def has_ended(self, ids):
-        """Whether an answer's ids hold EOS or "###", however that was tokenised."""
-        pieces = [i for i in ids if i < self.tokenizer.get_piece_size()]
-        return self.tokenizer.eos_id() in ids or STOP in self.tokenizer.decode(pieces)
-
-    # Loading: strict, in plain errors; common/loading.py says them in one line for a command
+    # Loading
     @classmethod
-    def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=True, int8=False,
-                        vision_int8=False):
-        """The model of a weights folder, in evaluation mode. Raises ValueError for what does not
-        fit its config.json. dtype None keeps frozen weights as stored, which on a CPU maps them
-        from disk without a copy; trainable ones are always float32. adapter=False starts those as
-        training does. int8, vision_int8: quantise the matrices of the language model, of the ViT.
-        """
-        folder = Path(folder)
-        config = Config.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
-        config.llama.int8 = config.llama.int8 or int8
-        config.vit.int8 = config.vit.int8 or vision_int8
-        with torch.device("meta"):                            # names and shapes, no memory
-            model = cls(config, None)
-        model.tokenizer = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
-        if (not 0 < config.llama.rms_norm_eps < 1 <= config.llama.rope_theta < float("inf")
-                or min(model.tokenizer.bos_id(), model.tokenizer.eos_id()) < 0):
-            raise ValueError(f"{folder}: no BOS or EOS, or an eps or theta that makes no sense")
-        files = [folder / "vision.safetensors", *sorted(folder.glob("llama*.safetensors"))]
-        if adapter:
-            files.append(folder / "adapter.safetensors")      # last: its norms replace LLaMA's
-        state = {} if adapter else model.start_adapter()
-        for file in files:
-            state |= load_file(file)                          # mapped from disk
-        if config.llama.int8 or config.vit.int8:
-            from common.int8 import quantise_model            # the one file of ours that is needed
-            quantise_model(model, state)
-        check_state(state, model.state_dict(), folder)
-        trainable = set(model.trainable_names())
-        for name, tensor in state.items():
-            if name in trainable:
-                tensor = tensor.float()
-            elif dtype and tensor.is_floating_point() and not name.endswith(".scale"):    # of int8
-                tensor = tensor.to(dtype)
-            state[name] = tensor.to(device)
-        model.load_state_dict(state, assign=True)
+    def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=True, prepare=None):
+        """The model of a weights folder, in evaluation mode. Raises ValueError, naming the file,
+        for what is missing, damaged, or does not fit config.json. dtype None keeps frozen weights
+        as stored, which on a CPU maps them from disk without a copy; trainable ones are always
+        float32. adapter=False starts those as training does. prepare: a function (model on "meta",
+        its {name: tensor}) that may exchange modules, as common/int8.py does."""
+        file, state = Path(folder) / "config.json", {}
+        try:
+            config = Config(**json.loads(file.read_text("utf-8")))
+            file = file.with_name("tokenizer.model")
+            tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+            special = {tokenizer.bos_id(), tokenizer.eos_id()}
+            if tokenizer.get_piece_size() > config.vocab_size or len(special - {-1}) < 2:
+                raise ValueError(f"no BOS or EOS, or more than {config.vocab_size} pieces")
+            with torch.device("meta"):                        # names and shapes, no memory
+                model = cls(config, tokenizer)
+            for file in frozen_files(Path(folder)):
+                state |= load_file(file)                      # mapped from disk
+            file = file.with_name("adapter.safetensors")      # its norms replace LLaMA's
+            state |= model.read_adapter(file) if adapter else model.start_adapter()
+            if prepare is not None:
+                prepare(model, state)
+            trainable, parameters = set(model.trainable_names()), dict(model.named_parameters())
+            for name, tensor in state.items():
+                if name in parameters and parameters[name].is_floating_point():
+                    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+                        raise ValueError(f"{name} is stored as {tensor.dtype}")
+                    kept = dtype or tensor.dtype
+                    tensor = tensor.to(torch.float32 if name in trainable else kept)
+                state[name] = tensor.to(device)
+            model.load_state_dict(state, assign=True)         # names what is missing or foreign
+        except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError,
+                ValueError) as error:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+            raise ValueError(f"{file}: {reason}") from None
         return model.eval()
 
     def start_adapter(self):
-        """Make projection and adapters as training starts them -> their {name: tensor}."""
-        width, inner_width = self.config.llama.hidden_size, self.config.adapter_width
-        self.proj = CastLinear(self.config.qformer.width, width)
-        for block in self.llama.blocks if inner_width > 0 else ():
-            block.adapter = Adapter(width, inner_width)
+        """Projection and adapters as training starts them -> their {name: tensor}."""
+        self.proj = CastLinear(self.config.qformer_width, self.config.llama_width)
+        for block in self.llama.blocks if self.config.adapter_width > 0 else ():
+            block.adapter = Adapter(self.config.llama_width, self.config.adapter_width)
         return {name: p.data for name, p in self.named_parameters() if not p.is_meta}
 
-    def load_adapter(self, file):
-        """Take all trainable weights from an adapter.safetensors of a model of the same sizes."""
+    def read_adapter(self, file):
+        """{name: tensor} of all trainable parameters, of an adapter.safetensors."""
         state = load_file(file)
-        check_state(state, {n: self.get_parameter(n) for n in self.trainable_names()}, file)
-        self.load_state_dict(state, strict=False)
+        if state.keys() != set(self.trainable_names()):
+            raise ValueError(f"{file}: holds other names than this model's trainable parameters")
+        if not all(tensor.isfinite().all() for tensor in state.values()):
+            raise ValueError(f"{file}: holds NaN or infinity")
+        return state
+
+    def load_adapter(self, file):
+        """Exchange the trainable parameters for those of another adapter.safetensors."""
+        self.load_state_dict(self.read_adapter(file), strict=False)
 
 
-def check_state(found, expected, where):
-    """Raises ValueError, naming a tensor, unless both have the same names and shapes."""
-    for name in sorted(found.keys() | expected.keys()):
-        shape = tuple(found[name].shape) if name in found else "missing"
-        needed = tuple(expected[name].shape) if name in expected else "not part of the model"
-        if shape != needed:
-            raise ValueError(f"{where}: {name} is {shape}, but by config.json it is {needed}")
-
-
-def sample(logits, temperature, top_p, generator=None):
+def sample(logits, temperature=1.0, top_p=0.9, generator=None):
     """logits (B, V) -> ids (B,): the likeliest at temperature 0; else drawn, with `generator`, from
     the smallest set of tokens that holds a share top_p of the probability."""
     if temperature == 0:
@@ -648,3 +603,13 @@ def sample(logits, temperature, top_p, generator=None):
     outside[:, 0] = False                                     # the likeliest token always stays
     probs[outside] = 0
     return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
+
+
+def frozen_files(folder):
+    """vision.safetensors, and llama.safetensors or the shards that its index names."""
+    index, shards = folder / "llama.safetensors.index.json", ["llama.safetensors"]
+    if index.exists():
+        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in shards):
+            raise ValueError(f"{index.name} names a file that is not beside it")
+    return [folder / name for name in ("vision.safetensors", *shards)]

@@ -1,28 +1,30 @@
-"""Where the queries of a Q-Former look.
+"""Attention weights, which the model itself never keeps: recorded while it computes."""
+import contextlib
 
-The model's fused attention does not return its probabilities, so they are computed again here.
-"""
-
-
-def probabilities(attention, x, source):
-    """softmax(q k / sqrt(d)) of a QFormerAttention, mean over its heads.
-
-    x (B, Q, D), source (B, P, Dv) -> (B, Q, P); each row has the sum 1.
-    """
-    q = attention.query(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2)      # (B, H, Q, d)
-    k = attention.key(source).unflatten(-1, (attention.heads, -1)).transpose(1, 2)   # (B, H, P, d)
-    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-    return scores.softmax(dim=-1).mean(dim=1)
+import torch
+import torch.nn.functional as F
 
 
-def watched(qformer, patches):
-    """The forward pass of a QFormer, with the attention of its last cross-attention layer.
+@contextlib.contextmanager
+def recorded_attention():
+    """Within the block, collect the weights (B, H, T, S) of every attention that is computed, in
+    order: a list. Keys of grouped queries are repeated, a causal mask is applied."""
+    weights, attend = [], F.scaled_dot_product_attention
 
-    patches (B, P, Dv), after ln_vision -> (queries (B, Q, D), probabilities (B, Q, P)).
-    """
-    last = [layer.cross_attn for layer in qformer.layers if layer.cross_attn is not None][-1]
-    inputs = []
-    hook = last.register_forward_pre_hook(lambda module, given: inputs.extend(given))
-    queries = qformer(patches)
-    hook.remove()
-    return queries, probabilities(last, *inputs)
+    def record(q, k, v, mask=None, is_causal=False, enable_gqa=False):
+        if enable_gqa:
+            k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+            v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+        scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+        if is_causal:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights.append(scores.softmax(dim=-1))
+        return (weights[-1] @ v.float()).to(v.dtype)
+
+    F.scaled_dot_product_attention = record
+    try:
+        yield weights
+    finally:
+        F.scaled_dot_product_attention = attend
