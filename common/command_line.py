@@ -1,11 +1,11 @@
-"""What the commands share: errors in one line, exit codes, argparse types."""
+"""What the commands share: errors in one line, exit codes, argparse types, progress."""
 import argparse
 import os
-import signal
 import sys
+import time
 import traceback
 
-from common.start import end_at_once
+from safetensors import SafetensorError
 
 LONGEST_MESSAGE = 500                                         # characters
 
@@ -36,44 +36,87 @@ def run_command(main, parser, arguments=None):
     code is 130. A closed pipe ends quietly, with 1.
     """
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
-    args = parser.parse_args(arguments)
-    started = signal.getsignal(signal.SIGINT) is end_at_once
+    if sys.stderr is None:                                    # closed, as by 2>&-
+        sys.stderr = open(os.devnull, "w")
     try:
         if sys.stdout is None:
-            raise ValueError("standard output is closed; send it to a file or to /dev/null")
-        if started:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise SystemExit("standard output is closed; send it to a file or to /dev/null")
+        args = parser.parse_args(arguments)
         main(args)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        start = "\r\033[K" if sys.stderr.isatty() else ""     # over a line of progress
+        print(f"{start}interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         text = one_line(error)
-        if not isinstance(error, ValueError | OSError | RuntimeError):
+        if not isinstance(error, ValueError | OSError | RuntimeError | SafetensorError):
             text = f"internal error ({type(error).__name__}: {text}); --debug shows where"
         if args.debug:
             traceback.print_exc()
         print(f"{parser.prog}: {text}", file=sys.stderr)
         sys.exit(2 if isinstance(error, Misuse) else 1)
-    finally:
-        if started:
-            signal.signal(signal.SIGINT, end_at_once)
 
 
 def number(kind, low, high):
     """An argparse type: a number of a kind, int or float, from low to high."""
-    name = "whole number" if kind is int else "number"
-
     def parse(text):
         try:
             value = kind(text)
         except ValueError:
             value = None
         if value is None or not low <= value <= high:
+            name = "whole number" if kind is int else "number"
             raise argparse.ArgumentTypeError(f"{text!r} is not a {name} from {low} to {high}")
         return value
     return parse
+
+
+class Progress:
+    """Of long work: how much is done, how fast, how much time is left. On a terminal one line that
+    is rewritten; elsewhere a line every 10 seconds.
+
+    total and the `done` of show() are in `unit`. before: what an earlier run had done, when this
+    one resumes it. show() may be called as often as one likes.
+    """
+
+    def __init__(self, what, total, unit, before=0):
+        self.what, self.total, self.unit, self.before = what, total, unit, before
+        self.start, self.last = time.monotonic(), 0.0
+        self.first = None                                     # (time, done) of the first show()
+
+    def show(self, done, note=""):
+        now, terminal = time.monotonic(), sys.stderr.isatty()
+        finished = done >= self.total
+        if self.first is None:                                # what comes before it is slower
+            self.first = (now, done)
+        if now - self.last < (0.2 if terminal else 10) and not finished:
+            return
+        self.last = now
+        start, end = ("\r\033[K", "") if terminal and not finished else ("", "\n")
+        if terminal and finished:
+            start = "\r\033[K"
+        line = self.line(done, now, finished) + (f", {note}" if note else "")
+        print(start + line, end=end, file=sys.stderr, flush=True)
+
+    def say(self, text):
+        """Print a line of its own above the progress."""
+        start = "\r\033[K" if sys.stderr.isatty() else ""
+        print(start + text, file=sys.stderr, flush=True)
+
+    def line(self, done, now, finished):
+        """For example "questions 30/100 answers, 2.5 answers/s, 0:28 left". The time that is left
+        is told once it is known from 3 seconds of work."""
+        amount = f"{self.what} {done:g}/{self.total:g} {self.unit}"
+        if finished:
+            speed = (done - self.before) / max(now - self.start, 1e-9)
+            return f"{amount}, {speed:.3g} {self.unit}/s, {now - self.start:.0f} s"
+        began, first = self.first
+        if now - began < 3 or done == first:
+            return amount
+        speed = (done - first) / (now - began)
+        left = int((self.total - done) / speed)
+        return f"{amount}, {speed:.3g} {self.unit}/s, {left // 60}:{left % 60:02d} left"

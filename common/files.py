@@ -1,289 +1,245 @@
-"""Files that the commands read and write: pictures, tensors, tokenizers; whole or not at all."""
+"""Files that the commands read and write: pictures, texts, tensors; whole or not at all."""
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import secrets
 import stat
 from pathlib import Path
 
-import sentencepiece
+import numpy as np
 from PIL import Image, UnidentifiedImageError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from artgpt4 import to_rgb
+# ---- Pictures
 
-
-# Formats that are no pictures to Pillow, or not to every build of it: how a file begins, what it is
-# and what to do. The brands of HEIC and AVIF follow a length of four bytes.
+# Raster formats only: Pillow hands others to programs, PostScript to Ghostscript above all.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
+PICTURE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
+    ".ppm", ".pgm", ".pnm", ".jp2", ".heic", ".heif"))
+# What is no picture to Pillow: how a file begins, what it is and what to do
 OTHER_FORMATS = (
     (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)",
      "a HEIC picture, as phones take them; export it as JPEG (heif-convert does, and macOS sips)"),
-    (rb"....ftyp(avif|avis)",
-     "an AVIF picture, which this Pillow cannot read; a newer one can, or export it as PNG"),
+    (rb"....ftyp(avif|avis)", "an AVIF picture, which this Pillow cannot read; export it as PNG"),
     (rb"\s*(<\?xml.*?)?(<!--.*?-->|<!DOCTYPE svg.*?>|\s)*<svg\b",
-     "an SVG drawing; export it as PNG (rsvg-convert or Inkscape do)"),
-    (rb"%PDF-", "a PDF document; export the page as PNG (pdftoppm -png does)"),
+     "an SVG drawing; export it as PNG"),
+    (rb"%PDF-", "a PDF document; export the page as PNG"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript program, which is not run; export it as PNG"),
 )
-LARGE = 2 ** 25               # pixels; a JPEG of more is decoded at a half, a quarter or an eighth
-WITH_FRAMES = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")          # elsewhere they are previews, layers
-ANOTHER = "give another picture, a PNG or JPEG for example"
-SIDE = 2048                   # pixels that its shorter side keeps at least
+MOST_PIXELS = 50_000_000      # that are decoded
+SIDE = 2048                   # pixels that the shorter side of a large JPEG keeps at least
+MOST_FRAMES = 100             # that are counted
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
+         6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}    # EXIF's orientation
+ORIENTATION = 0x0112
+Image.MAX_IMAGE_PIXELS = None                                 # MOST_PIXELS is in its place
 
 
-def other_format(begin):
-    """What a file is that Pillow could not read, and what to do, by its first bytes. None if
-    OTHER_FORMATS does not have it."""
-    for pattern, what in OTHER_FORMATS:
-        if re.match(pattern, begin, re.DOTALL):
-            return what
-    return None
+def is_picture(path):
+    return Path(path).suffix.lower() in PICTURE_SUFFIXES
 
 
-@contextlib.contextmanager
-def any_size():
-    """Let Pillow open a picture of any size in the block; decoding it is still up to the caller."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+def open_image(path, stream=None, side=SIDE):
+    """The picture in a file, as an upright RGB image, on white where it is transparent; of an
+    animation or of several pages the first.
 
-
-def decoded(file):
-    """The picture in a binary stream, as open_image returns it."""
-    with any_size():
-        image = Image.open(file)
-    size = image.size
-    frames = getattr(image, "n_frames", 1) if image.format in WITH_FRAMES else 1
-    if image.width * image.height > LARGE:
-        factor = SIDE / min(size)
-        image.draft(None, [round(side * factor) for side in size])
-    limit = 2 * Image.MAX_IMAGE_PIXELS                        # where Pillow itself refuses
-    if image.width * image.height > limit:
-        raise Image.DecompressionBombError(
-            f"{size[0]} x {size[1]} pixels, and more than {limit:,} are not safe to decode; scale "
-            "it down")
-    image = to_rgb(image)
-    image.info |= {"size": size, "frames": frames}
-    return image
-
-
-def open_image(path, stream=None):
-    """The picture in a file, as an RGB image; of an animation or of several pages the first.
-
-    image.info has its "size" in the file, as a large JPEG is decoded at reduced size, and its
-    number of "frames". stream: a binary one to read instead; path is then its name. Raises
-    ValueError if Pillow cannot read it, or if it has more pixels than Pillow takes for safe.
+    image.info has its "size" in the file, since a large JPEG is decoded at reduced size, and its
+    number of "frames". stream: a binary one to read instead; path is then its name. side: what a
+    JPEG's shorter side keeps, pixels. Raises ValueError, naming the file, for what is no picture,
+    damaged, or larger than MOST_PIXELS.
     """
     try:
-        with stream or open(path, "rb") as file:
-            if not file.seekable():
-                file = io.BytesIO(file.read())
-            begin = file.read(2000)
-            file.seek(0)
-            return decoded(file)
-    except FileNotFoundError:
-        reason = "no such file"
+        if stream is None:
+            check_file(path)
+            stream = open(path, "rb")
+        with stream:
+            content = stream if stream.seekable() else io.BytesIO(stream.read())
+            begin = content.read(2000)
+            return decoded(content, side)
     except UnidentifiedImageError:
-        reason = other_format(begin) or f"not a picture that Pillow can read; {ANOTHER}"
-    except Image.DecompressionBombError as error:
-        reason = error
+        known = (what for pattern, what in OTHER_FORMATS if re.match(pattern, begin, re.DOTALL))
+        reason = next(known, "not a picture in one of the formats " + ", ".join(FORMATS))
     except Exception as error:                                # a damaged file can raise anything
-        reason = f"{getattr(error, 'strerror', None) or error}; {ANOTHER}"
+        reason = getattr(error, "strerror", None) or str(error) or repr(error)
+        if reason.startswith(f"{path}: "):
+            raise
     raise ValueError(f"{path}: {reason}")
 
 
-LONGEST_JSON = 100_000_000                                    # bytes
+def decoded(content, side):
+    """The picture in a binary stream, as open_image returns it."""
+    content.seek(0)
+    image = Image.open(content, formats=FORMATS)
+    if image.format == "PNG":                                 # decoding alone compares no checksums
+        image.verify()
+        content.seek(0)
+        image = Image.open(content, formats=FORMATS)
+    size, frames = image.size, count_frames(image)
+    factor = side / min(size)
+    if factor < 1 and (side < SIDE or math.prod(size) > SIDE * SIDE * 8):
+        image.draft(None, [round(length * factor) for length in size])
+    if math.prod(image.size) > MOST_PIXELS:
+        raise ValueError(f"{size[0]} x {size[1]} pixels, and at most {MOST_PIXELS:,} are decoded; "
+                         "scale it down")
+    image.load()
+    orientation = 1
+    with contextlib.suppress(Exception):                      # a damaged EXIF block
+        orientation = image.getexif().get(ORIENTATION)
+    image = to_rgb(image)
+    if orientation in TURNS:
+        image = image.transpose(Image.Transpose[TURNS[orientation]])
+        size = image.size if math.prod(size) == math.prod(image.size) else size
+    image.info = {"size": size, "frames": frames}
+    return image
+
+
+def count_frames(image):
+    """How many frames an animation, or pages a TIFF has; MOST_FRAMES may be more."""
+    if image.format in ("GIF", "WEBP", "PNG", "AVIF"):        # elsewhere they are previews, layers
+        return getattr(image, "n_frames", 1)
+    if image.format != "TIFF":
+        return 1
+    with contextlib.suppress(EOFError):                       # n_frames would read all of them
+        for frame in range(1, MOST_FRAMES):
+            image.seek(frame)
+    frames = image.tell() + 1
+    image.seek(0)
+    return frames
+
+
+def to_rgb(image):
+    """A PIL image of any mode as RGB. Numbers that are no bytes are scaled by the least of 1, 255,
+    4,095, 65,535 and 2^32 - 1 that holds them all."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float32)
+        top = float(values.max())
+        if not (np.isfinite(values).all() and values.min() >= 0 and top < 2.0 ** 32):
+            raise ValueError(f"a picture of mode {image.mode} with values that are no shades")
+        scales = (255, 4095, 65535, 2 ** 32 - 1)
+        scale = next(scale for scale in ((1, *scales) if image.mode == "F" else scales)
+                     if top <= scale)
+        image = Image.fromarray((values / scale * 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def pictures_below(folder):
+    """(the pictures in a folder and below it, sorted; {reason: how many files are left out}).
+    Links to folders are not followed."""
+    found, left_out = [], {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            reason = None
+            if name.startswith("."):
+                reason = "hidden"
+            elif not is_picture(name):
+                reason = f"{Path(name).suffix or 'no suffix'}, which is no picture's"
+            if reason is None:
+                found.append(Path(place, name))
+            else:
+                left_out[reason] = left_out.get(reason, 0) + 1
+    return sorted(found), left_out
+
+
+# ---- Texts
 
 
 def check_file(path):
     """Raises ValueError, naming it, unless `path` is a regular file that can be read."""
-    path = Path(path)
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
             raise ValueError(f"{path}: {kind}; expected a file")
-        path.open("rb").close()
+        open(path, "rb").close()
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def read_json(file):
-    """The dictionary in a JSON file. Raises ValueError, naming the file, if there is none."""
+def read_text(file):
+    """The text in a UTF-8 file, without a byte order mark. Raises ValueError, naming the file."""
     check_file(file)
     try:
-        if file.stat().st_size > LONGEST_JSON:
-            raise ValueError(f"longer than {LONGEST_JSON:,} bytes")
-        values = json.loads(file.read_text(encoding="utf-8"))
+        return Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: not UTF-8 text; save it in that encoding") from None
+
+
+def read_json(file):
+    """The dictionary in a JSON file. Raises ValueError, naming the file, if there is none."""
+    text = read_text(file)
+    try:
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({error})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{file}: not a JSON object")
+        raise ValueError(f"{file}: JSON, but not an object in braces")
     return values
-
-
-@contextlib.contextmanager
-def parents_of(path):
-    """Make the folders above `path`. Those that were made are removed if the block fails."""
-    missing = [folder for folder in path.parents if not folder.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for folder in missing:                                # the nearest first
-            with contextlib.suppress(OSError):
-                folder.rmdir()                                # only an empty one goes
-        raise
-
-
-def path_beside(path):
-    """A hidden path beside `path` that nothing has yet: PIDs repeat, in containers above all."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.part")
 
 
 @contextlib.contextmanager
 def written_beside(file):
     """A path beside `file` to write to: fsynced and renamed to `file` after the block, or removed.
 
-    Raises ValueError, naming the file, if the disk does not take it.
+    Raises ValueError, naming the file, if it exists and is no regular file, or if the disk does
+    not take it.
     """
     file = Path(file)
-    beside = path_beside(file)
-    with parents_of(file):
+    if os.path.lexists(file) and not (file.is_file() and not file.is_symlink()):
+        raise ValueError(f"{file}: a link, a folder or a device; expected a file to replace")
+    beside = file.with_name(f".{file.name[:200]}.{secrets.token_hex(4)}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         beside.touch(exist_ok=False)
-        try:
-            mode = beside.stat().st_mode                      # the umask's; some writers change it
-            yield beside
-            beside.chmod(mode)
-            with open(beside, "rb+") as written:
-                os.fsync(written.fileno())
-            beside.replace(file)
-        except BrokenPipeError:
+        mode = beside.stat().st_mode                          # the umask's; some writers change it
+        yield beside
+        beside.chmod(mode)
+        with open(beside, "rb+") as written:
+            os.fsync(written.fileno())
+        beside.replace(file)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, BrokenPipeError):
             raise
-        except OSError as error:
-            if error.filename or not error.strerror:
-                raise                                         # it names its own file
-            raise ValueError(f"{file}: could not be written ({error.strerror})") from None
-        except (RuntimeError, SafetensorError) as error:      # so torch and safetensors report it
-            raise ValueError(f"{file}: could not be written ({error})") from None
-        finally:
-            beside.unlink(missing_ok=True)
+        raise ValueError(f"{file}: could not be written "
+                         f"({getattr(error, 'strerror', None) or error})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
 
 
-def load_tokenizer(file, config):
-    """The sentencepiece model in `file`.
+# ---- Weights
 
-    Raises ValueError if there is none, if it lacks BOS or EOS, or if it has more pieces than the
-    embedding has rows.
-    """
-    file = Path(file)
-    if not file.exists() and file.with_name("tokenizer.json").exists():
-        raise ValueError(f"{file}: no such file; tokenizer.json is not supported, add the "
-                         "sentencepiece tokenizer.model of the same language model")
+
+def what_it_is(file):
+    """What a file is that was taken for weights or their folder's, in words, or None."""
     check_file(file)
-    content = file.read_bytes()
-    if not content:
-        raise ValueError(f"{file}: not a sentencepiece model (it is empty); download it again")
-    try:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=content)
-    except (RuntimeError, ValueError):                        # ValueError: a piece is no UTF-8
-        raise ValueError(f"{file}: not a sentencepiece model") from None
-    pieces, rows = tokenizer.get_piece_size(), config.llama.vocab_size
-    for name, piece in (("BOS", tokenizer.bos_id()), ("EOS", tokenizer.eos_id())):
-        if not 0 <= piece < pieces:
-            raise ValueError(f"{file}: has no {name}; a LLaMA tokenizer.model has <s> and </s>")
-    if pieces > rows:
-        raise ValueError(f"{file}: {pieces} pieces, but the language model has an embedding for "
-                         f"{rows}")
-    return tokenizer
-
-
-# ---- Tensors
-
-
-def shard_files(index, needed=list):
-    """{name of a tensor: its file} from an index of shards, for the converter and the loader.
-
-    A shard lies beside its index, or is a link there, as download caches have it. needed: names ->
-    those whose shards are asked for. Raises ValueError, naming the index, for anything else and
-    for a shard that is missing.
-    """
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index}: no weight_map")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or shard in ("", ".", "..") or Path(shard).name != shard:
-            raise ValueError(f"{index}: {name} is in {json.dumps(shard)}; "
-                             "expected the name of a file beside it")
-    weight_map = {name: weight_map[name] for name in needed(weight_map)}
-    for shard in sorted(set(weight_map.values())):
-        if not (index.parent / shard).exists():
-            raise ValueError(f"{index}: names {shard}, which is not there; "
-                             "the download is incomplete")
-    return {name: index.parent / shard for name, shard in weight_map.items()}
-
-
-def check_shards(names, where=None):
-    """Raises ValueError if a tensor is in two files, or not where the index says.
-
-    names: {file: the names of its tensors}. where: what shard_files returned, or None.
-    """
-    found = {}
-    for file, in_file in names.items():
-        for name in in_file:
-            if name in found:
-                raise ValueError(f"{file}: {name} is also in {found[name].name}; "
-                                 "each tensor may be in one file only")
-            found[name] = file
-    for name, file in (where or {}).items():
-        if found.get(name) != file:
-            raise ValueError(f"{file}: {name} is not in it, but the index says so")
-
-
-def weight_files(folder, adapter=True):
-    """The safetensors files of a weights folder, the adapter last."""
-    llama = sorted(folder.glob("llama*.safetensors")) or [folder / "llama.safetensors"]
-    files = [folder / "vision.safetensors", *llama]
-    if adapter:
-        files.append(folder / "adapter.safetensors")
-    return files
-
-
-def read_tensors(file):
-    """Yield (name, tensor) of a safetensors file, mapped from disk.
-
-    Raises ValueError if it is missing or damaged.
-    """
-    check_file(file)
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():
-                yield name, tensors.get_tensor(name)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
-
-
-def tensor_dtypes(file):
-    """{name: dtype, as safetensors names it} from the header of a safetensors file.
-
-    Raises ValueError if it is missing or damaged: offsets that overlap, for example.
-    """
-    check_file(file)
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+    with open(file, "rb") as opened:
+        begin = opened.read(300)
+    if not begin:
+        return "empty; download it again"
+    if begin.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself; run git lfs pull, or download it"
+    if re.match(rb"\s*<(!doctype|html)", begin, re.IGNORECASE):
+        return "a web page; download the file itself"
+    if begin.startswith(b"PK") or begin[:1] == b"\x80":
+        return "a checkpoint that torch.save wrote; convert_weights.py reads it"
+    if begin[:1] in b"{[" and b"\0" not in begin:
+        return "a JSON text"
+    return None
 
 
 def save_tensors(tensors, file):
-    """Write tensors to a safetensors file, whole or not at all."""
+    """Write {name: tensor} to a safetensors file, whole or not at all."""
     with written_beside(file) as path:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
 

@@ -1,0 +1,120 @@
+"""A model from the flags that the commands share, and its answers to many prompts at once."""
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from artgpt4 import ArtGPT4
+from common.files import check_file, what_it_is
+from common.int8 import pack, quantise_adapters, quantised
+
+TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
+WIDE = 1024         # from this width of LLaMA on, products are large enough for several threads
+
+
+def device(text):
+    """An argparse type: a device on which this machine can compute."""
+    try:
+        torch.zeros(1, device=text).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {reason}") from None
+    return text
+
+
+def model_flags(parser):
+    """Add the flags that say which model it is and how it computes."""
+    parser.add_argument("--weights", type=Path, default=TINY, metavar="FOLDER",
+                        help="as convert_weights.py makes them; default: weights/tiny")
+    parser.add_argument("--adapter", type=Path, metavar="FILE",
+                        help="an adapter.safetensors of train.py in place of the folder's")
+    parser.add_argument("--device", type=device, default="cpu", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"),
+                        help="of frozen weights; default: as stored, on a CPU float32 where it "
+                             "fits into half of the memory")
+    parser.add_argument("--int8", action="store_true", help="int8 language model: half the memory")
+    parser.add_argument("--vision-int8", action="store_true", help="int8 ViT too")
+
+
+def set_threads(width):
+    """Let torch use one thread for a small model: beside a busy process two wait for each other.
+    The environment variable OMP_NUM_THREADS wins."""
+    if width < WIDE and not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(1)
+
+
+def load(args, train=False):
+    """The model that the flags of model_flags describe; to train: with the adapter as training
+    starts it, and nothing packed. Raises ValueError, naming the file."""
+    folder, adapter = args.weights, None if train else args.adapter
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")        # large pages: read up to 1/4 faster
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
+    if size > 2:                                              # less takes a few seconds
+        print(f"loading {folder}, {size:.1f} GB", file=sys.stderr)
+    try:
+        model = ArtGPT4.from_pretrained(
+            folder, args.device, args.dtype and getattr(torch, args.dtype), not (train or adapter),
+            quantised(args.int8, args.vision_int8))
+        if adapter:
+            load_adapter(model, adapter)
+    except ValueError as error:
+        raise explained(error) from None
+    set_threads(model.config.llama_width)
+    if not args.dtype and fits_as_float32(model):
+        model.float()
+    if not train:
+        quantise_adapters(model)
+        pack(model)
+    return model
+
+
+def load_adapter(model, file):
+    """ArtGPT4.load_adapter. Raises ValueError, naming the file and what it is."""
+    check_file(file)
+    try:
+        model.load_adapter(file)
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        reason = str(error).removeprefix(f"{file}: ")
+        raise explained(ValueError(f"{file}: {reason}")) from None
+
+
+def explained(error):
+    """A ValueError of the loader, which begins with a file, with what that is if it is foreign."""
+    file = Path(str(error).partition(": ")[0])
+    what = what_it_is(file) if file.suffix == ".safetensors" and file.is_file() else None
+    if file.name == "config.json":
+        what = f"{str(error).partition(': ')[2]}; convert_weights.py makes a weights folder"
+    return ValueError(f"{file}: {what}") if what else error
+
+
+def fits_as_float32(model):
+    """Whether a CPU, which is slow in half precision, holds the model in half of its memory."""
+    if model.proj.weight.device.type != "cpu" or not hasattr(os, "sysconf"):
+        return False
+    needed = sum(p.numel() * (4 if p.is_floating_point() else 1) for p in model.parameters())
+    return needed <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+
+
+def describe(model):
+    """What a model computes in, in words: its dtype, and which parts are int8."""
+    parts = [name for name, part in (("language", model.llama), ("vision", model.vit))
+             if any(p.dtype == torch.int8 for p in part.parameters())]
+    dtype = str(model.llama.embed.weight.dtype).removeprefix("torch.")
+    return f"{dtype}, {' and '.join(parts)} in int8" if parts else dtype
+
+
+def answers(model, embeds, max_new_tokens=300, **sampling):
+    """Whole answers to B prompts of equal length, embeds (B, T, D) -> B texts. sampling: see
+    ArtGPT4.generate."""
+    rows, texts = [[] for _ in embeds], [("", False)] * len(embeds)
+    for ids in model.generate(embeds, max_new_tokens, **sampling):
+        for i, token in enumerate(ids.tolist()):
+            if not texts[i][1]:
+                rows[i].append(token)
+                texts[i] = model.decode(rows[i])
+        if all(ended for _, ended in texts):
+            break
+    return [text.strip() for text, _ in texts]
