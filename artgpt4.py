@@ -17,7 +17,7 @@ Shapes: B sequences, N images, T tokens, Q queries, P patches + 1, D width, H he
 """
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,6 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 # ---- Configuration
-
 
 @dataclass
 class Config:
@@ -62,28 +61,18 @@ class Config:
     prompt: str = "vicuna_v0"         # the conversation format of the language model, in PROMPTS
 
     def __post_init__(self):
-        for size in fields(self):
-            value, kind = getattr(self, size.name), type(size.default)
-            fits = type(value) is kind or (kind is float and type(value) is int)
-            if not fits or (kind is not str and not (0 < value < 1e9 or size.default == value)):
-                raise ValueError(f"{size.name} is {value!r}; of the 13B it is {size.default!r}")
-        for whole, part in MULTIPLES:
-            if getattr(self, whole) % getattr(self, part):
-                raise ValueError(f"{whole} is {getattr(self, whole)}, no multiple of {part}")
-        if self.prompt not in PROMPTS:
-            raise ValueError(f"prompt is {self.prompt!r}; there are {', '.join(PROMPTS)}")
-
-
-MULTIPLES = (("image_size", "patch_size"), ("vit_width", "vit_heads"),
-             ("qformer_width", "qformer_heads"), ("llama_width", "llama_heads"),
-             ("llama_heads", "llama_kv_heads"))
-
+        for name, value in vars(self).items():
+            of_13b, may_be_0 = getattr(Config, name), name in ("adapter_width", "prompt")
+            if type(value) is not type(of_13b) or not (may_be_0 or 0 < value < 1e12):
+                raise ValueError(f"{name} is {value!r}; of the 13B it is {of_13b!r}")
+        if self.prompt not in PROMPTS or self.llama_width // self.llama_heads % 2 > 0:
+            raise ValueError(f"prompt is {self.prompt!r} (known: {', '.join(PROMPTS)}), or a head "
+                             "of LLaMA has an odd width")
 
 # ---- Pixels
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's images, as EVA-ViT was trained
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-
 
 def normalise(pixels):
     """uint8 (..., S, S, 3) -> float32 (..., 3, S, S), of mean 0 and standard deviation 1."""
@@ -91,22 +80,18 @@ def normalise(pixels):
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
     return (pixels - mean[:, None, None]) / std[:, None, None]
 
-
 def preprocess(image, size):
     """A PIL image -> float32 (3, size, size), resized whatever its aspect ratio, normalised."""
     image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
     return normalise(torch.from_numpy(np.array(image)))
-
 
 # ---- EVA-ViT: an image as P vectors, one for each 14 x 14 patch and one for the class token
 
 def split_heads(x, heads):                                    # (B, T, H * d) -> (B, H, T, d)
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
-
 def join_heads(x):                                            # (B, H, T, d) -> (B, T, H * d)
     return x.transpose(1, 2).flatten(2)
-
 
 class Attention(nn.Module):
     """Attention of x to `source`, without a mask: x itself, or what the Q-Former looks at."""
@@ -125,7 +110,6 @@ class Attention(nn.Module):
         v = split_heads(self.value(source), self.heads)
         return self.out(join_heads(F.scaled_dot_product_attention(q, k, v)))
 
-
 class ViTBlock(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -140,7 +124,6 @@ class ViTBlock(nn.Module):
         normed = self.norm1(x)
         x = x + self.attn(normed, normed)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-
 
 class ViT(nn.Module):
     """pixels (N, 3, S, S) -> (N, P, D), P = (S / patch_size)^2 + 1, before any final norm."""
@@ -158,7 +141,6 @@ class ViT(nn.Module):
         patches = self.patch_embed(pixels).flatten(2).transpose(1, 2)        # (N, P - 1, D)
         class_token = self.cls_token.expand(len(pixels), -1, -1)
         return self.blocks(torch.cat((class_token, patches), dim=1) + self.pos_embed)  # (N, P, D)
-
 
 # ---- Q-Former: P image vectors read into Q. Norms stand after the residuals, as in BERT
 
@@ -182,7 +164,6 @@ class QFormerLayer(nn.Module):
             x = self.cross_norm(x + self.cross_attn(x, image))
         return self.norm(x + self.fc2(F.gelu(self.fc1(x))))
 
-
 class QFormer(nn.Module):
     """Image vectors (N, P, D of the ViT), after ln_vision -> (N, Q, D): what Q queries found."""
 
@@ -198,7 +179,6 @@ class QFormer(nn.Module):
             x = layer(x, image)
         return x
 
-
 # ---- LLaMA, with the paper's image adapter in every block
 
 class CastLinear(nn.Linear):
@@ -207,13 +187,11 @@ class CastLinear(nn.Linear):
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
-
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight, computed in float32."""
 
     def forward(self, x):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
-
 
 class KVCache:
     """Keys and values of the tokens so far, in every layer, so that a new token costs one token.
@@ -234,13 +212,11 @@ class KVCache:
         self.values[layer, :, :, self.length:end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
-
 def rotate(x, cos, sin):
     """Rotary position embedding of queries or keys (B, H, T, d): elements i and i + d/2 are a
     point, turned by an angle that grows with the token's position. cos, sin (T, d/2), float32."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
-
 
 class LlamaAttention(nn.Module):
     """Causal attention. With fewer kv_heads than heads, a group of query heads shares one."""
@@ -267,7 +243,6 @@ class LlamaAttention(nn.Module):
                                            enable_gqa=self.kv_heads != self.heads)
         return self.out(join_heads(x))
 
-
 class LlamaMLP(nn.Module):                                    # SwiGLU
     def __init__(self, config):
         super().__init__()
@@ -277,7 +252,6 @@ class LlamaMLP(nn.Module):                                    # SwiGLU
     def forward(self, x):
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
-
 
 class Adapter(nn.Module):
     """The image adapter (paper, equation 1): up(gelu(down(x))) + x, the identity at first."""
@@ -291,7 +265,6 @@ class Adapter(nn.Module):
 
     def forward(self, x):
         return self.up(F.gelu(self.down(x))) + x
-
 
 class LlamaBlock(nn.Module):                                  # paper, figure 2
     def __init__(self, config, layer):
@@ -307,7 +280,6 @@ class LlamaBlock(nn.Module):                                  # paper, figure 2
         x = x + self.attn(self.attn_norm(x), cos, sin, cache)
         x = self.adapter(x)
         return x + self.mlp(self.mlp_norm(x))
-
 
 class Llama(nn.Module):
     """embeds (B, T, D), after the tokens of a KVCache -> logits (B, T, V), float32."""
@@ -338,7 +310,6 @@ class Llama(nn.Module):
     def forward(self, embeds, cache=None):
         return self.head(self.hidden(embeds, cache)).float()
 
-
 # ---- Prompts are text; two marks in them stand for what is no text
 
 IMAGE_MARK = "<ImageHere>"                                    # the Q image vectors
@@ -362,12 +333,10 @@ PROMPTS = {           # at the start, before a question, before and after an ans
     "vicuna_v1": (SYSTEM_V1, "USER: ", " ASSISTANT: ", END, END),       # of v1.1, v1.3 and v1.5
 }
 
-
 def plain(text):
     """Text that somebody typed, with nothing in it that has a meaning in a prompt."""
     text = text.replace(END, "").replace(IMAGE_MARK, "<Image Here>")
     return re.sub("#(?=##)", "# ", text)
-
 
 def chat_prompt(messages, style="vicuna_v0"):
     """The prompt of a conversation: question, answer, ..., question. A question that comes with an
@@ -377,13 +346,11 @@ def chat_prompt(messages, style="vicuna_v0"):
         prompt += before_question + question + before_answer + answer + after_answer
     return prompt + before_question + messages[-1] + before_answer.rstrip()
 
-
 def instruction_prompt(instruction, style="vicuna_v0"):
     """The prompt of stage 2; the description is the answer."""
     if style == "vicuna_v0":                                  # as released: no system message
         return f"###Human: {IMAGE_SLOT} {instruction} ###Assistant: "
     return chat_prompt([f"{IMAGE_SLOT} {instruction}"], style)
-
 
 def token_ids(tokenizer, queries, text):
     """A text's token ids, with `queries` times IMAGE_ID for each <ImageHere> and EOS for END. As in
@@ -398,14 +365,12 @@ def token_ids(tokenizer, queries, text):
             ids += tokenizer.encode(part)
     return ids
 
-
 def example(tokenizer, queries, prompt, text, longest):
     """A prompt and its answer, at most `longest` tokens of it -> ids, targets: lists of T. A target
     is the token after, where that is one of the answer's, and IGNORE elsewhere."""
     before = [tokenizer.bos_id(), *token_ids(tokenizer, queries, prompt)]
     answer = token_ids(tokenizer, queries, text)[:longest]
     return before + answer[:-1], [IGNORE] * (len(before) - 1) + answer
-
 
 def pad_examples(examples):
     """B pairs of ids and targets -> ids, targets (B, T), padded on the right, where the causal
@@ -414,14 +379,12 @@ def pad_examples(examples):
     return (pad_sequence(ids, batch_first=True),
             pad_sequence(targets, batch_first=True, padding_value=IGNORE))
 
-
 # ---- The whole
 
 TRAINABLE = {  # beginnings of names (paper, section 3.2); Image MHA is in blocks 0, 2, 4, ...
     "artgpt4": r"proj\.|llama\.blocks\.(\d+\.(adapter|mlp_norm)|\d*[02468]\.attn_norm)\.",
     "minigpt4": r"proj\.",
 }
-
 
 class ArtGPT4(nn.Module):
     """The model and its tokenizer, a sentencepiece.SentencePieceProcessor."""
@@ -520,9 +483,8 @@ class ArtGPT4(nn.Module):
             embeds = self.llama.embed(ids[:, None])
 
     def decode(self, ids):
-        """The ids of an answer so far -> its text, and whether it has ended: with EOS, or for
-        Vicuna v0 "###", however that was tokenised. What may still become another text, half a
-        character or a part of "###", is left out until it is certain."""
+        """The ids of an answer so far -> its text, as far as it is certain, and whether it has
+        ended: with EOS, or for Vicuna v0 with "###", however that was tokenised."""
         eos, pieces = self.tokenizer.eos_id(), self.tokenizer.get_piece_size()
         ended = eos in ids
         ids = ids[:ids.index(eos)] if ended else ids
@@ -531,7 +493,7 @@ class ArtGPT4(nn.Module):
             text, stop, _ = text.partition(STOP)
             ended = ended or stop != ""
             text = text if ended else text.rstrip("#")
-        return text.rstrip("\N{REPLACEMENT CHARACTER}"), ended
+        return text.rstrip("\N{REPLACEMENT CHARACTER}"), ended         # half a character waits
 
     # Loading
     @classmethod
@@ -546,9 +508,9 @@ class ArtGPT4(nn.Module):
             config = Config(**json.loads(file.read_text("utf-8")))
             file = file.with_name("tokenizer.model")
             tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
-            special = {tokenizer.bos_id(), tokenizer.eos_id()}
-            if tokenizer.get_piece_size() > config.vocab_size or len(special - {-1}) < 2:
-                raise ValueError(f"no BOS or EOS, or more than {config.vocab_size} pieces")
+            if (min(tokenizer.bos_id(), tokenizer.eos_id()) < 0
+                    or tokenizer.get_piece_size() > config.vocab_size):
+                raise ValueError("no BOS, no EOS, or more pieces than vocab_size of config.json")
             with torch.device("meta"):                        # names and shapes, no memory
                 model = cls(config, tokenizer)
             for file in frozen_files(Path(folder)):
@@ -557,13 +519,12 @@ class ArtGPT4(nn.Module):
             state |= model.read_adapter(file) if adapter else model.start_adapter()
             if prepare is not None:
                 prepare(model, state)
-            trainable, parameters = set(model.trainable_names()), dict(model.named_parameters())
+            trainable, parameters = model.trainable_names(), dict(model.named_parameters())
             for name, tensor in state.items():
-                if name in parameters and parameters[name].is_floating_point():
-                    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-                        raise ValueError(f"{name} is stored as {tensor.dtype}")
-                    kept = dtype or tensor.dtype
-                    tensor = tensor.to(torch.float32 if name in trainable else kept)
+                if name in trainable:
+                    tensor = tensor.float()
+                elif dtype and name in parameters and tensor.is_floating_point():
+                    tensor = tensor.to(dtype)
                 state[name] = tensor.to(device)
             model.load_state_dict(state, assign=True)         # names what is missing or foreign
         except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError,
@@ -580,18 +541,16 @@ class ArtGPT4(nn.Module):
         return {name: p.data for name, p in self.named_parameters() if not p.is_meta}
 
     def read_adapter(self, file):
-        """{name: tensor} of all trainable parameters, of an adapter.safetensors."""
+        """{name: tensor} of an adapter.safetensors: all trainable parameters and nothing else."""
         state = load_file(file)
-        if state.keys() != set(self.trainable_names()):
-            raise ValueError(f"{file}: holds other names than this model's trainable parameters")
-        if not all(tensor.isfinite().all() for tensor in state.values()):
-            raise ValueError(f"{file}: holds NaN or infinity")
+        finite = all(tensor.isfinite().all() for tensor in state.values())
+        if state.keys() != set(self.trainable_names()) or not finite:
+            raise ValueError(f"{file}: not all trainable parameters of this model, alone and finite")
         return state
 
     def load_adapter(self, file):
         """Exchange the trainable parameters for those of another adapter.safetensors."""
         self.load_state_dict(self.read_adapter(file), strict=False)
-
 
 def sample(logits, temperature=1.0, top_p=0.9, generator=None):
     """logits (B, V) -> ids (B,): the likeliest at temperature 0; else drawn, with `generator`, from
@@ -604,12 +563,9 @@ def sample(logits, temperature=1.0, top_p=0.9, generator=None):
     probs[outside] = 0
     return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
 
-
 def frozen_files(folder):
     """vision.safetensors, and llama.safetensors or the shards that its index names."""
-    index, shards = folder / "llama.safetensors.index.json", ["llama.safetensors"]
+    index, shards = folder / "llama.safetensors.index.json", {"llama.safetensors"}
     if index.exists():
-        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        if any(Path(name).name != name for name in shards):
-            raise ValueError(f"{index.name} names a file that is not beside it")
-    return [folder / name for name in ("vision.safetensors", *shards)]
+        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    return [folder / Path(name).name for name in ("vision.safetensors", *sorted(shards))]
