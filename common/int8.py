@@ -11,11 +11,6 @@ row no resolution. So a row of x becomes two digits, as in 37 = 3 * 10 + 7:
 
 Both digits are rows of one product, which gives the two halves of y. With one token that is two
 rows, and they cost what one costs: the time goes into reading the matrix.
-
-On a CPU the matrix is packed once in the order in which oneDNN reads it (what torch.compile uses
-for int8 models). A CPU without VNNI instructions adds pairs of products in 16 bits, which
-overflow; exact() finds that out, and floats compute there instead. Elsewhere torch._int_mm
-computes; on CUDA its tests passed on an H200.
 """
 from functools import cache
 
@@ -37,8 +32,6 @@ def quantise(rows):
 def two_digits(x):
     """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and the units (T, 1).
 
-    x = unit * (256 * high + low).
-
     The number 256 * high + low + 32896 has low + 128 in its first byte, high + 128 in its second;
     so has the float that is 2^23 larger, since at 2^23 the last bit of a float counts ones.
     """
@@ -49,15 +42,9 @@ def two_digits(x):
     return places.flatten(0, 1), unit
 
 
-def from_digits(products, unit):
-    """The products (2 T, out) of digits with a matrix, and the units (T, 1) -> y (T, out), in the
-    memory of the products."""
-    low, high = products.chunk(2)
-    return low.add_(high, alpha=256).mul_(unit)
-
-
-def pack(weight, scale):
-    """What packed_product needs of a matrix int8 (out, in) and its scale (out,), on a CPU."""
+def packed_matrix(weight, scale):
+    """What packed_product needs of a matrix int8 (out, in) and its scale (out,), on a CPU: the
+    order in which oneDNN reads it (what torch.compile uses for int8 models)."""
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     return packed, scale.float(), torch.zeros(len(weight), dtype=torch.int64)
 
@@ -71,39 +58,40 @@ def packed_product(digits, packed, scale, zeros):
 def plain_product(digits, weight, scale):
     """The same with the matrix as it is stored, int8 (out, in), on any device."""
     digits = digits.bitwise_xor(ZERO).view(torch.int8)        # without the 128
-    scale = scale.float()
+    n, out = len(digits), len(weight)
     if digits.is_cuda:                        # there all sizes are multiples of 8, and N above 16
-        n, out, inner = len(digits), len(weight), -digits.shape[1] % 8
+        inner = -digits.shape[1] % 8
         digits = F.pad(digits, (0, inner, 0, max(24 - n, -n % 8)))
         if inner or out % 8:
             weight = F.pad(weight, (0, inner, 0, -out % 8))
-        return torch._int_mm(digits, weight.t())[:n, :out].float().mul_(scale)
-    if not exact():
+    elif not exact():
         return (digits.float() @ weight.float().t()).mul_(scale)
-    return torch._int_mm(digits, weight.t()).float().mul_(scale)
+    return torch._int_mm(digits, weight.t())[:n, :out].float().mul_(scale)
 
 
 @cache
 def exact():
-    """Whether this CPU's integer product of the largest digits is exact, and can be packed."""
+    """Whether this CPU's integer product of the largest digits is exact, and can be packed. Without
+    VNNI instructions pairs of products are added in 16 bits, which overflow."""
     digits = torch.full((2, 256), 255, dtype=torch.uint8)
     weight = torch.full((32, 256), 127, dtype=torch.int8)
     try:
-        found = packed_product(digits, *pack(weight, torch.ones(32)))
+        found = packed_product(digits, *packed_matrix(weight, torch.ones(32)))
     except (AttributeError, RuntimeError):                    # a torch without oneDNN
         return False
     return bool((found == 127 * 127 * 256).all())
 
 
 class Int8Matmul(torch.autograd.Function):
-    """The product with a gradient to its input; the weight is frozen. No copy is kept."""
+    """x (T, in) times the matrix of an Int8Linear, with a gradient to x; the matrix is frozen."""
 
     @staticmethod
-    def forward(ctx, x, weight, scale):
+    def forward(ctx, x, weight, scale, product):
         ctx.save_for_backward(weight, scale)
         digits, unit = two_digits(x)
-        y = from_digits(plain_product(digits, weight, scale), unit)
-        return y.to(x.dtype, copy=True)                       # alone: the products are not kept
+        low, high = product(digits).chunk(2)                  # (T, out) each
+        y = low.add_(high, alpha=256).mul_(unit)
+        return y.to(x.dtype, copy=ctx.needs_input_grad[0])    # a copy keeps no memory of `high`
 
     @staticmethod
     def backward(ctx, grad):
@@ -111,118 +99,106 @@ class Int8Matmul(torch.autograd.Function):
         scaled, grad_x = grad.float() * scale, 0
         for columns, rows in zip(scaled.split(ROWS, dim=1), weight.split(ROWS), strict=True):
             grad_x = grad_x + columns @ rows.float()          # never the whole matrix as floats
-        return grad_x.to(grad.dtype), None, None
+        return grad_x.to(grad.dtype), None, None, None
 
 
 class Int8Linear(nn.Module):
-    """A frozen Linear: weight int8 (out, in), scale float32 (out,), a bias of floats if any.
-
-    On a CPU pack() packs the weight; so does a use without gradients, once `unpacked_uses` of them
-    are over. It then exists in that form alone; state_dict() and whatever moves the layer bring it
-    back.
-    """
+    """A frozen Linear: weight int8 (out, in), scale float32 (out,), a bias of floats if any."""
 
     def __init__(self, inputs, outputs, bias=True):
         super().__init__()
-        self.in_features, self.out_features = inputs, outputs
+        self.in_features, self.out_features, self.packed = inputs, outputs, None
         weight = torch.zeros(outputs, inputs, dtype=torch.int8)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("scale", torch.ones(outputs))
         self.bias = nn.Parameter(torch.zeros(outputs), requires_grad=False) if bias else None
-        self.packed, self.unpacked_uses = None, 0
 
     def forward(self, x):                                     # (..., in) -> (..., out)
-        rows = x.flatten(0, -2)
-        if torch.is_grad_enabled() and rows.requires_grad:
-            self.unpack()
-            y = Int8Matmul.apply(rows, self.weight, self.scale)
-        else:
-            digits, unit = two_digits(rows)
-            y = from_digits(self.product(digits), unit).to(x.dtype)
+        y = Int8Matmul.apply(x.flatten(0, -2), self.weight, self.scale, self.product)
         y = y.view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
 
     def product(self, digits):
         """Digits uint8 (N, in) times the matrix -> floats (N, out)."""
-        if self.unpacked_uses > 0:
-            self.unpacked_uses -= 1
-        else:
-            self.pack()
         if self.packed is None:
             return plain_product(digits, self.weight, self.scale)
         return packed_product(digits, *self.packed)
 
-    def can_pack(self):
-        return self.packed is None and self.weight.device.type == "cpu" and exact()
-
     def pack(self):
-        """Keep the weight in oneDNN's order alone, where that is possible."""
-        weight = self.weight.data                             # before another thread may empty it
-        if self.can_pack():
-            self.packed = pack(weight, self.scale)
-            self.weight.data = weight.new_empty(0)
-
-    def unpack(self):
-        """Keep the weight as it is stored alone."""
-        if self.packed is not None:
-            self.weight.data = self.packed[0].to_dense().t().contiguous()
-            self.packed = None
-
-    def _apply(self, function, recurse=True):                 # .to(), .cuda(), .float(), ...
-        self.unpack()
-        return super()._apply(function, recurse)
-
-    def _save_to_state_dict(self, *arguments):
-        self.unpack()
-        super()._save_to_state_dict(*arguments)
-
-    def _load_from_state_dict(self, *arguments):
-        self.unpack()
-        super()._load_from_state_dict(*arguments)
+        """Keep the weight in oneDNN's order alone, where that is possible: for answering only."""
+        if self.packed is None and self.weight.device.type == "cpu" and exact():
+            self.packed = packed_matrix(self.weight.data, self.scale)
+            self.weight.data = self.weight.new_empty(0)
 
 
-def quantise_adapters(model):
-    """Put Int8Linear in place of the adapters' matrices too, of a model that trains no more.
-
-    They are stored as float32 for the optimizer, and would be half of what a token reads.
-    """
-    for block in model.llama.blocks:
-        for name, linear in list(block.adapter.named_children()):
-            weight, scale = quantise(linear.weight.data)
-            int8 = Int8Linear(linear.in_features, linear.out_features)
-            int8.weight.data, int8.scale, int8.bias.data = weight, scale[:, 0], linear.bias.data
-            setattr(block.adapter, name, int8)
+# ---- Models: what is int8 shows in their modules alone
 
 
-def replace_linears(model):
-    """Put Int8Linear in place of every Linear of the parts that config says are int8.
-
-    model: an ArtGPT4 on "meta". The adapters and the projection stay: they are trainable, and of
-    another class. Returns the names of the replaced modules.
-    """
-    parts = {"llama": model.config.llama.int8, "vit": model.config.vit.int8}
-    linears = [(name, module) for name, module in model.named_modules()
-               if type(module) is nn.Linear and parts.get(name.partition(".")[0])]
-    for name, linear in linears:
-        parent, _, child = name.rpartition(".")
-        with torch.device("meta"):
-            int8 = Int8Linear(linear.in_features, linear.out_features, linear.bias is not None)
-        setattr(model.get_submodule(parent), child, int8)
-    return [name for name, _ in linears]
+def is_int8(module):
+    """Whether a model, or a part of one, has int8 matrices."""
+    return any(isinstance(layer, Int8Linear) for layer in module.modules())
 
 
-def quantise_model(model, state):
-    """replace_linears, and in state, {name: tensor}, int8 weights and scales for float ones.
+def quantised(llama=True, vit=False):
+    """A function `prepare` for ArtGPT4.from_pretrained: the matrices of the parts that are asked
+    for become int8, and what is stored as int8 stays so.
 
     What stands in a file beside such matrices is copied: the mapped file then takes no memory once
     they are packed.
     """
-    names = {f"{name}.weight" for name in replace_linears(model)}
-    llama, vit = model.config.llama.int8, model.config.vit.int8
-    for name, tensor in list(state.items()):
-        if name in names and tensor.is_floating_point() and tensor.ndim == 2:
-            state[name], scale = quantise(tensor)
-            state[name.removesuffix("weight") + "scale"] = scale[:, 0]
-        elif name not in names and ".adapter." not in name:
-            copied = llama if name.startswith("llama.") else vit
-            state[name] = tensor.clone() if copied else tensor
+    asked = {"llama": llama, "vit": vit}
+
+    def prepare(model, state):
+        linears = {name: linear for name, linear in model.named_modules()
+                   if type(linear) is nn.Linear               # adapters are of another class
+                   and (asked.get(name.partition(".")[0]) or f"{name}.scale" in state)}
+        for name, linear in linears.items():
+            with torch.device("meta"):
+                int8 = Int8Linear(linear.in_features, linear.out_features, linear.bias is not None)
+            model.set_submodule(name, int8)
+            if f"{name}.weight" in state:
+                matrix, scale = int8_matrix(name, state, linear.weight.shape)
+                state |= {f"{name}.weight": matrix, f"{name}.scale": scale}
+        weights = {f"{name}.weight" for name in linears}
+        in_llama = {name.startswith("llama.") for name in linears}
+        for name, tensor in state.items():
+            beside = name not in weights and name.startswith("llama.") in in_llama
+            if beside and ".adapter." not in name:
+                state[name] = tensor.clone()
+    return prepare
+
+
+def int8_matrix(name, state, shape):
+    """The weight int8 (out, in) and scale float32 (out,) of a layer, from a state that holds them
+    or a float matrix. Raises ValueError for anything else."""
+    weight, scale = state[f"{name}.weight"], state.get(f"{name}.scale")
+    if scale is None and weight.is_floating_point() and weight.shape == shape:
+        weight, scale = quantise(weight)
+        scale = scale[:, 0]
+    if (weight.dtype != torch.int8 or scale is None or scale.dtype != torch.float32
+            or not scale.isfinite().all()):
+        raise ValueError(f"{name}.weight is {weight.dtype} {tuple(weight.shape)}; expected finite "
+                         f"floats {tuple(shape)}, or int8 with a float32 scale a row")
+    return weight, scale
+
+
+def quantise_adapters(model):
+    """Put Int8Linear in place of the adapters' matrices too, of an int8 language model that only
+    answers. They are float32 for the optimizer, and would be half of what a token reads."""
+    for block in model.llama.blocks if is_int8(model.llama) else ():
+        for name, linear in list(block.adapter.named_children()):
+            int8 = Int8Linear(linear.in_features, linear.out_features)
+            int8.weight.data, scale = quantise(linear.weight.data)
+            int8.scale, int8.bias.data = scale[:, 0], linear.bias.data
+            setattr(block.adapter, name, int8)
+
+
+def pack(model, progress=None):
+    """Pack every int8 matrix of a model that only answers, after all else was done to it.
+    progress: a class like command_line.Progress."""
+    layers = [layer for layer in model.modules() if isinstance(layer, Int8Linear)]
+    shown = progress and progress("packing int8 weights", len(layers), "matrices")
+    for done, layer in enumerate(layers, start=1):
+        layer.pack()
+        if shown:
+            shown.show(done)
