@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from artgpt4 import IMAGE_ID, IMAGE_SLOT, Adapter, ArtGPT4, KVCache, chat_prompt, preprocess
+from artgpt4 import (
+    IMAGE_ID, IMAGE_SLOT, Adapter, ArtGPT4, KVCache, chat_prompt, example, pad_examples, preprocess,
+)
 
 ROOT = Path(__file__).parent.parent
 PROMPT = chat_prompt([f"{IMAGE_SLOT} What is this?"])
@@ -35,16 +37,16 @@ def test_a_picture_becomes_patches_then_queries_then_vectors_as_wide_as_words(ti
     patches = tiny.ln_vision(tiny.vit(pixels))
     queries = tiny.qformer(patches)
     image_embeds = tiny.proj(queries)
-    grid = config.image_size // config.vit.patch_size
+    grid = config.image_size // config.patch_size
     assert pixels.shape == (1, 3, config.image_size, config.image_size)
-    assert patches.shape == (1, grid * grid + 1, config.vit.width)      # and the class token
-    assert queries.shape == (1, config.qformer.queries, config.qformer.width)
-    assert image_embeds.shape == (1, config.qformer.queries, config.llama.hidden_size)
+    assert patches.shape == (1, grid * grid + 1, config.vit_width)      # and the class token
+    assert queries.shape == (1, config.queries, config.qformer_width)
+    assert image_embeds.shape == (1, config.queries, config.llama_width)
 
 
 def test_a_prompt_has_a_place_for_every_image_vector(tiny):
     ids = tiny.prompt_ids(PROMPT)
-    assert ids.count(IMAGE_ID) == tiny.config.qformer.queries
+    assert ids.count(IMAGE_ID) == tiny.config.queries
     assert ids[0] == tiny.tokenizer.bos_id()
 
 
@@ -67,7 +69,7 @@ def test_a_token_sees_only_those_before_it(tiny, embeds):
 
 @torch.no_grad()
 def test_a_cached_decode_gives_the_logits_of_a_full_pass(tiny, embeds):
-    cache = KVCache()
+    cache = KVCache(tiny.llama)
     tiny.llama(embeds[:, :-1], cache)                         # prefill
     last = tiny.llama(embeds[:, -1:], cache)                  # decode
     assert torch.allclose(last, tiny.llama(embeds)[:, -1:], atol=1e-4)
@@ -115,15 +117,22 @@ def test_the_loss_is_the_cross_entropy_of_the_caption_alone(tiny, pixels):
 @torch.no_grad()
 def test_padding_does_not_change_the_loss(tiny, pixels):
     long = "a calm sea with a boat and a lighthouse in the evening light"
-    both = tiny(pixels.expand(2, -1, -1, -1), ["a calm sea", long])
-    each = torch.cat((tiny(pixels, ["a calm sea"]), tiny(pixels, [long])))
-    assert torch.allclose(both, each, atol=1e-4)
+    examples = [example(tiny.tokenizer, tiny.config.queries, "<ImageHere>", text, 32)
+                for text in ("a calm sea", long)]
+    both = tiny(pixels.expand(2, -1, -1, -1), *pad_examples(examples))
+    each = [tiny(pixels, *pad_examples([row])) for row in examples]
+    assert torch.allclose(both, sum(each), rtol=1e-4)
 
 
-def test_an_answer_comes_in_pieces_and_ends_before_the_stop_mark(tiny, embeds):
-    pieces = list(tiny.generate(embeds, max_new_tokens=80, temperature=0))
-    assert len(pieces) > 5
-    assert "###" not in "".join(pieces)
+def test_an_answer_comes_token_by_token_and_ends_at_the_stop_mark(tiny, embeds):
+    ids, ended = [], False
+    for token in tiny.generate(embeds, max_new_tokens=80, temperature=0):
+        ids.append(token.item())
+        text, ended = tiny.decode(ids)
+        if ended:
+            break
+    assert ended and len(ids) > 5
+    assert "###" not in text and "###" in tiny.tokenizer.decode(ids)
 
 
 def test_what_a_user_types_never_becomes_a_special_token(tiny):
