@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 # ---- Pictures
 
 # Raster formats only: Pillow hands others to programs, PostScript to Ghostscript above all.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
 PICTURE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
     ".ppm", ".pgm", ".pnm", ".jp2", ".heic", ".heif"))
@@ -38,6 +39,7 @@ TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSP
          6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}    # EXIF's orientation
 ORIENTATION = 0x0112
 Image.MAX_IMAGE_PIXELS = None                                 # MOST_PIXELS is in its place
+warnings.filterwarnings("ignore", module="PIL")               # on metadata that nobody needs
 
 
 def is_picture(path):
@@ -123,7 +125,7 @@ def to_rgb(image):
         scales = (255, 4095, 65535, 2 ** 32 - 1)
         scale = next(scale for scale in ((1, *scales) if image.mode == "F" else scales)
                      if top <= scale)
-        image = Image.fromarray((values / scale * 255).astype(np.uint8))
+        image = Image.fromarray((values / scale * 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -51,7 +51,10 @@ def load(args, train=False):
     starts it, and nothing packed. Raises ValueError, naming the file."""
     folder, adapter = args.weights, None if train else args.adapter
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")        # large pages: read up to 1/4 faster
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
+    files = [file for file in folder.glob("*") if not file.is_dir()]
+    for file in files:                                        # a pipe would be waited for
+        check_file(file)
+    size = sum(file.stat().st_size for file in files if file.suffix == ".safetensors") / 1e9
     if size > 2:                                              # less takes a few seconds
         print(f"loading {folder}, {size:.1f} GB", file=sys.stderr)
     try:

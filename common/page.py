@@ -15,7 +15,7 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #15181b; --ink: #e4e8eb; --faint: #98a2ab;
  --line: #343b42; --card: #1e2327; --accent: #6aa9e6; --second: #ee9a57; } }
 body { margin: 2rem auto; max-width: 70rem; padding: 0 1.2rem; background: var(--paper);
- color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+ color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.6rem; }
 h2 { font-size: 1.25rem; margin-top: 2.4rem; }
 .scroll { overflow-x: auto; }
@@ -63,10 +63,10 @@ def html_table(header, rows):
 
 
 def markdown_table(header, rows):
-    """A table of texts in Markdown; nothing in a cell is markup."""
+    """A table of texts in Markdown; nothing in a cell is HTML or a bar."""
     def line(cells):
-        cells = (" ".join(str(cell).split()) for cell in cells)
-        return f"| {' | '.join(escape(c, quote=False).replace('|', chr(92) + '|') for c in cells)} |"
+        texts = (escape(" ".join(str(cell).split()), quote=False) for cell in cells)
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
 

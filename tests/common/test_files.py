@@ -1,11 +1,179 @@
-"""common/files.py: files are whole or not there."""
+"""common/files.py: pictures are read right or refused, files are whole or not there."""
+import io
+import os
 import resource
+import struct
+import zlib
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from common.files import written_beside
+from common import files
+from common.files import (
+    check_file, open_image, pictures_below, read_json, read_text, what_it_is, written_beside,
+)
+
+
+def drawn():
+    """A picture of four colours, which every format can hold without loss."""
+    colours = np.array([[200, 30, 30], [20, 120, 40], [250, 240, 200], [0, 0, 90]], dtype=np.uint8)
+    return Image.fromarray(colours[np.add.outer(np.arange(30) // 7, np.arange(40) // 11) % 4])
+
+
+def colour_of(path):
+    """The colour of a one-coloured picture as open_image reads it."""
+    image = open_image(path)
+    (_, colour), = image.getcolors()
+    return colour
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("begin", [
+    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"<svg>", b"%PDF-1.7\n", b"junk", b"",
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n", b"\xc5\xd0\xd3\xc6    "])
+def test_what_is_no_raster_picture_is_refused_by_name(tmp_path, begin):
+    (tmp_path / "a.jpg").write_bytes(begin)
+    with pytest.raises(ValueError, match="a.jpg: "):
+        open_image(tmp_path / "a.jpg")
+
+
+def test_a_pipe_a_folder_and_nothing_are_no_pictures(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "folder.png", "nothing.png"):
+        for read in (open_image, check_file, read_text, what_it_is):
+            with pytest.raises(ValueError, match=name):
+                read(tmp_path / name)
+
+
+MODES = [("RGB", (10, 200, 30), (10, 200, 30)), ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+         ("RGBA", (255, 0, 0, 255), (255, 0, 0)), ("LA", (0, 0), (255, 255, 255)),
+         ("I;16", 40000, (155, 155, 155)), ("I;16", 2048, (127, 127, 127)), ("1", 1, (255,) * 3),
+         ("I", 200, (200, 200, 200)), ("F", 0.5, (127, 127, 127)), ("F", 128.0, (128, 128, 128)),
+         ("CMYK", (0, 255, 255, 0), (254, 0, 0))]
+
+
+@pytest.mark.parametrize("mode, value, seen", MODES)
+def test_any_mode_becomes_the_colours_one_sees(tmp_path, mode, value, seen):
+    Image.new(mode, (9, 7), value).save(tmp_path / "a.tiff")
+    assert np.abs(np.subtract(colour_of(tmp_path / "a.tiff"), seen)).max() <= 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_numbers_that_are_no_shades_are_refused(tmp_path, value):
+    Image.new("F", (9, 7), value).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match="a.tiff"):
+        open_image(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tiff"])
+@pytest.mark.parametrize("odd", [False, True], ids=["whole", "an odd entry beside it"])
+def test_a_photo_is_turned_as_its_exif_says(tmp_path, name, odd):
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste("black", (0, 0, 20, 20))                      # lies on its side: black on top
+    entry = struct.pack("<HHI4s", 0x0112, 3, 1, struct.pack("<I", 6))
+    if odd:                                                   # a text whose place is past the end
+        entry += struct.pack("<HHII", 0x9003, 2, 20, 10 ** 6)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 1 + odd) + entry + b"\0" * 4
+    if name == "a.tiff":
+        image.save(tmp_path / name, tiffinfo={0x0112: 6})
+    else:
+        image.save(tmp_path / name, exif=exif, **({"lossless": True} if name == "a.webp" else {}))
+    opened = open_image(tmp_path / name)
+    assert opened.size == opened.info["size"] == (20, 40)
+    assert opened.getpixel((10, 5))[0] < 30 and opened.getpixel((10, 35))[0] > 220
+
+
+def test_a_damaged_png_is_not_described_as_if_whole(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    for damaged in (whole[:9000] + bytes(4096) + whole[13096:], whole[:9000],
+                    whole[:9000] + bytes([whole[9000] ^ 1]) + whole[9001:]):
+        (tmp_path / "a.png").write_bytes(damaged)
+        with pytest.raises(ValueError, match="a.png"):
+            open_image(tmp_path / "a.png")
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(
+            ">I", zlib.crc32(kind + content))
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(
+        b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+    with pytest.raises(ValueError, match=r"a.png: 20000 x 20000"):
+        open_image(tmp_path / "a.png")
+
+
+def test_a_large_jpeg_is_decoded_at_reduced_size(tmp_path, monkeypatch):
+    file = tmp_path / "large.jpg"
+    Image.linear_gradient("L").resize((1000, 801)).convert("RGB").save(file)
+    assert open_image(file).size == (1000, 801)
+    monkeypatch.setattr(files, "MOST_PIXELS", 400_000)        # too few for the whole picture
+    image = open_image(file, side=200)
+    assert image.size == (250, 201) and image.info["size"] == (1000, 801)
+    assert abs(image.getpixel((100, 100))[0] - 127) < 3
+
+
+@pytest.mark.parametrize("name, frames", [("a.gif", 3), ("a.webp", 3), ("a.tiff", 3), ("a.png", 1)])
+def test_of_an_animation_it_is_the_first_frame(tmp_path, name, frames):
+    red, *others = (Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue"))
+    red.save(tmp_path / name, save_all=frames > 1, append_images=others[:frames - 1])
+    image = open_image(tmp_path / name)
+    red, green, _ = image.getpixel((4, 4))
+    assert red > 240 and green < 15 and image.info["frames"] == frames
+
+
+def test_a_stream_need_not_be_seekable_and_frames_are_counted_to_a_hundred(tmp_path):
+    content = io.BytesIO()
+    drawn().save(content, "PNG")
+    pipe = io.BytesIO(content.getvalue())
+    pipe.seekable = lambda: False
+    assert open_image("-", pipe).tobytes() == drawn().tobytes()
+    pages = [Image.new("1", (2, 2))] * 150
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    assert open_image(tmp_path / "a.tiff").info["frames"] == files.MOST_FRAMES
+
+
+def test_pictures_of_a_folder_are_found_below_it_and_the_rest_is_counted(tmp_path):
+    for name in ("b.JFIF", "sub/a.png", "sub/deep/c.heic", ".hidden/d.png", "notes.txt", "._b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "loop").symlink_to(".")
+    found, left_out = pictures_below(tmp_path)
+    names = [str(file.relative_to(tmp_path)) for file in found]
+    assert names == ["b.JFIF", "sub/a.png", "sub/deep/c.heic"]
+    assert sum(left_out.values()) == 2 and any(".txt" in reason for reason in left_out)
+
+
+# Texts and weights
+
+
+def test_texts_are_utf_8_with_or_without_a_byte_order_mark(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(file) == {"a": 1}
+    for wrong in ("{", "[]", '{"a": "é"}'.encode("cp1252"), "{}".encode("utf-16"), "[" * 10 ** 5):
+        file.write_bytes(wrong if isinstance(wrong, bytes) else wrong.encode())
+        with pytest.raises(ValueError, match="a.json"):
+            read_json(file)
+
+
+def test_what_a_foreign_file_is_can_be_told(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    for name, content in (("empty", b""), ("lfs", b"version https://git-lfs.github.com/spec/v1\n"),
+                          ("page", b"\n<!DOCTYPE html><html>"), ("error", b'{"error": "no"}')):
+        (tmp_path / name).write_bytes(content)
+        assert what_it_is(tmp_path / name)
+    assert "torch.save" in what_it_is(tmp_path / "a.pth")
+    assert what_it_is(tmp_path / "a.safetensors") is None
 
 
 @pytest.mark.parametrize("write", [torch.save, save_file])
@@ -13,9 +181,21 @@ def test_a_full_disk_is_reported_with_the_name_of_the_file_and_leaves_nothing(tm
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises((ValueError, OSError), match="could not be written|File too large"):
-            with written_beside(tmp_path / "big") as path:
-                write({"x": torch.zeros(1_000_000)}, path)
+        with pytest.raises(ValueError, match="big"), written_beside(tmp_path / "big") as path:
+            write({"x": torch.zeros(1_000_000)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_only_a_file_is_replaced_and_only_by_a_whole_one(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "pipe"):
+        with pytest.raises(ValueError, match=name), written_beside(tmp_path / name):
+            pass
+    with pytest.raises(KeyError), written_beside(tmp_path / "file") as path:
+        path.write_text("half")
+        raise KeyError
+    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 3
