@@ -1,40 +1,37 @@
 """gallery/familiarity.py: the measure of foreign pictures."""
-from pathlib import Path
-
+import pytest
 import torch
 
-from artgpt4 import ArtGPT4
+from common.models import TINY
 from gallery import familiarity
 
-TINY = Path(__file__).parent.parent.parent / "weights" / "tiny"
 
-
-def test_the_mean_query_is_what_the_projection_was_given():
-    model = ArtGPT4.from_pretrained(TINY, dtype=torch.float32)
-    queries = torch.randn(3, 16, 128, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        found = familiarity.mean_query(model, model.proj(queries))
-    assert torch.allclose(found, queries.mean(dim=1), atol=1e-3)
-
-
-def test_what_lies_off_the_training_pictures_is_unfamiliar():
-    model = ArtGPT4.from_pretrained(TINY, dtype=torch.float32)
+def test_what_lies_off_the_training_pictures_is_unfamiliar(tiny):
     generator = torch.Generator().manual_seed(1)
     spread = torch.linspace(0.01, 2, 128)
     trained, held_out = (torch.randn(800, 128, generator=generator) * spread for _ in range(2))
-    about = familiarity.fit(trained, held_out)
-    far = familiarity.distance(about, held_out) > about["threshold"]
+    measure = familiarity.fit(trained, held_out)
+    far = familiarity.distance(measure, held_out) > measure["threshold"]
     assert 0.01 < far.float().mean() < 0.03
-    image_vectors = model.proj(held_out[:1] + torch.zeros(16, 128))
-    model.config.about = {}
-    assert familiarity.unfamiliar(model, image_vectors) is None
-    model.config.about = {"familiar": about}
-    assert familiarity.unfamiliar(model, image_vectors) == bool(far[0])
-    assert familiarity.unfamiliar(model, model.proj(torch.ones(16, 128))) is True
+    with torch.inference_mode():
+        queries = held_out[:1, None] + torch.randn(16, 128, generator=generator)
+        queries += held_out[:1, None] - queries.mean(dim=1, keepdim=True)
+        image_vectors = tiny.proj(queries)                    # their mean is held_out[0]
+        assert familiarity.unfamiliar(tiny, measure, image_vectors[0]) is bool(far[0])
+        assert familiarity.unfamiliar(tiny, measure, tiny.proj(torch.ones(16, 128))) is True
+    assert familiarity.unfamiliar(tiny, None, image_vectors) is None
 
 
-def test_foreign_pictures_are_the_same_each_time():
-    first, again = (familiarity.foreign_pictures(2) for _ in range(2))
-    assert len(first) == 5
-    for kind, images in first.items():
-        assert [image.tobytes() for image in images] == [image.tobytes() for image in again[kind]]
+def test_the_included_measure_tells_noise_from_paintings(tiny, pictures):
+    measure = familiarity.read_measure(TINY)
+    noise = familiarity.foreign_pictures(2)["noise"]
+    for images, expected in ((pictures, False), (noise, True)):
+        for query in familiarity.mean_queries(tiny, images):
+            assert (familiarity.distance(measure, query) > measure["threshold"]) == expected
+
+
+def test_a_folder_may_lack_a_measure_but_not_have_a_damaged_one(tmp_path):
+    assert familiarity.read_measure(tmp_path) is None
+    (tmp_path / familiarity.FILE).write_bytes(b"cut")
+    with pytest.raises(ValueError, match=familiarity.FILE):
+        familiarity.read_measure(tmp_path)
