@@ -4,13 +4,7 @@ It prints how many attributes the model's texts name rightly; what of that is le
 vectors are replaced; how much the queries of one picture differ; and whether the Q-Former looks at
 the subject.
 """
-from common.start import start_command
-
-if __name__ == "__main__":
-    start_command()                                           # before the slow imports
-
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,13 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, preprocess
-from common.answering import answers
-from common.command_line import run_command
-from common.loading import device, load_adapter, load_folder
-from common.progress import Progress
+from common.command_line import Progress, run_command
+from common.models import answers, load, model_flags
 from gallery import words
 from gallery.album import painted
-from gallery.attention import watched
+from gallery.attention import recorded_attention
 from gallery.painting import render
 from gallery.scenes import COMPOSITIONS, SEEN_PAIRS, THINGS, UNSEEN_PAIRS, random_scenes
 
@@ -68,27 +60,19 @@ def describe_vectors(model, image_embeds, stage, what=None):
 
 
 @torch.inference_mode()
-def features_of(model, pictures):
-    """uint8 (N, S, S, 3) -> their image_features (N, Q, D of the Q-Former)."""
-    return torch.cat([model.image_features(pixels) for pixels in pixels_of(model, pictures)])
-
-
-@torch.inference_mode()
-def describe(model, pictures, stage, what=None, features=None):
+def describe(model, pictures, stage, what=None):
     """What the model says of each picture at temperature 0.
 
     Args:
         pictures: uint8 (N, S, S, 3).
         stage: 1 for a caption, 2 for a description.
         what: the name of the progress line; None shows none.
-        features: those of the pictures, for a model that has let go of its towers.
 
     Returns:
         N strings.
     """
-    if features is None:
-        features = features_of(model, pictures)
-    return describe_vectors(model, model.encode_image(features), stage, what)
+    image_embeds = torch.cat([model.encode_image(pixels) for pixels in pixels_of(model, pictures)])
+    return describe_vectors(model, image_embeds, stage, what)
 
 
 # ---- What is right in it
@@ -115,21 +99,16 @@ def extras_rightly(scenes, texts):
     return {"composition": sum(places) / len(pairs), "things": sum(things) / len(pairs)}
 
 
-def held_out_features(model):
-    """{"seen pairs": features, "unseen pairs": features} of the paintings that `score` shows."""
-    return {name: features_of(model, painted(held_out(pairs))) for name, pairs in PAIRS.items()}
-
-
-def score(model, stage, features=None):
+def score(model, stage):
     """{"seen pairs": shares, "unseen pairs": shares} on 200 held-out paintings each.
 
-    The shares are those of named_rightly and extras_rightly. features: of held_out_features.
+    The shares are those of named_rightly and extras_rightly.
     """
-    shares, features = {}, features or {}
+    shares = {}
     for name, pairs in PAIRS.items():
         scenes = held_out(pairs)
         what = f"describing held-out paintings, {name}"
-        texts = describe(model, painted(scenes), stage, what, features.get(name))
+        texts = describe(model, painted(scenes), stage, what)
         shares[name] = named_rightly(scenes, texts) | extras_rightly(scenes, texts)
     return shares
 
@@ -167,9 +146,11 @@ def seen_by(model, pictures):
     queries, attention = [], []
     for pixels in pixels_of(model, pictures):
         pixels = pixels.to(model.vit.pos_embed.device)
-        batch = watched(model.qformer, model.ln_vision(model.vit(pixels)))
-        for found, whole in zip(batch, (queries, attention), strict=True):
-            whole.append(found)
+        patches = model.ln_vision(model.vit(pixels))
+        with recorded_attention() as weights:
+            queries.append(model.qformer(patches))
+        to_patches = [row for row in weights if row.shape[-1] == patches.shape[1]]
+        attention.append(to_patches[-1].mean(dim=1))
     return torch.cat(queries), torch.cat(attention)
 
 
@@ -199,7 +180,7 @@ def whole_score(model, stage):
             texts = describe_vectors(model, vectors, stage, f"{name}, {which}")
             without[f"{name}, {which}"] = named_rightly(scenes, texts)
         without[f"{name}, chance"] = shared(scenes)
-        cells = subject_cells(scenes, model.config.image_size // model.config.vit.patch_size)
+        cells = subject_cells(scenes, model.config.image_size // model.config.patch_size)
         looks[name] = (mean_cosine(queries), *pointing(attention, cells))
     return shares, without, looks
 
@@ -226,9 +207,7 @@ def looks_table(looks):
 
 
 def main(args):
-    model = load_folder(args.weights, args.device, torch.float32)
-    if args.adapter:
-        load_adapter(model, args.adapter)
+    model = load(args)
     shares, without, looks = whole_score(model, args.stage)
     print(table(shares))
     print()
@@ -240,10 +219,7 @@ def main(args):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m gallery.score",
                                      description=__doc__.partition("\n")[0])
-    folder = Path(__file__).parent.parent / "weights" / "tiny"
-    parser.add_argument("--weights", default=folder, help="weights folder (default: weights/tiny)")
-    parser.add_argument("--adapter", help="an adapter.safetensors in place of the folder's own")
-    parser.add_argument("--device", type=device, default="cpu", help="(default: %(default)s)")
+    model_flags(parser)
     parser.add_argument("--stage", type=int, choices=(1, 2), default=2,
                         help="1: its captions; 2: its descriptions (default: %(default)s)")
     run_command(main, parser)
