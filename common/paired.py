@@ -3,83 +3,88 @@ from typing import NamedTuple
 
 import numpy as np
 
-DRAWS = 4000                                                  # of the bootstrap, and of signs
+FEWEST_ITEMS = 8                                              # with fewer there is no interval
+LEAN = 0.2          # items: how much a group's scatter leans on that of all; most where it has two
+HEADING = ("difference", "95 % interval", "wins, ties, losses")
 
 
 class Difference(NamedTuple):
-    """The mean of one model minus that of another.
-
-    low, high: the interval of the bootstrap. p: of a permutation test, two-sided. wins, ties,
-    losses: items on which the first is better, equal, worse.
-    """
+    """The mean of one model minus that of another, its interval (low and high are None for fewer
+    than FEWEST_ITEMS items, or if all differ alike), and on how many items the first is better,
+    equal, worse."""
     mean: float
-    low: float
-    high: float
-    p: float
+    low: float | None
+    high: float | None
     wins: int
     ties: int
     losses: int
 
 
-def weights_of(groups):
-    """What an item counts in a mean of which each group is an equal part, (N,)."""
-    _, place, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    return 1.0 / (len(sizes) * sizes[place])
+def paired_difference(first, second, groups=None, level=0.95):
+    """The Difference of two models; None if a group has no item with scores of both.
 
-
-def paired_difference(first, second, groups=None, level=0.95, draws=DRAWS):
-    """The Difference of two models; None if no item has scores of both.
-
-    first, second: (S, N) scores of N items, a row for each training seed or repeat of the judge;
-    the models may have different S. NaN or None is no score. groups: N names, each an equal part of
-    the mean; None: every item counts alike. level: of the interval.
-
-    The bootstrap draws items within their groups, and each model's seeds. The test flips the signs
-    of the items' differences, so it speaks of other items and of these very seeds: two methods that
-    are equal differ by it often, where seeds differ.
+    first, second: (S, N) scores of N items, a row for each training seed; the models may have
+    different S. Repeats of a judge are no seeds: average them first. NaN or None is no score.
+    groups: N names, each an equal part of the mean; None: every item counts alike. level: of the
+    interval, by Student's t over items and, where there are several, over seeds.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    groups = np.zeros(first.shape[1]) if groups is None else np.asarray(groups)
     known = ~(np.isnan(first).any(axis=0) | np.isnan(second).any(axis=0))
-    if not known.any():
+    names, place, sizes = np.unique(groups[known], return_inverse=True, return_counts=True)
+    if not len(names) or len(names) < len(np.unique(groups)):
         return None
     first, second = first[:, known], second[:, known]
-    groups = np.zeros(known.sum()) if groups is None else np.asarray(groups)[known]
-    weights = weights_of(groups)
-    differences = first.mean(axis=0) - second.mean(axis=0)
-    mean = float(weights @ differences)
-
-    rng = np.random.default_rng(0)                            # the same report each time
-    seeds = [model[rng.integers(len(model), size=(draws, len(model)))].mean(axis=1)
-             for model in (first, second)]                    # each (draws, N)
-    items = []
-    for group in np.unique(groups):
-        places = np.flatnonzero(groups == group)
-        items.append(places[rng.integers(len(places), size=(draws, len(places)))])
-    items = np.concatenate(items, axis=1)                     # (draws, N)
-    drawn = np.take_along_axis(seeds[0] - seeds[1], items, axis=1)
-    drawn = (weights[items] * drawn).sum(axis=1)
-    low, high = np.quantile(drawn, (0.5 - level / 2, 0.5 + level / 2))
-
-    signs = rng.choice((-1.0, 1.0), size=(draws, len(differences)))
-    flipped = np.abs(signs @ (weights * differences))
-    p = (1 + np.sum(flipped >= abs(mean) - 1e-12)) / (draws + 1)
-    better, worse = differences > 1e-12, differences < -1e-12
-    ties = len(differences) - better.sum() - worse.sum()
-    return Difference(mean, float(low), float(high), float(p), int(better.sum()), int(ties),
-                      int(worse.sum()))
+    weights = 1 / (len(sizes) * sizes[place])                 # (N,), their sum is 1
+    differences = first.mean(axis=0) - second.mean(axis=0)    # (N,)
+    mean, low, high = float(weights @ differences), None, None
+    variance, freedom = uncertainty(first, second, weights, place)
+    if len(differences) >= FEWEST_ITEMS and variance > 1e-12:
+        reach = student(level, freedom) * variance ** 0.5
+        low, high = mean - reach, mean + reach
+    wins, losses = int((differences > 1e-12).sum()), int((differences < -1e-12).sum())
+    return Difference(mean, low, high, wins, len(differences) - wins - losses, losses)
 
 
-def p_text(p):
-    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+def uncertainty(first, second, weights, place):
+    """(variance of the mean difference, its degrees of freedom by Welch and Satterthwaite).
+
+    weights (N,); place (N,): the number of each item's group. Items scatter within their group;
+    seeds around their model's mean. What both count is taken out once.
+    """
+    differences, sizes = first.mean(axis=0) - second.mean(axis=0), np.bincount(place)
+    deviations = differences - (np.bincount(place, differences) / sizes)[place]
+    squares, freedoms = np.bincount(place, deviations ** 2), np.maximum(sizes - 1, 1)
+    pooled = squares.sum() / max(len(place) - len(sizes), 1)
+    scatter = (squares + LEAN * pooled) / (sizes - 1 + LEAN)
+    parts = scatter / sizes / len(sizes) ** 2
+    variance = items = parts.sum()
+    seeds = len(first) + len(second) - 2
+    if seeds:
+        squares = shared = 0.0
+        for model in (first, second):
+            means = model @ weights                           # (S,)
+            squares += ((means - means.mean()) ** 2).sum()
+            rest = model - model.mean(axis=0) - (means - means.mean())[:, None]
+            shared += (rest ** 2 @ weights ** 2).sum() / max(len(model) - 1, 1) / len(model)
+        part = squares / seeds * (1 / len(first) + 1 / len(second))
+        variance = max(items + part - shared, items)
+        parts, freedoms = np.append(parts, part), np.append(freedoms, seeds)
+    return variance, parts.sum() ** 2 / max((parts ** 2 / freedoms).sum(), 1e-30)
+
+
+def student(level, freedom):
+    """The t that Student's distribution does not exceed in size with probability `level`."""
+    angles = np.linspace(0, np.pi / 2, 4_001)                 # t = sqrt(freedom) tan(angle)
+    density = np.cos(angles) ** (freedom - 1)
+    share = np.concatenate(([0], np.cumsum(density[1:] + density[:-1])))
+    return freedom ** 0.5 * np.tan(np.interp(level, share / share[-1], angles))
 
 
 def cells(difference, digits=2, scale=1):
-    """A Difference as four texts for a table: mean, interval, p, and wins, ties, losses."""
+    """A Difference as three texts for a table: mean, interval, and wins, ties, losses."""
     if difference is None:
-        return ["–"] * 4
-    mean, low, high = (f"{scale * value:+.{digits}f}" for value in difference[:3])
-    counts = f"{difference.wins}, {difference.ties}, {difference.losses}"
-    return [mean, f"{low} to {high}", p_text(difference.p), counts]
-
-
-HEADING = ("difference", "95 % interval", "p", "wins, ties, losses")
+        return ["–"] * 3
+    mean, low, high, *counts = difference
+    ends = [] if low is None else [f"{scale * value:+.{digits}f}" for value in (low, high)]
+    return [f"{scale * mean:+.{digits}f}", " to ".join(ends) or "–", ", ".join(map(str, counts))]
