@@ -1,232 +1,253 @@
-"""Tables of speed: the parts of a model beside the machine's limits and beside other programs, the
-rounds of a conversation. And the table of what int8 costs in accuracy."""
-import random
+"""Speed: a model of random weights beside the limits of the machine, and beside other programs.
+
+The others, transformers and llama.cpp, are no dependencies: what cannot be imported is left out.
+"""
+import importlib.util
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from artgpt4 import preprocess
-from benchmarks.models import LanguageModel, in_turns, matrix_weights, seconds
-from benchmarks.peers import peers
-from common.files import load_tokenizer, open_image
-from common.int8 import Int8Linear, quantise, quantise_adapters
-from common.loading import load_folder
+from artgpt4 import ArtGPT4, Config, KVCache
+from common.int8 import Int8Linear, is_int8, quantised, two_digits
 from common.page import markdown_table
-from conversation.beams import beam_search
-from conversation.rounds import Conversation, Round
-from gallery import words
-from gallery.scenes import SEEN_PAIRS
-from gallery.score import held_out
 
-ROOT = Path(__file__).resolve().parent.parent
-TINY = ROOT / "weights" / "tiny"
-
-
-def sample_images():
-    """The pictures of samples/, PIL images."""
-    return [open_image(file) for file in sorted((ROOT / "samples").glob("*.png"))]
+SHAPES = {
+    "1b": Config(llama_width=2048, llama_mlp_width=5632, llama_layers=22, llama_heads=16,
+                 llama_kv_heads=16, vocab_size=32000, adapter_width=512),
+    "7b": Config(llama_width=4096, llama_mlp_width=11008, llama_layers=32, llama_heads=32,
+                 llama_kv_heads=32, adapter_width=1024),
+    "13b": Config(),
+}
+PROMPT, NEW, TURNS = 128, 32, 5                               # tokens, tokens, a median of so many
 
 
-# ---- Beside the machine's limits
+def random_model(config, dtype=torch.float32, device="cpu", int8=False, vision_int8=False):
+    """An ArtGPT4 with random weights, each in memory of its own: it is as fast as a trained one.
+    dtype: of frozen weights."""
+    with torch.device("meta"):
+        model = ArtGPT4(config, None)
+    quantised(int8, vision_int8)(model, {})
+    trainable = set(model.trainable_names())
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and name not in trainable:
+            parameter.data = parameter.data.to(dtype)
+    model.to_empty(device=device)
+    noise = torch.randn(2 ** 20, device=device)
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim < 2:
+            tensor.fill_({"weight": 1.0, "bias": 0.0, "scale": 0.001}[name.rpartition(".")[2]])
+        else:
+            values = noise * (20 if tensor.dtype == torch.int8 else 0.02)
+            for part in tensor.view(-1).split(len(values)):   # drawing them all would take minutes
+                part.copy_(values[:len(part)])
+    return model.eval()
 
 
-def limits_table(limits):
-    """limits: what machine_limits returns."""
-    rows = [["reads memory", f"{limits['read'] / 1e9:.1f} GB/s"],
-            ["float32 matrix product", f"{limits['float32'] / 1e9:.0f} Gop/s"],
-            ["int8 matrix product, 128 rows", f"{limits['int8'] / 1e9:.0f} Gop/s"],
-            ["int8 matrix product, one row, reads",
-             f"{limits['int8, one row'] / 1e9:.1f} GB/s"]]
-    return markdown_table(["limit of this machine", f"{torch.get_num_threads()} threads"], rows)
+def matrix_weights(module):
+    """(count, bytes) of the weights in matrices that a token goes through; bytes with scales."""
+    count = size = 0
+    for matrix in module.modules():
+        if isinstance(matrix, nn.Linear | Int8Linear):
+            weights = matrix.in_features * matrix.out_features           # packed: no elements left
+            others = [*matrix.parameters(), *matrix.buffers()]
+            count += weights
+            size += weights * matrix.weight.element_size()
+            size += sum(tensor.nbytes for tensor in others if tensor is not matrix.weight)
+    return count, size
 
 
-def model_table(model, limits, prompt, new, turns):
-    """Encode, prefill and decode of an ArtGPT4, and the share of the machine that each uses.
+# ---- Clocks
 
-    prompt, new: tokens of prefill and decode.
+
+def seconds(run, repeats=3):
+    """The shortest time of `repeats` runs after one to warm up: what the machine can do, whatever
+    else it did. run: a function that returns a tensor."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        run().flatten()[0].item()                             # a GPU works while Python runs on
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def in_turns(runners):
+    """{name: (prefill, decode)} in tokens/s, the median over the turns.
+
+    runners: {name: a function (ids, fresh) that reads ids after those before, or as the first}.
+    Every turn runs each of them once; one more turn comes first, to warm up.
     """
-    size, device = model.config.image_size, model.llama.embed.weight.device
-    pixels = torch.randn(1, 3, size, size, device=device)
-    with torch.inference_mode():
-        encode = 1 / seconds(lambda: model.encode_image(pixels))
-    (prefill, decode), = in_turns([LanguageModel(model.llama)], prompt, new, turns).values()
+    speeds = {name: [] for name in runners}
+    for turn in range(TURNS + 1):
+        for name, run in runners.items():
+            start = time.perf_counter()
+            run(list(range(PROMPT)), True)
+            middle = time.perf_counter()
+            for i in range(NEW):
+                run([i], False)
+            end = time.perf_counter()
+            if turn > 0:
+                speeds[name].append((PROMPT / (middle - start), NEW / (end - middle)))
+    return {name: tuple(map(statistics.median, zip(*rows, strict=True)))
+            for name, rows in speeds.items()}
 
-    vision_weights, _ = matrix_weights(model.vit)
-    weights, weight_bytes = matrix_weights(model.llama)
-    patches = model.vit.pos_embed.shape[1]
-    vision_limit = limits["int8" if model.config.vit.int8 else "float32"]
-    limit = limits["int8" if model.config.llama.int8 else "float32"]
-    rows = [["encode", f"{encode:.2f} images/s",
-             f"{2 * vision_weights * patches * encode / vision_limit:.0%} of the matrix product"],
-            [f"prefill, {prompt} tokens", f"{prefill:.1f} tokens/s",
-             f"{2 * weights * prefill / limit:.0%} of the matrix product"],
-            [f"decode, {new} tokens", f"{decode:.2f} tokens/s",
-             f"{weight_bytes * decode / limits['read']:.0%} of the read bandwidth"]]
+
+def language_model(llama):
+    """The language model of an ArtGPT4 as a runner of in_turns."""
+    cache = KVCache(llama, PROMPT + NEW)
+
+    @torch.inference_mode()
+    def run(ids, fresh):
+        if fresh:
+            cache.length = 0
+        embeds = llama.embed(torch.tensor([ids], device=llama.embed.weight.device))
+        llama.head(llama.hidden(embeds, cache)[:, -1]).argmax().item()
+    return run
+
+
+# ---- Beside the limits of the machine
+
+
+def machine_limits(device):
+    """{limit: value}: bytes/s that are read from memory; operations/s of the float32 and the int8
+    matrix product."""
+    memory = torch.ones(2 ** 27, dtype=torch.int64, device=device)               # 1 GiB
+    square = torch.randn(2048, 2048, device=device)
+    digits, _ = two_digits(torch.randn(64, 2048, device=device))
+    layers = [Int8Linear(2048, 11264).to(device) for _ in range(12)]             # beyond any cache
+    for layer in layers:
+        layer.weight.data.random_(-127, 128)
+        layer.pack()
+
+    def int8_products():
+        for layer in layers:
+            product = layer.product(digits)                   # in the memory of the one before
+        return product
+
+    return {
+        "read": memory.nbytes / seconds(memory.amax),
+        "float32": 2 * 2048 ** 3 / seconds(lambda: square @ square),
+        "int8": 2 * 12 * 2048 * 11264 * len(digits) / seconds(int8_products),
+    }
+
+
+@torch.inference_mode()
+def model_table(model):
+    """Encode, prefill and decode of an ArtGPT4, and the share of the machine that each uses."""
+    size = model.config.image_size
+    pixels, limits = torch.randn(1, 3, size, size), machine_limits(model.proj.weight.device)
+    encode = 1 / seconds(lambda: model.encode_image(pixels))
+    [(prefill, decode)] = in_turns({"llama": language_model(model.llama)}).values()
+    weights, size = matrix_weights(model.llama)
+    operations = 2 * model.vit.pos_embed.shape[1] * matrix_weights(model.vit)[0]
+    read = limits["read"]
+    rows = [["encode", f"{encode:.2f} images/s", product(model.vit, operations * encode, limits)],
+            [f"prefill, {PROMPT} tokens", f"{prefill:.1f} tokens/s",
+             product(model.llama, 2 * weights * prefill, limits)],
+            [f"decode, {NEW} tokens", f"{decode:.2f} tokens/s",
+             f"{size * decode / read:.0%} of the {read / 1e9:.1f} GB/s that memory is read at"]]
     return markdown_table(["part", "speed", "of the machine's limit"], rows)
+
+
+def product(part, operations, limits):
+    """What a part of a model uses of a matrix product. operations: a second."""
+    dtype = "int8" if is_int8(part) else "float32"
+    limit = limits[dtype]
+    return f"{operations / limit:.0%} of the {dtype} product's {limit / 1e9:.0f} Gop/s"
 
 
 # ---- Beside other programs
 
 
-def peers_table(llama, prompt, new, turns):
-    """The language model without its adapters, which the others do not know, in turns with them."""
+def transformers_model(config):
+    """The same shape in the transformers library, float32, as a runner."""
+    import transformers
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        hidden_size=config.llama_width, intermediate_size=config.llama_mlp_width,
+        num_hidden_layers=config.llama_layers, num_attention_heads=config.llama_heads,
+        vocab_size=config.vocab_size)).eval()
+    cache = None
+
+    @torch.inference_mode()
+    def run(ids, fresh):
+        nonlocal cache
+        out = model(torch.tensor([ids]), past_key_values=None if fresh else cache, use_cache=True,
+                    logits_to_keep=1)
+        cache = out.past_key_values
+    return run
+
+
+def llama_cpp_model(config):
+    """The same shape in llama.cpp, 8 bits a weight, as a runner."""
+    import llama_cpp
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/random.gguf"
+        write_gguf(config, file)
+        model = llama_cpp.Llama(file, use_mmap=False, n_ctx=PROMPT + NEW, n_threads=threads,
+                                n_threads_batch=threads, verbose=False)
+
+    def run(ids, fresh):
+        if fresh:
+            model.reset()
+        model.eval(ids)
+    return run
+
+
+def write_gguf(config, file):
+    """Write a language model of random weights for llama.cpp."""
+    import gguf
+    width, inner, vocab = config.llama_width, config.llama_mlp_width, config.vocab_size
+    out = gguf.GGUFWriter(file, "llama")
+    out.add_vocab_size(vocab)
+    out.add_tokenizer_model("no_vocab")
+    out.add_context_length(config.context)
+    out.add_embedding_length(width)
+    out.add_block_count(config.llama_layers)
+    out.add_feed_forward_length(inner)
+    out.add_head_count(config.llama_heads)
+    out.add_layer_norm_rms_eps(config.rms_norm_eps)
+    shapes = {"token_embd": (vocab, width), "output": (vocab, width), "output_norm": (width,)}
+    for i in range(config.llama_layers):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            shapes[f"blk.{i}.{name}"] = (width, width)
+        shapes |= {f"blk.{i}.attn_norm": (width,), f"blk.{i}.ffn_norm": (width,),
+                   f"blk.{i}.ffn_gate": (inner, width), f"blk.{i}.ffn_up": (inner, width),
+                   f"blk.{i}.ffn_down": (width, inner)}
+    blocks = np.random.default_rng(0).integers(0, 256, (2 ** 16, 34)).astype(np.uint8)
+    blocks[:, :2] = np.array([0.0004], np.float16).view(np.uint8)        # a scale for 32 weights
+    for name, (rows, *columns) in shapes.items():
+        if columns:
+            values = np.resize(blocks, (rows, columns[0] // 32 * 34))
+            out.add_tensor(f"{name}.weight", values, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            out.add_tensor(f"{name}.weight", np.ones(rows, np.float32))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+
+
+PEERS = {"transformers": transformers_model, "llama_cpp": llama_cpp_model}
+
+
+def peers_table(llama):
+    """A language model without its adapters, which the others do not know, in turns with them."""
     for block in llama.blocks:
         block.adapter = nn.Identity()
-    with tempfile.TemporaryDirectory() as folder:
-        runners = [LanguageModel(llama), *peers(llama.config, folder)]
-        speeds = in_turns(runners, prompt, new, turns)
+    runners = {"this project": language_model(llama)}
+    runners |= {name: make(llama.config) for name, make in PEERS.items()
+                if importlib.util.find_spec(name)}
+    if len(runners) == 1:
+        raise ValueError("--peers: install transformers, or llama-cpp-python and gguf")
+    speeds = in_turns(runners)
     ours, *_ = speeds.values()
     rows = []
-    for runner, theirs in speeds.items():
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        prefill, decode = theirs
-        rows.append([runner.name, f"{prefill:.1f}", f"{decode:.2f}",
-                     *(f"{ratio:.2f} x" for ratio in ratios)])
+    for name, theirs in speeds.items():
+        ratios = [f"{a / b:.2f} x" for a, b in zip(ours, theirs, strict=True)]
+        rows.append([name, f"{theirs[0]:.1f}", f"{theirs[1]:.2f}", *ratios])
     return markdown_table(["language model alone", "prefill, tokens/s", "decode, tokens/s",
                            "ours: prefill", "decode"], rows)
-
-
-# ---- Beams
-
-@torch.inference_mode()
-def beams_table(model, beams, prompt, new):
-    """Tokens/s of an answer by beam search, beside the likeliest next token alone."""
-    speak_without_tokenizer(model)
-    ids = torch.arange(prompt, device=model.llama.embed.weight.device)[None]
-    embeds = model.llama.embed(ids % model.config.llama.vocab_size)
-
-    def speed(count):
-        start = time.perf_counter()
-        beam_search(model, embeds, count, max_new_tokens=1)
-        first = time.perf_counter()
-        beam_search(model, embeds, count, max_new_tokens=new + 1)
-        return new / (time.perf_counter() - first - (first - start))
-    speeds = {}
-    for count in (1, beams):
-        speed(count)                                          # to warm up
-        speeds[count] = statistics.median(speed(count) for _ in range(3))
-    rows = [[str(count), f"{speed:.2f}", f"{speed / speeds[1]:.2f} x"]
-            for count, speed in speeds.items()]
-    return markdown_table(["beams", "tokens/s", "of the speed of one"], rows)
-
-
-# ---- What int8 costs
-
-
-def relative_error(found, exact):
-    return ((found - exact).norm() / exact.norm()).item()
-
-
-def layer_errors():
-    """{way: relative error} of one int8 layer, beside its own int8 matrix, on activations with
-    outliers: one column in a thousand at 60 times the rest."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(128, 5120, generator=generator)
-    x[:, ::1000] *= 60
-    matrix = torch.randn(1024, 5120, generator=generator) / 5120 ** 0.5
-    weight, scale = quantise(matrix)
-    held = weight.float() * scale
-    layer = Int8Linear(5120, 1024, bias=False)
-    layer.load_state_dict({"weight": weight, "scale": scale[:, 0]})
-
-    def one_digit(x):
-        rows, steps = quantise(x)
-        return rows.float() * steps @ held.t()
-    outliers = x.abs().amax(dim=0) > 6.0                      # LLM.int8(): computed exactly
-    rest = x.masked_fill(outliers, 0)
-    answers = {"two digits": layer(x),
-               "one digit, outlier columns exact (LLM.int8)":
-                   one_digit(rest) + (x - rest) @ held.t(),
-               "one digit": one_digit(x)}
-    return {way: relative_error(found, x @ held.t()) for way, found in answers.items()}
-
-
-def perplexity(model, scenes):
-    """exp of the mean cross-entropy of a token in what the gallery says about scenes."""
-    losses = []
-    for i, scene in enumerate(scenes):
-        ids = model.prompt_ids(words.description(scene, random.Random(i)))
-        logits = model.llama(model.llama.embed(torch.tensor([ids[:-1]])))
-        losses.append(F.cross_entropy(logits[0], torch.tensor(ids[1:]), reduction="none"))
-    return torch.cat(losses).mean().exp().item()
-
-
-@torch.inference_mode()
-def int8_error_table(weights):
-    """What int8 costs: in a layer, in the image embeddings, and in the perplexity of texts."""
-    rows = [["a layer, one column in a thousand at 60 times the rest", way, f"{error:.2%}"]
-            for way, error in layer_errors().items()]
-    name = Path(weights).name
-    exact = load_folder(weights, dtype=torch.float32)
-    in_int8 = load_folder(weights, dtype=torch.float32, int8=True, vision_int8=True)
-    pixels = torch.stack([preprocess(image, exact.config.image_size) for image in sample_images()])
-    error = relative_error(in_int8.encode_image(pixels), exact.encode_image(pixels))
-    rows.append([f"image embeddings of {name}", "ViT in int8", f"{error:.2%}"])
-    scenes = held_out(SEEN_PAIRS, 50)
-    what = f"perplexity of 50 descriptions, {name}"
-    rows.append([what, "float32", f"{perplexity(exact, scenes):.4f}"])
-    rows.append([what, "int8", f"{perplexity(in_int8, scenes):.4f}"])
-    quantise_adapters(in_int8)
-    rows.append([what, "int8, the adapters too", f"{perplexity(in_int8, scenes):.4f}"])
-    return markdown_table(["what", "how", "error or value"], rows)
-
-
-# ---- A conversation
-
-
-def speak_without_tokenizer(model):
-    """Let a model of random weights take part in a conversation: each token it says is an "x"."""
-    model.tokenizer = load_tokenizer(TINY / "tokenizer.model", model.config)
-    model.decode = lambda ids, whole=False: "x" * len(ids)
-    model.has_ended = lambda ids: False
-
-
-def common_prefix(a, b):
-    """The number of ids with which both lists begin."""
-    same = 0
-    for one, other in zip(a, b, strict=False):
-        if one != other:
-            break
-        same += 1
-    return same
-
-
-def first_token(conversation, question):
-    """(seconds until the first piece of the answer, the pieces that follow)"""
-    start = time.perf_counter()
-    pieces = conversation.answer(question)
-    next(pieces)
-    return time.perf_counter() - start, pieces
-
-
-def rounds_table(model, rounds):
-    """A conversation about one picture: the time to the first token of each round, with the keys
-    and values of the earlier rounds in the cache and without.
-
-    Raises ValueError if the context cannot hold so many rounds.
-    """
-    talk, lines = Conversation(model, temperature=0.0, min_new_tokens=24, max_new_tokens=24), []
-    talk.add_image(sample_images()[0])
-    for i in range(1, rounds + 1):
-        question, earlier = f"What do you see in part {i} of this painting?", talk.rounds
-        ids = talk.prompt_ids([*earlier, Round(talk.waiting, question)])
-        new = len(ids) - common_prefix(talk.cached, ids)
-
-        uncached = Conversation(model, temperature=0.0)
-        uncached.image_embeds = talk.image_embeds
-        uncached.rounds, uncached.waiting = earlier, talk.waiting
-        without_cache, _ = first_token(uncached, question)
-        with_cache, rest = first_token(talk, question)
-        list(rest)
-        lines.append([str(i), str(len(ids)), str(new), f"{with_cache:.3f} s",
-                      f"{without_cache:.3f} s"])
-        if talk.dropped:
-            raise ValueError(f"--rounds: after {i - 1} rounds the context of {talk.context} tokens "
-                             "is full")
-    return markdown_table(["round", "prompt, tokens", "of them new", "first token after",
-                           "without the cache"], lines)

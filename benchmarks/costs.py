@@ -1,0 +1,137 @@
+"""What training costs, in time and in memory, and what int8 costs in accuracy."""
+from dataclasses import replace
+
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from artgpt4 import INSTRUCTIONS, PROMPTS, ArtGPT4, Config, instruction_prompt, preprocess
+from benchmarks.speed import random_model, seconds
+from common.files import open_image
+from common.int8 import quantised
+from common.models import TINY, answers
+from common.page import markdown_table
+
+STEP = Config(                      # the sizes at which the released code was timed
+    vit_width=352, vit_layers=8, vit_heads=4, vit_mlp_width=1536, llama_width=1024, llama_layers=8,
+    llama_heads=16, llama_kv_heads=16, llama_mlp_width=2816, vocab_size=32000, adapter_width=256)
+TOKENS, TEXT_TOKENS = 230, 160      # of a sequence with its image vectors; of these, learned ones
+INT8_CARD = {"batch": 1, "int8": (True, False), "checkpointing": True}
+WAYS = {                            # to train the 13B
+    "one 80 GB card, batch 12": {"batch": 12},
+    "one 80 GB card, batch 32, --checkpointing": {"batch": 32, "checkpointing": True},
+    "8 x 24 GB, --fsdp, batch 16 in all": {"batch": 2, "cards": 8},
+    "one 24 GB card, batch 1, --int8 --checkpointing": INT8_CARD,
+    "the same, --vision-int8, moments in bfloat16":
+        INT8_CARD | {"int8": (True, True), "moments": 4},
+}
+
+
+def train_table(device, config=STEP):
+    """The shortest times of a step of 8 pairs, in float32 and in bfloat16."""
+    rows = []
+    for name in ("float32", "bfloat16"):
+        model = random_model(config, getattr(torch, name), device)
+        file = TINY / "tokenizer.model"
+        model.tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        rows.append([name, f"{seconds(training_step(model, 8), repeats=8):.3f} s"])
+    return markdown_table(["frozen weights", "a training step of 8 pairs"], rows)
+
+
+def training_step(model, batch):
+    """A function that takes one step of training and returns its loss."""
+    parameters = model.freeze()
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+    pixels = torch.randn(batch, 3, model.config.image_size, model.config.image_size)
+    captions = ["a calm painting of a boat at dusk"] * batch
+
+    def step():
+        loss = model.loss(pixels, captions, instruction_prompt(INSTRUCTIONS[0]), "###", TEXT_TOKENS)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+    return step
+
+
+# ---- Memory of training
+
+
+def activations(config, layers, batch):
+    """Bytes that the backward pass keeps of a batch, with so many layers of the language model, in
+    bfloat16: counted in a forward pass without numbers. What comes before it needs no gradient."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with FakeTensorMode():
+        model = ArtGPT4(replace(config, llama_layers=layers, vit_layers=1), None)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16()
+        model.freeze()
+        embeds = model.llama.embed(torch.zeros(batch, TOKENS, dtype=torch.long))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = model.llama(embeds.requires_grad_())[:, -TEXT_TOKENS:].flatten(0, 1)
+            F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
+        for parameter in model.parameters():
+            kept.pop(parameter.untyped_storage()._cdata, None)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def training_memory(config, batch, int8=(False, False), checkpointing=False, moments=8, cards=1):
+    """{part: bytes} of one card while it trains in bfloat16.
+
+    batch: on this card. int8: of the language model, of the ViT. moments: bytes of AdamW's two for
+    a weight. cards: over which FSDP spreads the parameters.
+    """
+    with torch.device("meta"):
+        model = ArtGPT4(config, None).bfloat16()
+    quantised(*int8)(model, {})                               # after the cast: scales are float32
+    model.freeze()
+    sizes = {name: tensor.nbytes for name, tensor in model.state_dict().items()}
+    trainable = sum(sizes[name] for name in model.trainable_names())
+    frozen = (sum(sizes.values()) - trainable) / cards
+    if cards > 1:                                             # the present block and the next one
+        frozen += 2 * sum(sizes[name] for name in sizes if name.startswith("llama.blocks.0."))
+    one, three = (activations(config, layers, batch) for layers in (1, 3))
+    block = (three - one) / 2
+    if checkpointing:                                         # its input; then one block at a time
+        block = 2 * batch * TOKENS * config.llama_width
+    return {"frozen weights": frozen, "trainable weights": trainable / cards,
+            "gradients": trainable / cards, "moments": trainable / 4 * moments / cards,
+            "activations": one + (config.llama_layers - 1) * block}
+
+
+def memory_table():
+    rows = []
+    for name, way in WAYS.items():
+        parts = training_memory(Config(), **way)
+        sizes = [*parts.values(), sum(parts.values())]
+        rows.append([name, *(f"{size / 1e9:.1f}" for size in sizes)])
+    return markdown_table(["13B, GB on each card", *parts, "sum"], rows)
+
+
+# ---- What int8 costs
+
+
+@torch.inference_mode()
+def int8_error_table(weights, pictures):
+    """What int8 changes in a model's image vectors, and in what it thinks of its own answers."""
+    exact = ArtGPT4.from_pretrained(weights, dtype=torch.float32)
+    small = ArtGPT4.from_pretrained(weights, dtype=torch.float32, prepare=quantised(True, True))
+    pixels = torch.stack([preprocess(open_image(file), exact.config.image_size)
+                          for file in pictures])
+    right = exact.encode_image(pixels)
+    prompt = instruction_prompt(INSTRUCTIONS[0], exact.config.prompt)
+    embeds = torch.cat([exact.embed_prompt(prompt, one[None]) for one in right])
+    said = answers(exact, embeds, temperature=0)
+    rows = []
+    for name, model in (("float32", exact), ("int8", small)):
+        error = ((model.encode_image(pixels) - right).norm() / right.norm()).item()
+        loss = model.loss(pixels, said, prompt, PROMPTS[exact.config.prompt][-1], 300)
+        rows.append([name, f"{error:.2%}", f"{loss.exp():.4f}"])
+    return markdown_table(["in", "error of image vectors", "perplexity of float32's answers"], rows)
