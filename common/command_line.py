@@ -7,8 +7,6 @@ import traceback
 
 from safetensors import SafetensorError
 
-LONGEST_MESSAGE = 500                                         # characters
-
 
 def printable(text):
     """A text whose control characters are escaped: names of files and tensors may hold any."""
@@ -21,7 +19,7 @@ def one_line(error):
     if lines[0].startswith(("Traceback", "Caught ")):
         lines = lines[-1:]
     text = printable(" ".join(lines))
-    return text if len(text) <= LONGEST_MESSAGE else text[:LONGEST_MESSAGE] + " ..."
+    return text if len(text) <= 500 else text[:500] + " ..."
 
 
 class Misuse(ValueError):
@@ -79,44 +77,34 @@ class Progress:
     """Of long work: how much is done, how fast, how much time is left. On a terminal one line that
     is rewritten; elsewhere a line every 10 seconds.
 
-    total and the `done` of show() are in `unit`. before: what an earlier run had done, when this
-    one resumes it. show() may be called as often as one likes.
+    total and the `done` of show() are in `unit`. before: what an earlier run had done.
     """
 
     def __init__(self, what, total, unit, before=0):
-        self.what, self.total, self.unit, self.before = what, total, unit, before
-        self.start, self.last = time.monotonic(), 0.0
+        self.what, self.total, self.unit = what, total, unit
+        self.began, self.last = (time.monotonic(), before), 0.0
         self.first = None                                     # (time, done) of the first show()
 
     def show(self, done, note=""):
         now, terminal = time.monotonic(), sys.stderr.isatty()
         finished = done >= self.total
         if self.first is None:                                # what comes before it is slower
-            self.first = (now, done)
+            self.first = now, done
         if now - self.last < (0.2 if terminal else 10) and not finished:
             return
         self.last = now
-        start, end = ("\r\033[K", "") if terminal and not finished else ("", "\n")
-        if terminal and finished:
-            start = "\r\033[K"
-        line = self.line(done, now, finished) + (f", {note}" if note else "")
-        print(start + line, end=end, file=sys.stderr, flush=True)
+        start, before = self.began if finished else self.first
+        speed = (done - before) / max(now - start, 1e-9)
+        line = f"{self.what} {done:g}/{self.total:g} {self.unit}"
+        if finished:
+            line += f", {speed:.3g} {self.unit}/s, {now - start:.0f} s"
+        elif speed > 0 and now - start > 3:                   # earlier it would mean nothing
+            left = int((self.total - done) / speed)
+            line += f", {speed:.3g} {self.unit}/s, {left // 60}:{left % 60:02d} left"
+        end = "" if terminal and not finished else "\n"
+        self.say(line + (f", {note}" if note else ""), end)
 
-    def say(self, text):
+    def say(self, text, end="\n"):
         """Print a line of its own above the progress."""
         start = "\r\033[K" if sys.stderr.isatty() else ""
-        print(start + text, file=sys.stderr, flush=True)
-
-    def line(self, done, now, finished):
-        """For example "questions 30/100 answers, 2.5 answers/s, 0:28 left". The time that is left
-        is told once it is known from 3 seconds of work."""
-        amount = f"{self.what} {done:g}/{self.total:g} {self.unit}"
-        if finished:
-            speed = (done - self.before) / max(now - self.start, 1e-9)
-            return f"{amount}, {speed:.3g} {self.unit}/s, {now - self.start:.0f} s"
-        began, first = self.first
-        if now - began < 3 or done == first:
-            return amount
-        speed = (done - first) / (now - began)
-        left = int((self.total - done) / speed)
-        return f"{amount}, {speed:.3g} {self.unit}/s, {left // 60}:{left % 60:02d} left"
+        print(start + text, end=end, file=sys.stderr, flush=True)

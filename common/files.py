@@ -8,6 +8,7 @@ import re
 import secrets
 import stat
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000
 PICTURE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
     ".ppm", ".pgm", ".pnm", ".jp2", ".heic", ".heif"))
-# What is no picture to Pillow: how a file begins, what it is and what to do
-OTHER_FORMATS = (
-    (rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)",
-     "a HEIC picture, as phones take them; export it as JPEG (heif-convert does, and macOS sips)"),
-    (rb"....ftyp(avif|avis)", "an AVIF picture, which this Pillow cannot read; export it as PNG"),
-    (rb"\s*(<\?xml.*?)?(<!--.*?-->|<!DOCTYPE svg.*?>|\s)*<svg\b",
-     "an SVG drawing; export it as PNG"),
-    (rb"%PDF-", "a PDF document; export the page as PNG"),
-    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript program, which is not run; export it as PNG"),
-)
+OTHERS = ((rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "a HEIC picture, as phones take them"),
+          (rb"....ftypavi", "an AVIF picture, which this Pillow cannot read"),
+          (rb"\s*<(svg|\?xml|!--|!DOCTYPE svg)", "an SVG drawing"), (rb"%PDF-", "a PDF document"),
+          (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript program, which is not run"))
 MOST_PIXELS = 50_000_000      # that are decoded
 SIDE = 2048                   # pixels that the shorter side of a large JPEG keeps at least
 MOST_FRAMES = 100             # that are counted
@@ -64,8 +59,8 @@ def open_image(path, stream=None, side=SIDE):
             begin = content.read(2000)
             return decoded(content, side)
     except UnidentifiedImageError:
-        known = (what for pattern, what in OTHER_FORMATS if re.match(pattern, begin, re.DOTALL))
-        reason = next(known, "not a picture in one of the formats " + ", ".join(FORMATS))
+        known = (what for pattern, what in OTHERS if re.match(pattern, begin, re.DOTALL))
+        reason = next(known, "no picture") + "; export it as PNG or JPEG"
     except Exception as error:                                # a damaged file can raise anything
         reason = getattr(error, "strerror", None) or str(error) or repr(error)
         if reason.startswith(f"{path}: "):
@@ -135,20 +130,16 @@ def to_rgb(image):
 def pictures_below(folder):
     """(the pictures in a folder and below it, sorted; {reason: how many files are left out}).
     Links to folders are not followed."""
-    found, left_out = [], {}
+    found, left_out = [], Counter()
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            reason = None
-            if name.startswith("."):
-                reason = "hidden"
-            elif not is_picture(name):
-                reason = f"{Path(name).suffix or 'no suffix'}, which is no picture's"
-            if reason is None:
-                found.append(Path(place, name))
+            if not is_picture(name) or name.startswith("."):
+                hidden = name.startswith(".")
+                left_out["hidden" if hidden else Path(name).suffix or "no suffix"] += 1
             else:
-                left_out[reason] = left_out.get(reason, 0) + 1
-    return sorted(found), left_out
+                found.append(Path(place, name))
+    return sorted(found), dict(left_out)
 
 
 # ---- Texts
@@ -222,22 +213,19 @@ def written_beside(file):
 # ---- Weights
 
 
+FOREIGN = ((rb"\Z", "empty; download it again"),
+           (rb"version https://git-lfs", "a git-lfs pointer, not the file itself; download that"),
+           (rb"(?i)\s*<(!doctype|html)", "a web page; download the file itself"),
+           (rb"PK|\x80", "a checkpoint that torch.save wrote; convert_weights.py reads it"),
+           (rb"[{\[]", "JSON, not tensors"))
+
+
 def what_it_is(file):
-    """What a file is that was taken for weights or their folder's, in words, or None."""
+    """What a file is that was taken for safetensors, in words, or None."""
     check_file(file)
     with open(file, "rb") as opened:
         begin = opened.read(300)
-    if not begin:
-        return "empty; download it again"
-    if begin.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, not the file itself; run git lfs pull, or download it"
-    if re.match(rb"\s*<(!doctype|html)", begin, re.IGNORECASE):
-        return "a web page; download the file itself"
-    if begin.startswith(b"PK") or begin[:1] == b"\x80":
-        return "a checkpoint that torch.save wrote; convert_weights.py reads it"
-    if begin[:1] in b"{[" and b"\0" not in begin:
-        return "a JSON text"
-    return None
+    return next((what for pattern, what in FOREIGN if re.match(pattern, begin)), None)
 
 
 def save_tensors(tensors, file):

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from artgpt4 import ArtGPT4
+from common.command_line import Progress
 from common.files import check_file, what_it_is
 from common.int8 import pack, quantise_adapters, quantised
 
@@ -70,7 +71,7 @@ def load(args, train=False):
         model.float()
     if not train:
         quantise_adapters(model)
-        pack(model)
+        pack(model, Progress if size > 2 else None)
     return model
 
 
