@@ -28,3 +28,14 @@ def recorded_attention():
         yield weights
     finally:
         F.scaled_dot_product_attention = attend
+
+
+def watched(qformer, patches):
+    """patches (N, P, D of the ViT), after ln_vision -> the queries (N, Q, D), and where they look
+    in the last layer that sees the image, (N, Q, P), the mean over its heads."""
+    with recorded_attention() as weights:
+        queries = qformer(patches)
+    sees = [part is layer.cross_attn for layer in qformer.layers
+            for part in (layer.self_attn, layer.cross_attn) if part is not None]
+    looks = [row for row, is_cross in zip(weights, sees, strict=True) if is_cross]
+    return queries, looks[-1].mean(dim=1)

@@ -73,35 +73,30 @@ def fit(trained, held_out):
     return measure | {"threshold": torch.tensor([round(threshold, 1)])}
 
 
-def foreign_pictures(count=20, seed=0):
-    """{kind: PIL images} that no gallery has."""
-    rng, kinds = np.random.default_rng(seed), {"noise": [], "soft noise": []}
-    for _ in range(count):
-        noise = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
-        kinds["noise"].append(Image.fromarray(noise))
-        side = rng.integers(4, 17)
-        soft = Image.fromarray(noise[:side, :side])
-        kinds["soft noise"].append(soft.resize((224, 224), Image.Resampling.BICUBIC))
-    return kinds
-
-
 @torch.inference_mode()
 def mean_queries(model, images):
+    """mean_query of PIL images, (N, width), on the CPU."""
     pixels = torch.stack([preprocess(image, model.config.image_size) for image in images])
-    return torch.cat([mean_query(model, model.encode_image(part)) for part in pixels.split(50)])
+    means = [mean_query(model, model.encode_image(part)) for part in pixels.split(50)]
+    return torch.cat(means).cpu()
+
+
+def fitted(model, paintings=3000):
+    """(the measure of a model, mean queries of held-out paintings to which it was not fitted)."""
+    def seen(count, *of):
+        return mean_queries(model, map(Image.fromarray, painted(random_scenes(count, *of))))
+    held_out = torch.cat([seen(max(2, paintings // 15), "held out", pairs)
+                          for pairs in (SEEN_PAIRS, UNSEEN_PAIRS)])
+    return fit(seen(paintings, "training")[::3], held_out[::2]), held_out[1::2]
 
 
 def main(args):
-    model, queries = load(args), {}
-    for name, scenes in (("training", random_scenes(3000, "training")),
-                         ("seen", random_scenes(200, "held out", SEEN_PAIRS)),
-                         ("unseen", random_scenes(200, "held out", UNSEEN_PAIRS))):
-        paintings = painted(scenes)[::3 if name == "training" else 1]
-        queries[name] = mean_queries(model, map(Image.fromarray, paintings)).cpu()
-    held_out = torch.cat((queries["seen"], queries["unseen"]))
-    measure = fit(queries["training"], held_out[::2])
-    kinds = {"held-out paintings, wrongly": held_out[1::2]}
-    kinds |= {kind: mean_queries(model, images) for kind, images in foreign_pictures().items()}
+    model = load(args)
+    measure, held_out = fitted(model)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 224, 224, 3), dtype=np.uint8)
+    kinds = {"held-out paintings, wrongly": held_out,
+             "noise": mean_queries(model, map(Image.fromarray, noise)),
+             "soft noise": mean_queries(model, [Image.fromarray(part[:8, :8]) for part in noise])}
     if args.pictures:
         kinds["the given pictures"] = mean_queries(model, map(open_image, args.pictures))
     far = {kind: distance(measure, rows) > measure["threshold"] for kind, rows in kinds.items()}

@@ -1,19 +1,16 @@
 """The vision half of pre-training: ViT, ln_vision and Q-Former learn to see plain scenes.
 
-They learn from unpainted scenes, photographed through all kinds of glass, weather and film
-(effects.py), and never see a painting or a held-out pair of subject and style.
+They learn from unpainted scenes, photographed through all kinds of glass, weather and film, and
+never see a painting or a held-out pair of subject and style.
 
 What they have seen is read by linear heads that are thrown away afterwards. Every query has a head,
 and so work, of its own: TASKS. When heads read the mean over the queries instead, nothing keeps
 the queries apart, and after a few hundred steps all are equal.
 """
-import contextlib
-import itertools
+import math
 import random
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,17 +18,186 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from artgpt4 import PIXEL_MEAN, PIXEL_STD
-from common.progress import Progress
+from artgpt4 import normalise
+from common.command_line import Progress
 from gallery.attention import watched
-from gallery.effects import EFFECTS, photograph, roughness
 from gallery.painting import draw, render
 from gallery.scenes import COMPOSITIONS, SETTINGS_OF, SUBJECTS, THINGS, random_scenes
 
 SHOWN = ("", *SUBJECTS, *THINGS)    # what a pixel may show; "" is scenery
 SETTINGS = tuple(sorted({setting for settings in SETTINGS_OF.values() for setting in settings}))
 
+# ---- Effects: functions (pixels, rng) -> pixels, both (B, 3, S, S). Those given are in 0 .. 1,
+# those returned may lie a little outside. rng: a random.Random; fine chance is torch's own
+
+
+def gray(x):
+    """The mean over the colours, in the same shape."""
+    return x.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+
+
+def blur(x, sigma):
+    """A Gaussian blur; sigma in pixels."""
+    reach = math.ceil(2 * sigma)
+    kernel = torch.exp(-torch.arange(-reach, reach + 1).float().square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    x = F.pad(x, (reach, reach, reach, reach), mode="reflect")
+    return F.conv2d(F.conv2d(x, kernel, groups=3), kernel.transpose(2, 3), groups=3)
+
+
+def waves(x, rng, low, high):
+    """A grating of x's size, (1, 1, S, S) in -1 .. 1: period low to high pixels, any angle."""
+    period, angle, phase = rng.uniform(low, high), rng.uniform(0, math.pi), rng.uniform(0, 6.3)
+    at = torch.arange(x.shape[-1]).float()
+    along = at[None, :] * math.cos(angle) + at[:, None] * math.sin(angle)
+    return torch.sin(2 * math.pi * along / period + phase)[None, None]
+
+
+def shake(x, reach, patch):
+    """Take every pixel from up to `reach` pixels away; neighbours within `patch` move together."""
+    size = x.shape[-1]
+    cells = max(2, size // patch)
+    shift = torch.rand(1, 2, cells, cells) * 2 - 1
+    shift = F.interpolate(shift, size=(size, size), mode="bilinear") * reach / size * 2
+    grid = F.affine_grid(torch.eye(2, 3)[None], (1, 3, size, size), align_corners=False)
+    grid = (grid + shift.permute(0, 2, 3, 1)).expand(len(x), -1, -1, -1)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+
+
+def soft(x, rng):
+    return blur(x, rng.uniform(0.7, 2.5))
+
+
+def grain(x, rng):
+    """Noise in every pixel, gray or coloured."""
+    like = x[:, :1] if rng.random() < 0.5 else x
+    return x + torch.randn_like(like) * rng.uniform(0.05, 0.2)
+
+
+def blotches(x, rng):
+    """Large soft spots of other colours."""
+    spots = torch.randn(len(x), 3, 28, 28)
+    return x + F.interpolate(spots, size=x.shape[2:], mode="bilinear") * rng.uniform(0.05, 0.2)
+
+
+def mosaic(x, rng):
+    """Square cells of one colour each."""
+    size, cell = x.shape[-1], rng.choice((3, 4, 5, 6, 7))
+    cells = F.avg_pool2d(x, cell, ceil_mode=True)
+    return F.interpolate(cells, scale_factor=cell)[..., :size, :size]
+
+
+def grille(x, rng):
+    """Behind bars, dark or light, of any width, straight or bent."""
+    bars = torch.minimum(waves(x, rng, 12, 40).abs(), waves(x, rng, 12, 40).abs())
+    bars = (bars < rng.uniform(0.1, 0.3)).float().expand(1, 3, -1, -1)
+    bars = shake(bars, rng.uniform(0, 5), 16)
+    return x * (1 - bars) + rng.choice((0.05, 0.1, 0.9)) * bars
+
+
+def halftone(x, rng):
+    """As printed in a newspaper: a grid of dots, gray or coloured, larger where it is darker."""
+    period = rng.uniform(3.5, 7)
+    screen = (waves(x, rng, period, period) + waves(x, rng, period, period)) / 4 + 0.5
+    x = gray(x) if rng.random() < 0.5 else x
+    return ((x - screen) * rng.uniform(3, 10)).sigmoid() * 0.5 + x * 0.5
+
+
+def scanlines(x, rng):
+    """The lines of a screen or a fax, thicker where it is darker."""
+    lines = (gray(x) - 0.5) * 1.2 + 0.25 * waves(x, rng, 3.5, 8)
+    lines = lines.mul(rng.uniform(6, 20)).sigmoid()
+    return lines * (0.5 + 0.5 * x) if rng.random() < 0.7 else lines
+
+
+def rippled_glass(x, rng):
+    return shake(x, rng.uniform(2, 6), rng.choice((3, 5, 8)))
+
+
+def posterised(x, rng):
+    """Few levels of each colour."""
+    levels = rng.choice((2, 3, 4))
+    return (x * levels).round() / levels
+
+
+def fog(x, rng):
+    haze = torch.rand(1, 3, 1, 1) * 0.15 + 0.85
+    return x + (haze - x) * rng.uniform(0.3, 0.7)
+
+
+def rain(x, rng):
+    """Slanting streaks, dark or light."""
+    drops = (torch.rand(1, 1, *x.shape[2:]) < 0.02).float()
+    kernel = torch.eye(9) if rng.random() < 0.5 else torch.eye(9).flip(0)
+    streaks = F.conv2d(drops, kernel[None, None], padding=4).clamp(max=1)
+    return x + (rng.choice((0.1, 0.95)) - x) * streaks * rng.uniform(0.3, 0.8)
+
+
+def outlined(x, rng):
+    """Sharpened until every edge has a dark line."""
+    smooth = blur(x, rng.uniform(0.6, 2.0))
+    return x - (x - smooth).abs().mean(dim=1, keepdim=True) * rng.uniform(3, 8)
+
+
+def confetti(x, rng):
+    """Small cells, each a little off in its colour."""
+    cells = x.shape[-1] // rng.choice((2, 3, 4, 5))
+    off = torch.randn(len(x), 3, cells, cells) * rng.uniform(0.06, 0.2)
+    return x + F.interpolate(off, size=x.shape[2:], mode=rng.choice(("nearest", "bicubic")))
+
+
+def brushed(x, rng):
+    """Fine streaks of light and dark along one direction that bends a little: brushed metal."""
+    length, size = rng.choice((7, 9, 13)), x.shape[-1]
+    streaks = F.pad(torch.randn(1, 1, size, size), (length // 2, length // 2, 0, 0))
+    streaks = F.conv2d(streaks, torch.ones(1, 1, 1, length) / length**0.5)
+    angle = rng.uniform(0, math.pi)
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0],
+                         [math.sin(angle), math.cos(angle), 0]])
+    grid = F.affine_grid(turn[None], streaks.shape, align_corners=False)
+    streaks = F.grid_sample(streaks, grid, padding_mode="reflection", align_corners=False)
+    return x + shake(streaks, rng.uniform(0, 6), 24) * rng.uniform(0.06, 0.2)
+
+
+def faded(x, rng):
+    """With little of its colour left."""
+    return gray(x) + (x - gray(x)) * rng.uniform(0, 0.4)
+
+
+# Pre-training is reproducible: the order is part of what a seed means. The first is none.
+EFFECTS = (None, soft, grain, blotches, mosaic, grille, halftone, scanlines, rippled_glass,
+           posterised, fog, rain, outlined, confetti, brushed, faded)
+
+
+def photograph(pictures, rng, share, groups=16):
+    """Photographs of pictures, uint8 (B, S, S, 3) -> pixels (B, 3, S, S) in 0 .. 1, and two numbers
+    of EFFECTS for each, (B, 2). All vary in exposure and tint. A share `share` gets one or two of
+    EFFECTS, drawn for each of `groups` groups of neighbours."""
+    x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    negative = torch.rand(len(x)) < 0.2 * share               # shapes must do where colours mislead
+    x[negative] = 1 - x[negative]
+    x = x * (0.7 + 0.6 * torch.rand(len(x), 3, 1, 1)) + 0.2 * torch.rand(len(x), 3, 1, 1) - 0.1
+    x = x.clamp(0, 1)
+    labels = torch.zeros(len(x), 2, dtype=torch.long)
+    for group in torch.arange(len(x)).chunk(groups):
+        count = rng.choice((1, 2)) if rng.random() <= share else 0
+        for which in range(count):
+            effect = rng.randrange(len(EFFECTS))
+            if EFFECTS[effect] is not None:
+                x[group] = EFFECTS[effect](x[group], rng).clamp(0, 1)
+            labels[group, which] = effect
+    return x, labels
+
+
 # ---- What is learned
+
+
+class Task(NamedTuple):
+    """What a linear head reads, and how the loss weighs it."""
+    reads: slice | None         # from these queries, each by itself; None: from each patch
+    outputs: int
+    loss: Callable              # (output, target) -> scalar
+    weight: float
 
 
 def shares_loss(logits, shares):
@@ -39,76 +205,29 @@ def shares_loss(logits, shares):
     return F.cross_entropy(logits.flatten(0, -2), shares.flatten(0, -2))
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a linear head reads from some vectors, and how the loss weighs it."""
-    reads: slice | None         # from these queries, each by itself; None: from each patch
-    outputs: int
-    loss: Callable              # (output, target) -> scalar
-    weight: float
-
-
-def query(number):
-    return slice(number, number + 1)
-
-
 GRID = 3                            # queries 7 to 15 describe the cells of a 3 x 3 grid
 CELLS = slice(7, 7 + GRID**2)
-
 TASKS = {
-    "subject": Task(query(0), len(SUBJECTS), shares_loss, 1.5),
-    "composition": Task(query(1), len(COMPOSITIONS), shares_loss, 0.5),
-    "box": Task(query(1), 4, F.smooth_l1_loss, 9),           # the subject's centre and deviation
-    "things": Task(query(2), len(THINGS), F.binary_cross_entropy_with_logits, 3),
-    "setting": Task(query(3), len(SETTINGS), shares_loss, 0.3),
-    "effects": Task(query(4), len(EFFECTS), shares_loss, 1),
-    "colours": Task(query(5), 4**3, shares_loss, 0.5),       # a histogram
-    "roughness": Task(query(6), 2 * 8, F.mse_loss, 1),       # its mean and deviation
+    "subject": Task(slice(0, 1), len(SUBJECTS), shares_loss, 1.5),
+    "composition": Task(slice(1, 2), len(COMPOSITIONS), shares_loss, 0.5),
+    "box": Task(slice(1, 2), 4, F.smooth_l1_loss, 9),        # the subject's centre and deviation
+    "things": Task(slice(2, 3), len(THINGS), F.binary_cross_entropy_with_logits, 3),
+    "setting": Task(slice(3, 4), len(SETTINGS), shares_loss, 0.3),
+    "effects": Task(slice(4, 5), len(EFFECTS), shares_loss, 1),
+    "colours": Task(slice(5, 6), 4**3, shares_loss, 0.5),    # a histogram
+    "roughness": Task(slice(6, 7), 2 * 8, F.mse_loss, 1),    # its mean and deviation
     "cell shows": Task(CELLS, len(SHOWN), shares_loss, 1),
     "cell colours": Task(CELLS, 3 * 4 * 4, F.mse_loss, 3),   # of 4 x 4 fields
     "cell roughness": Task(CELLS, 8 * 2 * 2, F.mse_loss, 1),
     "patch shows": Task(None, len(SHOWN), shares_loss, 3),
     "patch looks": Task(None, 3 + 8, F.mse_loss, 1),         # its colour and roughness
 }
-
 POINTING = 0.3                      # the weight of `pointing_loss`
 
 
-def vision_heads(config):
-    """{task: its head}, a Linear each."""
-    def width(task):
-        return config.vit.width if task.reads is None else config.qformer.width
-    return nn.ModuleDict({name: nn.Linear(width(task), task.outputs)
-                          for name, task in TASKS.items()})
-
-
-def task_losses(heads, patches, queries, targets):
-    """{task: its loss, unweighted} for the tasks that have a head, and the logits of the subject
-    (B, 1, subjects), None without its head.
-
-    patches (B, P - 1, Dv), queries (B, Q, D); targets of `targets_of`.
-    """
-    losses, subject = {}, None
-    for name, head in heads.items():
-        task = TASKS[name]
-        source = patches if task.reads is None else queries[:, task.reads]
-        output = head(source)
-        losses[name] = task.loss(output, targets[name])
-        if name == "subject":
-            subject = output
-    return losses, subject
-
-
-def weighted(losses):
-    """The sum of what task_losses returns first, with the weights of TASKS."""
-    return sum(TASKS[name].weight * loss for name, loss in losses.items())
-
-
 def pointing_loss(attention, subject_shares):
-    """-log of the attention of query 0 to the patches that show the subject.
-
-    attention (B, Q, P) of `watched`; subject_shares (B, P - 1), how much of a patch is the subject.
-    """
+    """-log of the attention of query 0, (B, Q, P) of `watched`, to the patches that the subject
+    covers by more than 15 %; subject_shares (B, P - 1)."""
     shows_subject = (subject_shares > 0.15).float()
     mass = (attention[:, 0, 1:] * shows_subject).sum(dim=1)             # 0 is the class token
     visible = shows_subject.sum(dim=1) > 0
@@ -116,6 +235,20 @@ def pointing_loss(attention, subject_shares):
 
 
 # ---- What is to be seen in a photograph
+
+
+def roughness(x, fields):
+    """How rough each field of a picture is: pixels (B, 3, S, S) -> (B, 8, fields, fields): in four
+    directions, at three scales, in colour. Outside the picture the last four see zeros."""
+    y = x.mean(dim=1, keepdim=True)
+    z = F.pad(y, (1, 1, 1, 1), mode="replicate")
+    neighbours = (z[..., 1:-1, 2:], z[..., 2:, 1:-1], z[..., 2:, 2:], z[..., 2:, :-2])
+    kinds = [(y - neighbour).abs() for neighbour in neighbours]
+    for scale in (1, 2, 4):
+        z = F.avg_pool2d(y, scale)
+        kinds.append(F.interpolate((z - F.avg_pool2d(z, 3, 1, 1)).abs(), size=y.shape[2:]))
+    kinds.append((x - y - F.avg_pool2d(x - y, 3, 1, 1)).abs().sum(dim=1, keepdim=True))
+    return F.adaptive_avg_pool2d(torch.cat(kinds, dim=1), fields) * 15
 
 
 def cells_of(fields):
@@ -127,52 +260,33 @@ def cells_of(fields):
 
 def histogram(x):
     """The shares of 4 x 4 x 4 colours in pixels (B, 3, S, S) in 0 .. 1 -> (B, 1, 64)."""
-    levels = (F.adaptive_avg_pool2d(x, 28) * 3.999).long()              # (B, 3, 28, 28), 0 to 3
-    red, green, blue = levels.unbind(dim=1)
-    bins = F.one_hot(red * 16 + green * 4 + blue, 64)
-    return bins.float().mean(dim=(1, 2))[:, None]
+    red, green, blue = (F.adaptive_avg_pool2d(x, 28) * 3.999).long().unbind(dim=1)      # 0 to 3
+    return F.one_hot(red * 16 + green * 4 + blue, 64).float().mean(dim=(1, 2))[:, None]
 
 
 def box_of(subject):
-    """Where a subject stands: shares (B, n, n) -> (B, 1, 4).
-
-    Its centre x, y and standard deviation x, y, in units of the picture.
-    """
+    """Where a subject stands: shares (B, n, n) -> (B, 1, 4), its centre x, y and its standard
+    deviation x, y, in units of the picture."""
     axis = (torch.arange(subject.shape[-1]) + 0.5) / subject.shape[-1]
     mass = subject.sum(dim=(1, 2)).clamp(min=1e-3)[:, None]
-    across, down = subject.sum(dim=1) / mass, subject.sum(dim=2) / mass
-    centres, deviations = [], []
-    for shares in (across, down):
-        centre = (shares * axis).sum(dim=1, keepdim=True)
-        centres.append(centre)
-        deviations.append((shares * (axis - centre) ** 2).sum(dim=1, keepdim=True).sqrt())
-    return torch.stack((*centres, *deviations), dim=2)
+    shares = torch.stack((subject.sum(dim=1) / mass, subject.sum(dim=2) / mass), dim=1)
+    centre = (shares * axis).sum(dim=2)                                 # (B, 2)
+    variance = (shares * (axis - centre[..., None]) ** 2).sum(dim=2)
+    return torch.cat((centre, variance.sqrt()), dim=1)[:, None]
 
 
-def targets_of(x, shown, labels, patches_across):
-    """What each head should say.
-
-    Args:
-        x: pixels (B, 3, S, S) in 0 .. 1.
-        shown: (B, S, S), what each pixel shows, numbers of SHOWN.
-        labels: what is known of the scenes, by task: each (B, 1, outputs).
-        patches_across: the square root of P - 1.
-
-    Returns:
-        (targets by task, the share of each patch that is the subject (B, P - 1))
-    """
+def targets_of(x, shown, across):
+    """What the heads should say of pixels x (B, 3, S, S) in 0 .. 1 that show (B, S, S) numbers of
+    SHOWN, with `across` patches a side -> (targets by task, the subject's share of each patch)."""
     shown = F.one_hot(shown[:, ::2, ::2].long(), len(SHOWN))            # every other pixel will do
-    shown = shown.permute(0, 3, 1, 2).float()
-    shares = F.adaptive_avg_pool2d(shown, patches_across)               # (B, SHOWN, n, n)
+    shares = F.adaptive_avg_pool2d(shown.permute(0, 3, 1, 2).float(), across)   # (B, SHOWN, n, n)
     subject = shares[:, 1:1 + len(SUBJECTS)].sum(dim=1)
-    rough = roughness(x, patches_across)
-    looks = torch.cat((F.adaptive_avg_pool2d(x, patches_across), rough), dim=1)
+    looks = torch.cat((F.adaptive_avg_pool2d(x, across), roughness(x, across)), dim=1)
     rough = roughness(x, 2 * GRID)
-    rough_statistics = torch.cat((rough.mean(dim=(2, 3)), rough.std(dim=(2, 3))), dim=1)
-    return labels | {
+    return {
         "box": box_of(subject),
         "colours": histogram(x),
-        "roughness": rough_statistics[:, None],
+        "roughness": torch.cat((rough.mean(dim=(2, 3)), rough.std(dim=(2, 3))), dim=1)[:, None],
         "cell shows": cells_of(F.adaptive_avg_pool2d(shares, GRID)),
         "cell colours": cells_of(F.adaptive_avg_pool2d(x, 4 * GRID)),
         "cell roughness": cells_of(rough),
@@ -183,169 +297,103 @@ def targets_of(x, shown, labels, patches_across):
 
 # ---- The scenes
 
+MARGIN = 16                         # pixels around what a batch crops
 
-def plain(scene, size):
-    """A scene unpainted, uint8 (size, size, 3), and what each pixel shows.
 
-    The latter is (size, size), numbers of SHOWN.
+class Photographs(Dataset):
+    """Item `step` is the batch of that step of a training: a function of seed and step alone.
+
+    (pixels (B, 3, S, S) as the ViT takes them, targets by task, subject shares (B, P - 1)).
+    config: of the model; count: plain scenes, drawn once with a margin around what a batch crops.
     """
-    shown = render(scene, size).per_shape(lambda shape: SHOWN.index(shape.name))
-    return np.asarray(draw(scene, size)), shown.astype(np.uint8)
 
-
-def draw_plain(scenes, size, processes=1):
-    """What `plain` returns, of all scenes: uint8 (N, size, size, 3) and (N, size, size)."""
-    progress = Progress("drawing plain scenes", len(scenes), "pictures")
-    drawn = np.empty((len(scenes), size, size, 3), dtype=np.uint8)
-    shown = np.empty((len(scenes), size, size), dtype=np.uint8)
-    with contextlib.ExitStack() as stack:
-        in_turn = map
-        if processes > 1:
-            pool = stack.enter_context(ProcessPoolExecutor(processes))
-            in_turn = partial(pool.map, chunksize=16)
-        for i, pair in enumerate(in_turn(plain, scenes, itertools.repeat(size))):
-            drawn[i], shown[i] = pair
+    def __init__(self, config, count, seed, steps, batch):
+        self.config, self.seed, self.steps, self.batch = config, seed, steps, batch
+        scenes, side = random_scenes(count, f"plain {seed}"), config.image_size + MARGIN
+        self.drawn = np.empty((count, side, side, 3), dtype=np.uint8)
+        self.shown = np.empty((count, side, side), dtype=np.uint8)
+        progress = Progress("drawing plain scenes", count, "pictures")
+        for i, scene in enumerate(scenes):
+            self.drawn[i] = draw(scene, side)
+            self.shown[i] = render(scene, side).per_shape(lambda shape: SHOWN.index(shape.name))
             progress.show(i + 1)
-    return drawn, shown
-
-
-def one_hot(values, choices):
-    """(N, 1, choices) of N values."""
-    numbers = torch.tensor([choices.index(value) for value in values])
-    return F.one_hot(numbers, len(choices)).float()[:, None]
-
-
-class PlainScenes(Dataset):
-    """Plain scenes, drawn once with a margin around what a batch crops, and their labels.
-
-    processes: so many draw them.
-
-    Item `step` is the batch of that step of a training: a pure function of seed and step, for any
-    number of processes that make them.
-    """
-
-    MARGIN = 16
-
-    def __init__(self, count, size, seed, steps, batch, processes=1):
-        self.scenes = scenes = random_scenes(count, f"plain {seed}")
-        self.size, self.seed, self.steps, self.batch = size, seed, steps, batch
-        self.drawn, self.shown = draw_plain(scenes, size + self.MARGIN, processes)
         things = [[float(thing in scene.things) for thing in THINGS] for scene in scenes]
-        self.labels = {
-            "subject": one_hot([scene.subject for scene in scenes], SUBJECTS),
-            "composition": one_hot([scene.composition for scene in scenes], COMPOSITIONS),
-            "setting": one_hot([scene.setting for scene in scenes], SETTINGS),
-            "things": torch.tensor(things)[:, None]}
+        self.labels = {"things": torch.tensor(things)[:, None]}
+        for name, values in (("subject", SUBJECTS), ("composition", COMPOSITIONS),
+                             ("setting", SETTINGS)):
+            numbers = torch.tensor([values.index(getattr(scene, name)) for scene in scenes])
+            self.labels[name] = F.one_hot(numbers, len(values)).float()[:, None]
 
     def __len__(self):
         return self.steps
 
     def chosen(self, step):
         """The numbers of the scenes of a step; every epoch has its own order."""
-        numbers = []
-        for at in range(step * self.batch, (step + 1) * self.batch):
-            epoch, place = divmod(at, len(self.drawn))
-            numbers.append(order_of(len(self.drawn), f"{self.seed} {epoch}")[place])
-        return numbers
+        count, first = len(self.drawn), step * self.batch
+        places = [divmod(at, count) for at in range(first, first + self.batch)]
+        orders = {epoch: random.Random(f"{self.seed} {epoch}").sample(range(count), count)
+                  for epoch, _ in places}
+        return [orders[epoch][place] for epoch, place in places]
 
     def __getitem__(self, step):
-        """Photographs of a batch of scenes: at first plain ones, from half the steps on all with
-        effects; see `photograph`.
-
-        Returns:
-            (pixels (B, 3, S, S) in 0 .. 1, what each shows (B, S, S), the labels by task)
-        """
-        rng = random.Random(f"{self.seed} {step}")
-        top, left = rng.randrange(self.MARGIN + 1), rng.randrange(self.MARGIN + 1)
+        """At first plain photographs, from half the steps on all with effects."""
+        rng, size = random.Random(f"{self.seed} {step}"), self.config.image_size
+        top, left = rng.randrange(MARGIN + 1), rng.randrange(MARGIN + 1)
         chosen = self.chosen(step)
-        window = (chosen, slice(top, top + self.size), slice(left, left + self.size))
+        window = (chosen, slice(top, top + size), slice(left, left + size))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.randrange(2**63))
             x, effects = photograph(self.drawn[window], rng, share=min(1, 2 * step / self.steps))
-        labels = {name: label[chosen] for name, label in self.labels.items()}
-        labels["effects"] = F.one_hot(effects, len(EFFECTS)).float().mean(dim=1, keepdim=True)
-        return x, torch.from_numpy(self.shown[window]), labels
-
-
-@lru_cache(2)
-def order_of(count, seed):
-    return random.Random(seed).sample(range(count), count)
-
-
-class Lessons(Dataset):
-    """Item `step` is a batch with all that its heads should say; see `targets_of`.
-
-    (pixels (B, 3, S, S) as the ViT takes them, targets by task, subject shares (B, P - 1))
-    """
-
-    def __init__(self, scenes, patches_across):
-        self.scenes, self.patches_across = scenes, patches_across
-
-    def __len__(self):
-        return len(self.scenes)
-
-    def __getitem__(self, step):
-        x, shown, labels = self.scenes[step]
-        targets, subject_shares = targets_of(x, shown, labels, self.patches_across)
-        mean, std = torch.tensor(PIXEL_MEAN)[:, None, None], torch.tensor(PIXEL_STD)[:, None, None]
-        return (x - mean) / std, targets, subject_shares
-
-
-def lessons_in_turn(lessons, workers):
-    """The items of Lessons one after another, made by so many processes; 0: by this one."""
-    return iter(DataLoader(lessons, batch_size=None, num_workers=workers,
-                           multiprocessing_context="fork" if workers else None,
-                           generator=torch.Generator()))
+        targets, subject_shares = targets_of(x, torch.from_numpy(self.shown[window]),
+                                             size // self.config.patch_size)
+        targets |= {name: label[chosen] for name, label in self.labels.items()}
+        targets["effects"] = F.one_hot(effects, len(EFFECTS)).float().mean(dim=1, keepdim=True)
+        return normalise(255 * x.movedim(1, -1)), targets, subject_shares
 
 
 # ---- The objective
 
 
 def shrink_outputs(model):
-    """Make the matrices that end a residual branch small, so that every layer adds little at first.
-
-    They become smaller by 1 / sqrt(2 layers) in the ViT, and by 0.4 in the Q-Former, whose
-    self-attention else adds several times its input and averages the queries away. The queries
-    start with deviation 1.
-    """
+    """Make the matrices that end a residual branch small, so that every layer adds little at first:
+    by 1 / sqrt(2 layers) in the ViT, and by 0.4 in the Q-Former, whose self-attention else adds
+    several times its input and averages the queries away. These start with deviation 1."""
     for block in model.vit.blocks:
-        for linear in (block.attn.proj, block.fc2):
+        for linear in (block.attn.out, block.fc2):
             linear.weight.data *= (2 * len(model.vit.blocks)) ** -0.5
     for layer in model.qformer.layers:
-        linears = [layer.self_attn.out, layer.fc2]
-        if layer.cross_attn is not None:
-            linears.append(layer.cross_attn.out)
-        for linear in linears:
-            linear.weight.data *= 0.4
+        for part in (layer.self_attn, layer.cross_attn):
+            if part is not None:
+                part.out.weight.data *= 0.4
+        layer.fc2.weight.data *= 0.4
     nn.init.normal_(model.qformer.queries)
 
 
-def vision_objective(model, steps, batch, pictures, seed, workers=0):
-    """Pre-training of model.vit, ln_vision and qformer on `pictures` plain scenes, on the device
-    of the model. workers: processes that make the photographs; 0: this one.
-
-    Returns:
-        (the parameters to train, loss_of_step(step) -> (loss, a note for the progress line))
-    """
-    device = model.vit.pos_embed.device
-    scenes = PlainScenes(pictures, model.config.image_size, seed, steps, batch)
-    patches_across = model.config.image_size // model.config.vit.patch_size
-    batches = lessons_in_turn(Lessons(scenes, patches_across), workers)
-    heads = vision_heads(model.config).to(device)
+def vision_objective(model, photographs, workers=0):
+    """Pre-training of model.vit, ln_vision and qformer on Photographs, on the device of the model.
+    workers: processes that make these; 0: this one. Returns (the parameters to train,
+    loss_of_step(step) -> (loss, a note for the progress line))."""
+    device, config = model.vit.pos_embed.device, model.config
+    batches = iter(DataLoader(photographs, batch_size=None, num_workers=workers,
+                              generator=torch.Generator()))
+    heads = nn.ModuleDict({
+        name: nn.Linear(config.vit_width if task.reads is None else config.qformer_width,
+                        task.outputs) for name, task in TASKS.items()}).to(device)
     named_rightly = 0.0                                                 # a running mean
 
     def loss_of_step(step):
         nonlocal named_rightly
         pixels, targets, subject_shares = next(batches)
-        targets = {name: target.to(device) for name, target in targets.items()}
         patches = model.ln_vision(model.vit(pixels.to(device)))         # (B, P, Dv)
         queries, attention = watched(model.qformer, patches)            # (B, Q, D), (B, Q, P)
-        patches = patches[:, 1:]                                        # without the class token
-        losses, subject = task_losses(heads, patches, queries, targets)
         loss = POINTING * pointing_loss(attention, subject_shares.to(device))
-        loss = loss + weighted(losses)
-        right = (subject.argmax(dim=-1) == targets["subject"].argmax(dim=-1)).float().mean().item()
-        named_rightly += 0.02 * (right - named_rightly)
+        for name, task in TASKS.items():
+            source = patches[:, 1:] if task.reads is None else queries[:, task.reads]
+            output, target = heads[name](source), targets[name].to(device)
+            loss = loss + task.weight * task.loss(output, target)
+            if name == "subject":
+                right = output.argmax(dim=-1) == target.argmax(dim=-1)
+        named_rightly += 0.02 * (right.float().mean().item() - named_rightly)
         return loss, f", subject {named_rightly:.0%}"
 
     modules = nn.ModuleList((model.vit, model.ln_vision, model.qformer, heads))
