@@ -5,21 +5,21 @@
         --llm vicuna-13b-v0 --adapter ArtGPT-4.pth --out weights/artgpt4
     python convert_weights.py --weights weights/artgpt4 --export ArtGPT-4.pth
 
-All names, shapes and settings are checked before the first byte is written, all values while they
-are written. The folder appears when it is complete.
+Names, shapes and settings are checked before the first byte is written, values while they are
+written. The folder appears when it is complete.
 """
 import argparse
 import json
 import math
 import os
 import re
-import secrets
 import shlex
 import shutil
 import signal
 import sys
+import tempfile
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache
 from glob import escape
 from pathlib import Path
 
@@ -32,13 +32,62 @@ from artgpt4 import PROMPTS, ArtGPT4, Config
 from common.command_line import Misuse, Progress, number, printable, run_command
 from common.files import check_file, what_it_is, written_beside
 from common.int8 import quantise
-from conversion.checkpoints import Stored, checked, in_memory, open_checkpoint, take
-from conversion.formats import BUFFERS, llama_sizes, qformer_sizes, their_names, vit_sizes
+from conversion.checkpoints import Stored, open_checkpoint, take, take_adapter
+from conversion.formats import llama_sizes, their_names, vision_sizes
 
 SHARD = 2_000_000_000                                         # bytes, in memory at a time
 
+# ---- The language model
 
-# ---- What is put together
+
+def open_llm(path, delta_path):
+    """The Checkpoint of the language model, that of the base of a delta (or None), and {name in
+    Config: value}."""
+    llm, base = open_checkpoint(path, "llm"), None
+    if llm.kind == "instructblip_llm":                        # it has rows that its config lacks
+        rows = llm.shape("llama.embed.weight")[0]
+        llm.config = (llm.config.get("text_config") or {}) | {"vocab_size": rows}
+    sizes = llama_sizes(llm.config, llm.config_file)
+    check_frequencies(llm, sizes)
+    if delta_path:
+        base, before, llm = llm, sizes, open_checkpoint(delta_path, "delta")
+        sizes = llama_sizes(llm.config, llm.config_file)
+        for key in sizes.keys() - {"vocab_size"}:
+            if sizes[key] != before[key]:
+                raise ValueError(f"{llm.path}: {key} is {sizes[key]}, but {before[key]} in "
+                                 f"{base.path}; give the LLaMA that it is the delta of")
+        if not llm.tokenizer.exists():
+            llm.tokenizer = base.tokenizer
+    return llm, base, sizes
+
+
+def check_frequencies(llm, sizes):
+    """Raises ValueError for rotary frequencies, which older files hold, of another rope_theta."""
+    pairs = torch.arange(0, 1, 2 * sizes["llama_heads"] / sizes["llama_width"])
+    expected = sizes["rope_theta"] ** -pairs
+    for name, stored in llm.tensors.items():
+        if name.endswith(("rotary_emb.inv_freq", "rope.freqs")):
+            found = stored.read().float()
+            if found.shape != expected.shape or not found.allclose(expected, rtol=1e-2, atol=0):
+                raise ValueError(f"{stored.where}: not the frequencies of the heads and the "
+                                 f"rope_theta in {llm.config_file}")
+
+
+def take_llm(llm, base, shapes, config):
+    """The tensors of the language model, {name: Stored}; with a base, the sums."""
+    if llm.config.get("tie_word_embeddings"):
+        embed, head = (their_names(llm.kind, name)[0]
+                       for name in ("llama.embed.weight", "llama.head.weight"))
+        tied = llm.tensors.setdefault(head, llm.tensors[embed])
+        if not torch.equal(tied.read(), llm.tensors[embed].read()):
+            raise ValueError(f"{llm.config_file}: tie_word_embeddings is true, but {head} differs")
+    tensors = take(llm, shapes, config)
+    if base is None:
+        return tensors
+    rows = base.shape("llama.embed.weight")[:1]               # Vicuna v0 has one more than LLaMA
+    old = take(base, {name: rows + shape[1:] if name.endswith(("embed.weight", "head.weight"))
+                      else shape for name, shape in shapes.items()}, config)
+    return {name: added(old[name], change) for name, change in tensors.items()}
 
 
 def added(base, change):
@@ -48,96 +97,66 @@ def added(base, change):
         total = torch.zeros(change.shape, dtype=torch.float16)
         total[:base.shape[0]] = base.read()
         return total.add_(change.read().half())
-    return Stored(change.where, change.shape, torch.float16, read)
+    return replace(change, dtype=torch.float16, read=read)
 
 
-def add_delta(base, delta):
-    """LLaMA + a Vicuna delta (two Checkpoints) -> the Checkpoint of Vicuna.
-
-    Only the embedding and the head may have more rows in the delta: Vicuna v0 has one token more.
-    Raises ValueError if the delta was made for another model.
-    """
-    ours = llama_sizes(base.config, base.config_file)
-    theirs = llama_sizes(delta.config, delta.config_file)
-    for key in ours.keys() - {"vocab_size"}:
-        if ours[key] != theirs[key]:
-            raise ValueError(f"{delta.path}: made for another LLaMA: its {key} is {theirs[key]}, "
-                             f"that of {base.path} is {ours[key]}")
-    tensors = {}
-    for name, change in delta.tensors.items():
-        if re.fullmatch(BUFFERS, name):
-            continue
-        if name not in base.tensors:
-            raise ValueError(f"{base.path}: {name} is missing; {delta.path} has a delta for it")
-        old, new = base.tensors[name], change.shape
-        rows = new[:1] if name in ("model.embed_tokens.weight", "lm_head.weight") else old.shape[:1]
-        if new != rows + old.shape[1:] or rows < old.shape[:1]:
-            raise ValueError(f"{change.where}: {new}, but {old.where} is {old.shape}; not its delta")
-        tensors[name] = added(old, change)
-    return replace(base, kind="llama", tensors=tensors, config=delta.config,
-                   config_file=delta.config_file,
-                   tokenizer=delta.tokenizer if delta.tokenizer.exists() else base.tokenizer)
+def check_tokenizer(file, llm, rows):
+    """How many pieces a tokenizer.model has. Raises ValueError unless it fits to a language model
+    with an embedding of that many rows."""
+    check_file(file)
+    try:
+        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+    except (RuntimeError, ValueError):
+        raise ValueError(f"{file}: {what_it_is(file) or 'no sentencepiece model'}") from None
+    pieces, special = tokenizer.get_piece_size(), [tokenizer.bos_id(), tokenizer.eos_id()]
+    if special != [tokenizer.piece_to_id(piece) for piece in ("<s>", "</s>")] or special == [
+            llm.config.get("eos_token_id"), llm.config.get("bos_token_id")]:
+        raise ValueError(f"{file}: its BOS and EOS are not LLaMA's <s> and </s>")
+    if not pieces <= rows < pieces + 64:
+        raise ValueError(f"{file}: {pieces} pieces, but the language model has {rows} tokens")
+    return pieces
 
 
-def resized(pos_embed, patches):
-    """Position embedding (1, P, D) -> (1, patches + 1, D), for another square grid of patches. The
-    row of the class token stays as it is."""
-    cls_row, grid = pos_embed[:, :1], pos_embed[:, 1:]
-    old, new = math.isqrt(grid.shape[1]), math.isqrt(patches)
-    if old == new:
-        return pos_embed
-    grid = grid.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)  # (1, D, old, old)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    grid = grid.flatten(2).transpose(1, 2)                    # (1, patches, D)
-    return torch.cat((cls_row, grid.to(cls_row.dtype)), dim=1)
+def recognised_prompt(llm, extra):
+    """The conversation format of a language model, and how one sees it. extra: how many tokens it
+    has beyond the tokenizer's pieces."""
+    name = f"{llm.path.resolve().name} {llm.config.get('_name_or_path')}".lower()
+    if llm.kind == "instructblip_llm":
+        return "vicuna_v1", "InstructBLIP's Vicuna"
+    if extra == 1:
+        return "vicuna_v0", "it has a token more than its tokenizer"
+    if "v1" in name or (llm.path / "generation_config.json").exists():
+        return "vicuna_v1", "by its name or its generation_config.json"
+    return "vicuna_v0", "nothing says which; --prompt does"
+
+
+# ---- The picture's side
 
 
 def fit_vit(vit, sizes, image_size):
-    """The sizes of the ViT that is kept: of EVA-ViT-g's 40 blocks 39 (BLIP-2 reads the features of
-    the last but one), of a smaller model of its format all but the last. Changes the Checkpoint."""
-    layers = sizes["vit_layers"]
-    if vit.kind == "eva" and not (sizes["vit_width"] == Config.vit_width and layers < 40):
-        layers -= 1
-        for name in [name for name in vit.tensors if name.startswith(f"blocks.{layers}.")]:
-            del vit.tensors[name]
-    image_size = image_size or sizes["image_size"]
-    patches = (image_size // sizes["patch_size"]) ** 2
-    name, = their_names(vit.kind, "vit.pos_embed")
-    trained = vit.tensors[name]
-    vit.tensors[name] = replace(trained, shape=(1, patches + 1, sizes["vit_width"]),
-                                read=lambda: resized(trained.read(), patches))
-    return sizes | {"vit_layers": layers, "image_size": image_size}
+    """Leave out the last block of a file of EVA-ViT-g, whose features BLIP-2 does not read, and
+    resize the position embedding. Changes the Checkpoint and its sizes."""
+    if vit.kind == "eva" and (sizes["vit_width"] != 1408 or sizes["vit_layers"] > 39):
+        sizes["vit_layers"] -= 1
+        prefix = f"blocks.{sizes['vit_layers']}."
+        vit.tensors = {name: stored for name, stored in vit.tensors.items()
+                       if not name.startswith(prefix)}
+    if image_size is not None:
+        name, = their_names(vit.kind, "vit.pos_embed")
+        trained, grid = vit.tensors[name], image_size // sizes["patch_size"]
+        vit.tensors[name] = replace(trained, shape=(1, grid * grid + 1, sizes["vit_width"]),
+                                    read=lambda: resized(trained.read(), grid))
+        sizes["image_size"] = image_size
 
 
-def start(model):
-    """{name: Stored} of projection and adapters as training starts them."""
-    torch.manual_seed(42)
-    return {name: in_memory(name, tensor) for name, tensor in model.start_adapter().items()}
-
-
-def as_float32(stored):
-    return replace(stored, dtype=torch.float32, read=lambda: stored.read().float())
-
-
-def as_int8(tensors):
-    """{name: Stored} of the language model, with the matrices of its blocks as int8 and a float32
-    scale a row beside each."""
-    small = {}
-    for name, stored in tensors.items():
-        if re.search(r"\.(attn|mlp)\.", name):
-            for key, part, shape, dtype in (("weight", 0, stored.shape, torch.int8),
-                                            ("scale", 1, stored.shape[:1], torch.float32)):
-                small[name.replace("weight", key)] = Stored(
-                    stored.where, shape, dtype, partial(quantised_part, stored, part, shape))
-        else:
-            small[name] = stored
-    return small
-
-
-def quantised_part(stored, part, shape):
-    """The int8 matrix (part 0) or the scales of its rows (part 1) of a Stored matrix."""
-    rows = [quantise(rows)[part] for rows in stored.read().split(256)]
-    return torch.cat(rows).view(shape)
+def resized(pos_embed, grid):
+    """Position embedding (1, P, D) -> (1, grid * grid + 1, D), for grid * grid patches. The row of
+    the class token stays as it is."""
+    cls_row, rest = pos_embed[:, :1], pos_embed[:, 1:]
+    old = math.isqrt(rest.shape[1])
+    rest = rest.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)           # (1, D, old, old)
+    rest = F.interpolate(rest, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat((cls_row, rest.flatten(2).transpose(1, 2).to(cls_row.dtype)), dim=1)
 
 
 # ---- The command
@@ -149,114 +168,164 @@ def convert(args):
     if out.exists():
         raise ValueError(f"{out}: exists already; remove it or give another --out")
     vit, qformer = open_checkpoint(args.vit, "vit"), open_checkpoint(args.qformer, "qformer")
-    llm = base = open_checkpoint(args.llm, "llm")
-    if args.delta:
-        llm = add_delta(base, open_checkpoint(args.delta, "delta"))
+    llm, base, sizes = open_llm(args.llm, args.delta)
     adapter = open_checkpoint(args.adapter, "adapter") if args.adapter else None
 
-    sizes = qformer_sizes(qformer) | fit_vit(vit, vit_sizes(vit), args.image_size)
-    sizes |= llama_sizes(llm.config, llm.config_file)
+    sizes |= vision_sizes(vit, qformer)
+    fit_vit(vit, sizes, args.image_size)
     sizes["adapter_width"] = sizes["llama_width"] // 4
     if adapter is not None and adapter.kind == "artgpt4":
         sizes["adapter_width"] = adapter.shape("llama.blocks.0.adapter.down.weight")[0]
-    config = Config(**sizes, prompt=args.prompt or Config.prompt)
+    extra = sizes["vocab_size"] - check_tokenizer(llm.tokenizer, llm, sizes["vocab_size"])
+    prompt, why = recognised_prompt(llm, extra)
+    config = Config(**sizes, prompt=args.prompt or prompt)
 
     with torch.device("meta"):
         model = ArtGPT4(config, None)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     vision = {name: shape for name, shape in shapes.items()
               if name.startswith(("vit.", "ln_vision.", "qformer."))}
-    language = {name: shape for name, shape in shapes.items()
-                if name.startswith("llama.") and ".adapter." not in name}
-    trainable = {name: shapes[name] for name in model.trainable_names()}
+    llama = take_llm(llm, base, {name: shape for name, shape in shapes.items()
+                                 if name.startswith("llama.") and ".adapter." not in name}, config)
 
-    if llm.config.get("tie_word_embeddings"):
-        tie(llm)
-    llama = take(llm, language, config)
-    given = {}
+    @cache
+    def start():                                              # 2 GB of a 13B: when it is its turn
+        torch.manual_seed(42)
+        return model.start_adapter()
+    trainable = {name: shapes[name] for name in model.trainable_names()}
+    trained = {name: Stored(name, shape, torch.float32, lambda name=name: start()[name])
+               for name, shape in trainable.items()}
+    trained |= {name: llama[name] for name in trainable if name in llama}
     if adapter is not None:
-        given = take(adapter, trainable, config, "proj." if adapter.kind == "minigpt4" else "")
-    trained = {**start(model), **{name: llama[name] for name in trainable if name in llama},
-               **given}
-    files = {
+        trained |= take_adapter(adapter, config, trainable)
+    write_folder(out, {
         "vision.safetensors": take(vit, vision, config, "vit.") | take(
             qformer, vision, config, ("ln_vision.", "qformer.")),
-        **in_shards(as_int8(llama) if args.int8 else llama),
-        "adapter.safetensors": {name: as_float32(trained[name]) for name in trainable},
-    }
-    write_folder(out, files, config, llm.tokenizer)
+        **in_shards(llama),
+        "adapter.safetensors": trained,
+    }, config, llm.tokenizer, args.int8)
 
-
-def tie(llm):
-    """The head of a Checkpoint with tied embeddings becomes a copy of them."""
-    embed, head = (llm.tensors.get(their_names(llm.kind, name)[0])
-                   for name in ("llama.embed.weight", "llama.head.weight"))
-    if head is not None and not torch.equal(head.read(), embed.read()):
-        raise ValueError(f"{llm.config_file}: tie_word_embeddings is true, but {head.where} is "
-                         "not the embedding")
-    llm.tensors[their_names(llm.kind, "llama.head.weight")[0]] = replace(
-        embed, read=lambda: embed.read().clone())
+    print(f"prompt format: {config.prompt} ({'as given' if args.prompt else why})")
+    if adapter is not None and (extra != 1 or llm.kind == "instructblip_llm"):
+        print(f"warning: {printable(adapter.path)} was trained with Vicuna v0, which has one token "
+              "more than LLaMA and another format; with this model its answers are noise",
+              file=sys.stderr)
+    weights = printable(shlex.quote(str(out)))
+    init = f" --init {weights}" if adapter else ""            # MiniGPT-4's projection
+    print(f"next: python chat.py --weights {weights} image.jpg"
+          if adapter is not None and adapter.kind == "artgpt4" else
+          "The adapters are untrained. next: python train.py --stage 1 --recipe paper "
+          f"--dtype bfloat16 --weights {weights}{init} --data 'laion/*.tar'")
 
 
 def in_shards(tensors):
     """{file: {name: Stored}} of the language model: one file, or shards of about SHARD bytes."""
     shards, size = [{}], 0
     for name, stored in tensors.items():
-        nbytes = math.prod(stored.shape) * stored.dtype.itemsize
-        if size + nbytes > SHARD and shards[-1]:
+        if size + stored.nbytes > SHARD and shards[-1]:
             shards.append({})
             size = 0
         shards[-1][name] = stored
-        size += nbytes
+        size += stored.nbytes
     if len(shards) == 1:
         return {"llama.safetensors": tensors}
     return {f"llama-{i:05d}-of-{len(shards):05d}.safetensors": shard
             for i, shard in enumerate(shards, 1)}
 
 
-def write_folder(out, files, config, tokenizer):
+def write_folder(out, files, config, tokenizer, int8):
     """Write a weights folder, whole or not at all, and print what was written.
 
     files: {file: {name: Stored}}. tokenizer: the path of its tokenizer.model.
     """
-    total = sum(math.prod(stored.shape) * stored.dtype.itemsize
-                for tensors in files.values() for stored in tensors.values())
-    made = [folder for folder in out.parents if not folder.exists()]
-    beside = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # as Ctrl-C: nothing is left
-    progress, done = Progress("written", total / 1e9, "GB"), 0
-    try:
-        beside.mkdir(parents=True)
-        free = shutil.disk_usage(beside).free
-        if free < total:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{escape(out.name)}.*"):
+        print(f"{printable(left)}: left by a conversion that was killed, unless one is running; "
+              "remove it", file=sys.stderr)
+    total = sum(stored.nbytes for tensors in files.values() for stored in tensors.values())
+    progress, done, where = Progress("written", total / 1e9, "GB"), 0, {}
+    with tempfile.TemporaryDirectory(
+            prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as beside:
+        folder = Path(beside) / out.name
+        folder.mkdir()
+        free = shutil.disk_usage(folder).free
+        if free < (total / 2 if int8 else total):
             raise ValueError(f"{out}: needs {total / 1e9:.2f} GB, but {free / 1e9:.2f} are free")
         for file, tensors in files.items():
-            values = {}
+            values, seen = {}, set()                          # safetensors takes no aliases
             for name, stored in tensors.items():
-                values[name] = stored.read().contiguous()
-                done += values[name].nbytes
+                value = stored.read()
+                if file == "adapter.safetensors":
+                    value = value.float()
+                elif int8 and re.match(r"llama\.blocks\.\d+\.(attn|mlp)\.", name):
+                    value, scale = quantise(value)
+                    values[name.replace(".weight", ".scale")] = scale[:, 0]
+                values[name] = value.clone() if value.data_ptr() in seen else value.contiguous()
+                seen.add(value.data_ptr())
+                done += stored.nbytes
                 progress.show(done / 1e9, printable(stored.where.rpartition(" ")[2]))
-            save_file(values, beside / file, {"format": "pt"})
-        where = {name: file for file in files if file.startswith("llama-") for name in files[file]}
+            save_file(values, folder / file, {"format": "pt"})
+            if file.startswith("llama-"):
+                where |= dict.fromkeys(values, file)
         if where:
             index = json.dumps({"metadata": {}, "weight_map": where})
-            (beside / "llama.safetensors.index.json").write_text(index)
-        shutil.copyfile(tokenizer, beside / "tokenizer.model")
-        (beside / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
-        for file in beside.iterdir():
+            (folder / "llama.safetensors.index.json").write_text(index)
+        shutil.copyfile(tokenizer, folder / "tokenizer.model")
+        (folder / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+        for file in folder.iterdir():
             with open(file, "rb+") as written:
                 os.fsync(written.fileno())
-        beside.rename(out)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        for folder in made:
-            if folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
-    for file, tensors in files.items():
-        dtypes = sorted({str(stored.dtype).removeprefix("torch.") for stored in tensors.values()})
-        size = (out / file).stat().st_size
-        print(f"{printable(out / file)}  {size / 1e9:.3f} GB  {', '.join(dtypes)}")
+        folder.rename(out)
+    for file in files:
+        print(f"{printable(out / file)}  {(out / file).stat().st_size / 1e9:.3f} GB")
+
+
+def export(args):
+    """Write adapter.safetensors of a weights folder or a run in the layout of ArtGPT-4.pth."""
+    out, file = Path(args.export), Path(args.weights) / "adapter.safetensors"
+    if out.exists():
+        raise ValueError(f"{out}: exists already; remove it or give another name")
+    check_file(file)
+    tensors = {}
+    for name, tensor in load_file(file).items():
+        theirs = their_names("artgpt4", name)
+        if not theirs or not tensor.isfinite().all():
+            raise ValueError(f"{file}: {name} is not part of ArtGPT-4.pth, or not finite")
+        tensors[theirs[0]] = tensor
+    with written_beside(out) as path:
+        torch.save({"model": tensors}, path)
+    print(f"{printable(out)}  {out.stat().st_size / 1e9:.3f} GB, {len(tensors)} tensors")
+
+
+WAYS = {  # two complete ones: (flag, where it is published, name in checkpoints/, GB)
+    "1. ArtGPT-4 as released, a 13B": (
+        ("llm", "Vision-CAIR/vicuna", "vicuna", 39.1),
+        ("vit", "LAVIS", "eva_vit_g.pth", 2.0),
+        ("qformer", "LAVIS", "blip2_pretrained_flant5xxl.pth", 0.4),
+        ("adapter", "Tyrannosaurus/ArtGPT-4", "ArtGPT-4.pth", 6.3)),
+    "2. A 7B, whose adapters you train": (
+        ("llm", "lmsys/vicuna-7b-v1.5", "vicuna-7b-v1.5", 13.5),
+        ("vit", "LAVIS", "eva_vit_g.pth", 2.0),
+        ("qformer", "LAVIS", "blip2_pretrained_flant5xxl.pth", 0.4)),
+}
+
+
+def discover(_):
+    """Print the command for what lies in checkpoints/ under its published name, or what to get."""
+    for way, files in WAYS.items():
+        size = sum(size for _, _, _, size in files)
+        print(f"{way}: {size:.1f} GB")
+        flags = []
+        for flag, owner, name, size in files:
+            path = Path("checkpoints", name)
+            flags += [f"--{flag}", str(path)]
+            how = f"huggingface-cli download {owner} --local-dir checkpoints"
+            if owner == "LAVIS":
+                how = "from LAVIS's storage, linked in docs/weights.md"
+            elif flag == "llm":
+                how += f"/{name}"
+            print(f"   {size:4.1f} GB  {path}  {'is there' if path.exists() else how}")
+        print(f"   then: python convert_weights.py {shlex.join(flags)} --out weights/artgpt4")
 
 
 def make_parser():
@@ -281,7 +350,20 @@ def make_parser():
 
 
 def command(args):
-    convert(args)
+    """Run what the flags ask for. Raises Misuse for flags that do not go together."""
+    given = {name for name, value in vars(args).items() if value not in (None, False)} - {"debug"}
+    run, needed, optional = discover, set(), set()
+    if given & {"export", "weights"}:
+        run, needed = export, {"export", "weights"}
+    elif given:
+        run, needed = convert, {"vit", "qformer", "llm", "out"}
+        optional = {"delta", "adapter", "image_size", "prompt", "int8"}
+    for names, problem in ((needed - given, "also needed"),
+                           (given - needed - optional, "not used here")):
+        if names:
+            flags = ", ".join("--" + name.replace("_", "-") for name in sorted(names))
+            raise Misuse(f"{problem}: {flags}")
+    run(args)
 
 
 def main(arguments=None):
@@ -289,4 +371,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # as Ctrl-C: nothing is left
     main()

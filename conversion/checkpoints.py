@@ -1,34 +1,25 @@
 """Public checkpoints, opened and checked, their tensors still in their files.
 
-A tensor is mapped from its file and read when it is asked for: a file may be larger than the
+Tensors are mapped from their files and read when they are asked for: a file may be larger than the
 memory. torch.load runs with weights_only=True, so no code of a pickle is run. The checksums of an
-archive are compared when its values are first read.
+archive are compared when the first of its tensors is read.
 """
-import io
-import json
+import math
 import re
-import struct
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial, reduce
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from common.files import check_file, read_json, what_it_is
-from conversion.formats import (
-    FORMATS,
-    META,
-    META_SETTINGS,
-    llama_sizes,
-    parts_of,
-    their_names,
-)
+from conversion.formats import FORMATS, META_SETTINGS, llama_sizes, parts_of, their_names
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -39,13 +30,12 @@ class Stored:
     dtype: torch.dtype
     read: Callable[[], torch.Tensor]
 
+    @property
+    def nbytes(self):
+        return math.prod(self.shape) * self.dtype.itemsize
 
-def in_memory(where, tensor):
-    """The Stored of a tensor that is in memory, or mapped from a file without checksums."""
-    return Stored(where, tuple(tensor.shape), tensor.dtype, tensor.detach)
 
-
-# ---- One file
+# ---- A file
 
 
 def open_file(file):
@@ -53,174 +43,88 @@ def open_file(file):
     ValueError, naming it, for what is no whole file of tensors."""
     check_file(file)
     with open(file, "rb") as opened:
-        head = opened.read(10)
-    if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < file.stat().st_size:
-        try:
-            tensors = load_file(file)                         # mapped
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise ValueError(f"{file}: damaged, or cut short ({error})") from None
-        return {name: in_memory(f"{file}: {name}", tensor) for name, tensor in tensors.items()}
-    if head.startswith(b"PK"):
-        return open_archive(file)
-    if not head.startswith(b"\x80"):
-        raise ValueError(f"{file}: {what_it_is(file) or 'no checkpoint, or cut short'}")
-    tensors = {}
-    for name, tensor in load_torch(file, file).items():       # of torch before 1.6: no checksums
-        if tensor.nbytes != tensor.untyped_storage().nbytes():
-            raise ValueError(f"{file}: {name} does not fill its storage; its sizes are damaged")
-        tensors[name] = in_memory(f"{file}: {name}", tensor)
-    return tensors
-
-
-def load_torch(file, source, device="cpu"):
-    """{name: tensor} of what torch.save wrote to `source`, which comes from `file`."""
+        head = opened.read(9)
+    is_archive = head.startswith(b"PK")                       # else of torch before 1.6
     try:
-        with warnings.catch_warnings(action="ignore"):
-            loaded = torch.load(source, map_location=device, weights_only=True)
-    except Exception as error:                                # a damaged pickle can raise anything
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = "damaged, cut short, or no checkpoint"
-        if found:
-            what = f"holds {found[1]}, which is no plain value; refused, nothing of it was run"
-        raise ValueError(f"{file}: {what}") from None
-    values = loaded.get("model", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: holds no tensors by name; expected a state_dict")
-    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-    for name, tensor in tensors.items():
-        if not isinstance(name, str) or tensor.layout != torch.strided or tensor.is_quantized or (
-                tensor.is_meta and device == "cpu"):
-            raise ValueError(f"{file}: {name} is no dense tensor with a name")
-    return tensors
-
-
-def open_archive(file):
-    """The tensors of a zip archive of torch.save, {name: Stored}.
-
-    torch.load reads a copy in memory, whose members that hold values are empty. Where a storage
-    begins in that copy tells which member it is; its bytes lie where the archive says.
-    """
-    copy, sections = io.BytesIO(), {}                         # {name: (first byte, end, CRC-32)}
-    try:
-        with zipfile.ZipFile(file) as archive, zipfile.ZipFile(copy, "w") as empty:
-            names = [member.filename for member in archive.infolist()]
-            if len(set(names)) < len(names):
-                raise zipfile.BadZipFile("two members have one name")
-            for member in archive.infolist():
-                if member.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{file}: {member.filename} is compressed inside the archive; "
-                                     "load the file with torch and torch.save it again")
-                folder, _, name = member.filename.partition("/")
-                if name.startswith("data/"):
-                    start = data_start(archive.fp, member)
-                    sections[name] = start, start + member.file_size, member.CRC
-                    empty.writestr(f"copy/{name}", b"")
-                elif name in ("data.pkl", "version", "byteorder"):
-                    content = archive.read(member)            # this compares its checksum
-                    if name == "byteorder" and content != b"little":
-                        raise ValueError(f"{file}: of a big-endian machine, which is not supported")
-                    empty.writestr(f"copy/{name}", content)
-            starts = {data_start(copy, member): member.filename.partition("/")[2]
-                      for member in empty.infolist()}
-    except (zipfile.BadZipFile, EOFError, struct.error, OSError, UnicodeDecodeError, RuntimeError,
-            NotImplementedError, OverflowError) as error:
-        raise ValueError(f"{file}: damaged, cut short, or no checkpoint ({error})") from None
-    copy.seek(0)
-    content = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+        if head[8:] == b"{":
+            loaded = load_file(file)                          # safetensors, mapped
+        else:
+            if is_archive and any(each.compress_type for each in zipfile.ZipFile(file).infolist()):
+                raise ValueError("compressed members")
+            with warnings.catch_warnings(action="ignore"):
+                loaded = torch.load(file, map_location="cpu", mmap=is_archive, weights_only=True)
+    except Exception as error:                                # a damaged file can raise anything
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        problem = "damaged, cut short, packed again, or no checkpoint"
+        if code:
+            problem = f"holds {code[1]}, which is no plain value; nothing of it was run"
+        elif not head.startswith((b"PK", b"\x80")):
+            problem = what_it_is(file) or problem
+        raise ValueError(f"{file}: {problem}") from None
+    loaded = loaded.get("model", loaded) if isinstance(loaded, dict) else None
+    tensors = loaded.items() if isinstance(loaded, dict) else [(None, torch.empty(0))]
+    tensors = {name: value for name, value in tensors if isinstance(value, torch.Tensor)}
+    for name, value in tensors.items():
+        if not isinstance(name, str) or value.is_meta or value.layout != torch.strided:
+            raise ValueError(f"{file}: expected dense tensors by name, as state_dict() has them")
 
     @cache
-    def section(name):
-        start, end, crc = sections[name]
-        if zlib.crc32(content[start:end].numpy()) != crc:
-            raise ValueError(f"{file}: damaged: {name} of the archive does not match its checksum; "
-                             "download the file again")
-        return content[start:end]
+    def compare_checksums():                                  # of the whole file, once
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"{file}: {damaged} does not match its checksum; download it again")
 
-    tensors = {}
-    for name, tensor in load_torch(file, copy, "meta").items():
-        storage = tensor.untyped_storage()
-        member = starts.get(getattr(storage, "_checkpoint_offset", None))
-        start, end, _ = sections.get(member, (0, -1, 0))
-        if end > len(content) or storage.nbytes() != end - start:
-            raise ValueError(f"{file}: damaged: the archive has no values of {name}")
-        tensors[name] = Stored(f"{file}: {name}", tuple(tensor.shape), tensor.dtype,
-                               partial(read_part, partial(section, member), tensor))
-    return tensors
-
-
-def read_part(read_bytes, tensor):
-    """The values of a tensor on "meta", from the bytes of its storage."""
-    values = read_bytes()
-    size = tensor.dtype.itemsize
-    values = values[:len(values) // size * size]
-    if values.storage_offset() % size:                        # an archive that was packed again
-        values = values.clone()
-    values = values.view(tensor.dtype)
-    return values.as_strided(tensor.shape, tensor.stride(),
-                             values.storage_offset() + tensor.storage_offset())
-
-
-def data_start(opened, member):
-    """Where the bytes of a zip member begin: behind its own header, whose length varies."""
-    opened.seek(member.header_offset)
-    header = opened.read(30)
-    if header[:4] != b"PK\x03\x04":
-        raise zipfile.BadZipFile(f"no header of {member.filename}")
-    return member.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
+    def read(tensor):
+        if is_archive:
+            compare_checksums()
+        return tensor.contiguous()
+    return {name: Stored(f"{file}: {name}", tuple(tensor.shape), tensor.dtype,
+                         partial(read, tensor)) for name, tensor in tensors.items()}
 
 
 # ---- A folder
 
 
-def read_index(index, flag):
-    """{name: file} of the shards in an index that are read for a flag of convert_weights.py."""
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict) or not where:
-        raise ValueError(f"{index}: no weight_map")
-    for name, shard in where.items():
-        if not isinstance(shard, str) or shard in ("", ".", "..") or Path(shard).name != shard:
-            raise ValueError(f"{index}: {name} is in {json.dumps(shard)}; "
-                             "expected the name of a file beside it")
-    kind = recognise(where, flag)
-    unused = FORMATS[kind].unused if kind else ""             # BLIP-2's language model: 40 GB
-    return {name: index.with_name(shard) for name, shard in where.items()
-            if not re.fullmatch(unused, name)}
-
-
 def open_folder(folder, flag):
-    """The tensors of a model in transformers' format, {name: Stored}, as safetensors or .bin, one
-    file or shards. Raises ValueError if one is missing or does not hold what the index says."""
+    """The tensors of a model in transformers' format, {name: Stored}: safetensors or .bin, one
+    file or the shards of an index. Of BLIP-2's shards only those that `flag` needs are read.
+    Raises ValueError if one is missing."""
     problem = f"{folder}: no model.safetensors, no pytorch_model.bin, and no index of their shards"
     for whole in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{whole}.index.json"
-        if (folder / whole).exists() and not index.exists():
+        if not index.exists() and (folder / whole).exists():
             return open_file(folder / whole)
         if not index.exists():
             continue
-        where = read_index(index, flag)
-        missing = [file for file in where.values() if not file.exists()]
+        where = read_json(index).get("weight_map")
+        if not isinstance(where, dict) or not all(
+                isinstance(shard, str) and Path(shard).name == shard for shard in where.values()):
+            raise ValueError(f"{index}: no weight_map with names of files beside it")
+        kind = recognise(where, flag)
+        unused = FORMATS[kind].unused if kind else ""
+        needed = {name: folder / shard for name, shard in where.items()
+                  if not re.fullmatch(unused, name)}
+        missing = [file for file in needed.values() if not file.exists()]
         if not missing:
-            return open_shards(where)
+            return open_shards(needed)
         problem = f"{index}: names {missing[0].name}, which is not there; download it too"
     raise ValueError(problem)
 
 
 def open_shards(where):
     """The tensors of shards, {name: Stored}; where is {name: file}."""
-    opened, tensors = {file: open_file(file) for file in sorted(set(where.values()))}, {}
-    for file, found in opened.items():
-        for name in found:
-            if where.get(name, file) != file or name in tensors:
-                raise ValueError(f"{file}: {name} is also in another shard, or not there by the "
-                                 "index")
+    tensors = {}
+    for file in sorted(set(where.values())):
+        found = open_file(file)
+        for name in {name for name in where if where[name] == file} | found.keys():
+            if name not in found or name in tensors or where.get(name, file) != file:
+                raise ValueError(f"{file}: {name} is not in the shard that the index says")
         tensors |= found
-    for name, file in where.items():
-        if name not in opened[file]:
-            raise ValueError(f"{file}: {name} is not in it, but the index says so")
     return tensors
 
 
-# ---- LLaMA as Meta released it, under transformers' names
+# ---- LLaMA as Meta released it: a matrix is split over all shards
 
 
 def half_split(weight, head_dim):
@@ -232,66 +136,54 @@ def half_split(weight, head_dim):
 
 
 def joined(name, parts, head_dim):
-    """The Stored of one tensor, from its part in each shard. name: Meta's, with {i} for the block.
-    Raises ValueError if the parts do not fit together, or if one is a copy of another."""
-    _, dim = META.get(name, (name, None))
-    first, shape = parts[0], list(parts[0].shape)
+    """The Stored of one tensor, from its part in each shard. Raises ValueError if the parts are not
+    of one model."""
+    first, is_norm = parts[0], len(parts[0].shape) == 1       # which every shard holds whole
+    is_rotated = name.endswith(("wq.weight", "wk.weight"))
     for part in parts[1:]:
-        if part.shape != first.shape or part.dtype != first.dtype:
-            raise ValueError(f"{part.where}: {part.shape}, {part.dtype}; it does not fit to "
-                             f"{first.where}: {first.shape}, {first.dtype}")
-        if dim is None and not torch.equal(part.read(), first.read()):
-            raise ValueError(f"{part.where}: differs from {first.where}, so the two are shards of "
-                             "different models")
-        if name.endswith(".wq") and torch.equal(part.read(), first.read()):
-            raise ValueError(f"{part.where}: a copy of {first.where}")
-    if dim is None:                                           # every shard holds it whole
+        same = part.shape == first.shape and part.dtype == first.dtype
+        if same and (is_norm or is_rotated):
+            same = torch.equal(part.read(), first.read()) == is_norm
+        if not same:
+            raise ValueError(f"{part.where}: does not belong to {first.where}: they are shards of "
+                             "different models, or copies")
+    if is_norm:
         return first
-    if len(shape) != 2:
-        raise ValueError(f"{first.where}: {first.shape}; expected 2 dimensions")
-    shape[dim] *= len(parts)
+    dim = int(name.endswith(("tok_embeddings.weight", "wo.weight", "w2.weight")))
 
     def read():
         weight = torch.cat([part.read() for part in parts], dim)
-        return half_split(weight, head_dim) if name.endswith((".wq", ".wk")) else weight
+        return half_split(weight, head_dim) if is_rotated else weight
+    shape = list(first.shape)
+    shape[dim:dim + 1] = [len(parts) * size for size in shape[dim:dim + 1]]
     return Stored(first.where, tuple(shape), first.dtype, read)
 
 
 def open_meta(folder):
-    """LLaMA in Meta's format -> its tensors {name: Stored} and config.json's values, both in
-    transformers' names. Raises ValueError for shards that are no whole model."""
-    file, files = folder / "params.json", sorted(folder.glob("consolidated*"))
-    for i, found in enumerate(files):
-        if found.name != f"consolidated.{i:02d}.pth":
-            raise ValueError(f"{found}: not one of the shards consolidated.00.pth, "
-                             "consolidated.01.pth, ...; one is missing, or this one is too many")
+    """LLaMA in Meta's format -> its tensors {name: Stored} and its settings, in config.json's
+    names. Raises ValueError for shards that are no whole model."""
+    files, shards = sorted(folder.glob("consolidated*")), []
+    for i, file in enumerate(files):
+        if file.name != f"consolidated.{i:02d}.pth":
+            raise ValueError(f"{file}: expected consolidated.{i:02d}.pth, and no other")
+        shards.append(open_file(file))
+        if shards[i].keys() != shards[0].keys():
+            raise ValueError(f"{file}: holds other tensors than {files[0].name}")
+    file = folder / "params.json"
     values = {META_SETTINGS.get(key, key): value for key, value in read_json(file).items()}
-    shards = [open_file(found) for found in files]
-    names = shards[0].keys()
-    for found, shard in zip(files, shards, strict=True):
-        if shard.keys() != names:
-            raise ValueError(f"{found}: {min(shard.keys() ^ names)} is not in every shard")
+    values["model_type"] = "llama"
 
-    def rows(name, dim=0):                                    # of all shards together
-        shape = shards[0][name].shape if name in names else ()
-        return len(shards) * shape[dim] if len(shape) == 2 else 0
-    vocab_size = rows("tok_embeddings.weight") // len(shards)
-    if values.setdefault("vocab_size", -1) == -1:
-        values["vocab_size"] = vocab_size
-    values |= {"model_type": "llama", "intermediate_size": rows("layers.0.feed_forward.w1.weight")}
+    def rows(name):                                           # of all shards together
+        return len(shards) * shards[0][name].shape[0] if name in shards[0] else None
+    if values.get("vocab_size") in (None, -1):
+        values["vocab_size"] = rows("output.weight")
+    values["intermediate_size"] = rows("layers.0.feed_forward.w1.weight")
+    if rows("layers.0.attention.wq.weight") != values.get("hidden_size"):
+        raise ValueError(f"{folder}: {len(shards)} shards are not the model of params.json")
     sizes = llama_sizes(values, file)
-    if rows("layers.0.attention.wq.weight") != sizes["llama_width"]:
-        raise ValueError(f"{folder}: {len(shards)} shards are not all of the model that params.json "
-                         "describes")
-    head_dim, tensors = sizes["llama_width"] // sizes["llama_heads"], {}
-    for name in sorted(names):
-        block = re.search(r"\.(\d+)\.", name)
-        pattern = name.removesuffix(".weight")
-        pattern = pattern.replace(block[0], ".{i}.") if block else pattern
-        theirs = META[pattern][0] + ".weight" if pattern in META else name
-        theirs = theirs.replace("{i}", block[1] if block else "")
-        tensors[theirs] = joined(pattern, [shard[name] for shard in shards], head_dim)
-    return tensors, values
+    head_dim = sizes["llama_width"] // sizes["llama_heads"]
+    return {name: joined(name, [shard[name] for shard in shards], head_dim)
+            for name in shards[0]}, values
 
 
 # ---- Any checkpoint
@@ -299,11 +191,8 @@ def open_meta(folder):
 
 @dataclass
 class Checkpoint:
-    """An opened checkpoint.
-
-    kind: a key of FORMATS. tensors: {name: Stored}. config: the values of its config.json, {} for
-    a single file, and the file's path. tokenizer: the path of its tokenizer.model, if it has one.
-    """
+    """An opened checkpoint. kind: a key of FORMATS. tensors: {name: Stored}. config: the values of
+    config_file, {} for a single file. tokenizer: the path of its tokenizer.model, if it has one."""
     path: Path
     kind: str
     tensors: dict
@@ -315,19 +204,17 @@ class Checkpoint:
         """The shape of the tensor that artgpt4.py calls `name`. Raises ValueError if it is missing
         or does not have `dims` dimensions."""
         source = their_names(self.kind, name)[0]
-        if source not in self.tensors:
-            raise ValueError(f"{self.path}: {source} is missing")
-        shape = self.tensors[source].shape
-        if len(shape) != dims:
-            raise ValueError(f"{self.path}: {source} is {shape}; expected {dims} dimensions")
+        shape = self.tensors[source].shape if source in self.tensors else None
+        if shape is None or len(shape) != dims:
+            found = "missing" if shape is None else f"{shape}; expected {dims} dimensions"
+            raise ValueError(f"{self.path}: {source} is {found}")
         return shape
 
     def count(self, name):
         """The number of blocks: the highest index of any name + 1. A block of which only a part is
         there counts, so that the rest is missed. name: a tensor of artgpt4.py, in block 0."""
         prefix = their_names(self.kind, name)[0].partition(".0.")[0]
-        block = re.compile(re.escape(prefix) + r"\.(\d{1,9})\.")
-        found = [block.match(name) for name in self.tensors
+        found = [re.match(re.escape(prefix) + r"\.(\d{1,3})\.", name) for name in self.tensors
                  if not re.fullmatch(FORMATS[self.kind].unused, name)]
         return max((int(match[1]) + 1 for match in found if match), default=0)
 
@@ -341,29 +228,27 @@ def recognise(names, flag):
 
 def open_checkpoint(path, flag):
     """The Checkpoint at `path`. Raises ValueError if it is not of a kind that `flag` takes, a flag
-    of convert_weights.py; flag None takes all."""
+    of convert_weights.py."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
     config, config_file = {}, path / "config.json"
     if any(path.glob("consolidated*")):
-        kind, config_file = "meta", path / "params.json"
+        config_file = path / "params.json"
         tensors, config = open_meta(path)
+    elif path.is_dir():
+        tensors, config = open_folder(path, flag), read_json(config_file)
     else:
-        tensors = open_folder(path, flag) if path.is_dir() else open_file(path)
-        kind = recognise(tensors, flag)
-        if path.is_dir():
-            config = read_json(config_file)
-    norm = tensors.get("model.norm.weight")
+        tensors = open_file(path)
+    kind, norm = recognise(tensors, flag), tensors.get("model.norm.weight")
     if kind == "llama" and norm is not None and norm.read().float().abs().mean() < 0.1:
         kind = "delta"                    # a model's norm is near 1, the difference of two near 0
-    if kind is None or flag not in (None, *FORMATS[kind].flags):
-        what = f"this is {FORMATS[kind].what}" if kind else "not a known checkpoint"
+    if kind is None or flag not in FORMATS[kind].flags:
         expected = " or ".join(known.what for known in FORMATS.values() if flag in known.flags)
-        raise ValueError(f"{path}: {what}; expected {expected}" if flag else f"{path}: {what}")
-    if kind not in ("eva", "blip2", "artgpt4", "minigpt4") and not path.is_dir():
-        raise ValueError(f"{path}: a file of {FORMATS[kind].what}; give its folder, with "
-                         "config.json and the rest")
+        raise ValueError(f"{path}: {FORMATS[kind].what if kind else 'no known checkpoint'}; "
+                         f"for --{flag} expected {expected}")
+    if not path.is_dir() and kind not in ("eva", "blip2", "artgpt4", "minigpt4"):
+        raise ValueError(f"{path}: a file of {FORMATS[kind].what}; give its folder")
     tokenizer = path / "tokenizer.model"
     if kind == "meta" and not tokenizer.exists():
         tokenizer = path.parent / "tokenizer.model"           # Meta keeps one for all sizes
@@ -371,9 +256,6 @@ def open_checkpoint(path, flag):
 
 
 # ---- From their names to ours
-
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def take(checkpoint, shapes, config, only=""):
@@ -387,65 +269,60 @@ def take(checkpoint, shapes, config, only=""):
     for name, shape in shapes.items():
         parts = parts_of(checkpoint.kind, name)
         known.update(source for source, _, _ in parts)
-        if not name.startswith(only) or not parts:
-            continue
-        taken[name] = [read_share(checkpoint, part, (rows, *shape[1:]))
-                       for part, rows in zip(parts, rows_of(name, shape, parts, config),
-                                             strict=True)]
+        if parts and name.startswith(only):
+            rows = [shape[0] // len(parts)] * len(parts)
+            if len(parts) == 3:                               # queries, keys, values
+                keys = (shape[0] - config.llama_width) // 2
+                rows = [config.llama_width, keys, keys]
+            taken[name] = [share(checkpoint, part, (row, *shape[1:]))
+                           for part, row in zip(parts, rows, strict=True)]
     form = FORMATS[checkpoint.kind]
     for name in checkpoint.tensors:
         if name not in known and not re.fullmatch(form.unused, name):
             raise ValueError(f"{checkpoint.path}: {name} is not part of {form.what}")
-    dtypes = [part.dtype for name, parts in taken.items() for part in parts if part.dtype
-              and not is_norm(name, shapes)]
-    widest = reduce(torch.promote_types, dtypes) if dtypes else None
-    return {name: join(parts, shapes[name], parts[0].dtype if is_norm(name, shapes) else widest)
+    alone = {name for name in taken if re.match(r"llama\..*norm\.weight", name)}
+    dtypes = [part.dtype for name in taken.keys() - alone for part in taken[name] if part.dtype]
+    widest = reduce(torch.promote_types, dtypes)
+    return {name: fused(parts, shapes[name], parts[0].dtype if name in alone else widest)
             for name, parts in taken.items()}
 
 
-def is_norm(name, shapes):
-    return name.startswith("llama.") and len(shapes[name]) == 1
-
-
-def rows_of(name, shape, parts, config):
-    """How many rows of artgpt4.py's tensor come from each of its parts."""
-    if len(parts) == 3:                                       # queries, keys, values
-        keys = config.llama_kv_heads * (config.llama_width // config.llama_heads)
-        return [config.llama_width, keys, keys]
-    return [shape[0] // len(parts)] * len(parts)
-
-
-def read_share(checkpoint, part, shape):
+def share(checkpoint, part, shape):
     """The Stored of one part, of `shape`: a tensor of the checkpoint, a share of one, or zeros."""
     source, number, of = part
     if source == "zeros":
         return Stored(source, shape, None, partial(torch.zeros, shape))
     if source not in checkpoint.tensors:
         raise ValueError(f"{checkpoint.path}: {source} is missing")
-    stored = checkpoint.tensors[source]
-    whole = (shape[0] * of, *shape[1:])
+    stored, whole = checkpoint.tensors[source], (shape[0] * of, *shape[1:])
     if stored.shape != whole or stored.dtype not in FLOATS:
         raise ValueError(f"{stored.where}: {stored.shape} of {stored.dtype}; expected {whole} of "
                          "float16, bfloat16 or float32")
 
     def read():
-        return checked(stored.where, stored.read().chunk(of)[number - 1])
-    return Stored(stored.where, shape, stored.dtype, read)
+        values = stored.read().chunk(of)[number - 1]
+        low, high = values.aminmax()
+        if not (low.isfinite() and high.isfinite()):
+            raise ValueError(f"{stored.where}: holds NaN or infinity; the file is damaged")
+        if low == high == 0 and not source.endswith(("bias", ".up.weight")):
+            raise ValueError(f"{stored.where}: is 0 in all places; the file is damaged")
+        return values
+    return replace(stored, shape=shape, read=read)
 
 
-def checked(where, values):
-    """The values. Raises ValueError for a NaN, an infinity, or a matrix or norm of zeros."""
-    low, high = values.aminmax()
-    if not (low.isfinite() and high.isfinite()):
-        raise ValueError(f"{where}: holds NaN or infinity; the file is damaged")
-    if low == high == 0 and not where.endswith(("bias", ".up.weight")):
-        raise ValueError(f"{where}: is 0 in all places; the file is damaged")
-    return values
-
-
-def join(parts, shape, dtype):
+def fused(parts, shape, dtype):
     """The Stored of parts one after another along the first dimension, in a dtype."""
     def read():
         values = [part.read().to(dtype) for part in parts]
         return values[0] if len(values) == 1 else torch.cat(values)
     return Stored(parts[0].where, shape, dtype, read)
+
+
+def take_adapter(checkpoint, config, shapes):
+    """The trainable parameters in ArtGPT-4.pth, or the projection in pretrained_minigpt4.pth,
+    {name: Stored}. shapes: those of all trainable parameters."""
+    width = checkpoint.shape("proj.weight")[1]
+    if width == 4 * config.vit_width:
+        raise ValueError(f"{checkpoint.path}: of MiniGPT-4 for Llama 2 or MiniGPT-v2, which have "
+                         f"no Q-Former but join four patches ({width} wide): another model")
+    return take(checkpoint, shapes, config, "proj." if checkpoint.kind == "minigpt4" else "")
