@@ -1,20 +1,27 @@
-"""Paintings of many scenes in one file: painted once, then mapped from disk.
+"""Many paintings: in one file, painted once and then mapped from disk, or on one sheet.
 
 A file is named by what it holds: how many paintings, the checksum of their scenes, and that of all
 their pixels. One that does not fit, because the painter has changed or the disk has erred, is
 painted again.
+
+    python -m gallery.album [FILE.png]            every subject in every style on a contact sheet
+    python -m gallery.album --samples FOLDER      the pictures of samples/
 """
+import argparse
 import os
+import textwrap
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader, Dataset
 
-from common.command_line import Progress
+from common.command_line import Progress, run_command
 from common.files import written_beside
 from gallery.painting import paint
+from gallery.scenes import SAMPLES, SEEN_PAIRS, STYLES, SUBJECTS, UNSEEN_PAIRS, random_scenes
 
 
 class Paintings(Dataset):
@@ -63,3 +70,51 @@ def painted(scenes, folder="runs/gallery", size=224):
         pixels.flush()
         checksum = zlib.crc32(pixels)
     return np.load(file.replace(file.with_name(f"{name}-{checksum:08x}.npy")), mmap_mode="r")
+
+
+def contact_sheet(pictures, columns, captions=None):
+    """PIL pictures of one size in a grid with `columns` columns, as one PIL RGB image.
+
+    captions: one string a picture, wrapped under it; all get the space of the tallest.
+    """
+    width, height = pictures[0].size
+    margin, font = max(4, width // 28), ImageFont.load_default(size=max(9, width // 18))
+    letters, pen = max(8, int(width / font.getlength("n"))), ImageDraw.Draw(Image.new("L", (1, 1)))
+    texts = ["\n".join(textwrap.fill(part, letters) for part in caption.splitlines())
+             for caption in captions or [""] * len(pictures)]
+    below = max(int(pen.multiline_textbbox((0, 0), text, font)[3]) for text in texts) + margin
+    step_x, step_y = width + margin, height + (below + margin if captions else margin)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * step_x + margin, rows * step_y + margin), "#faf8f4")
+    pen = ImageDraw.Draw(sheet)
+    for i, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+        x, y = margin + i % columns * step_x, margin + i // columns * step_y
+        sheet.paste(picture, (x, y))
+        pen.multiline_text((x, y + height + margin // 2), text, "#33302c", font)
+    return sheet
+
+
+def main(args):
+    if args.samples:
+        pictures = {args.samples / f"{scene.subject.replace(' ', '-')}.png": paint(scene)
+                    for scene in SAMPLES}
+    else:
+        pairs = SEEN_PAIRS + UNSEEN_PAIRS
+        scenes = sorted(random_scenes(len(pairs), "sheet", pairs, alone=0.7), key=lambda scene: (
+            SUBJECTS.index(scene.subject), STYLES.index(scene.style)))
+        paintings = [paint(scene).reduce(2) for scene in scenes]
+        pictures = {args.file: contact_sheet(paintings, 2 * len(STYLES))}
+    for file, picture in pictures.items():
+        with written_beside(file) as path:
+            picture.save(path, format="PNG", optimize=True)
+        print(file)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m gallery.album",
+                                     description=__doc__.partition("\n")[0])
+    parser.add_argument("file", nargs="?", type=Path, default=Path("runs/gallery.png"),
+                        help="contact sheet to write (default: %(default)s)")
+    parser.add_argument("--samples", type=Path, metavar="FOLDER",
+                        help="paint the samples into it instead")
+    run_command(main, parser)

@@ -11,12 +11,11 @@ top at 1, lit from the left.
 """
 import functools
 import random
-import textwrap
 from dataclasses import dataclass, replace
 from math import cos, pi, sin
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
 from gallery.scenes import COMPOSITIONS, PALETTES, STYLES
 
@@ -40,6 +39,10 @@ class Shape:
     def subject(self):
         return bool(self.name)
 
+    @property
+    def is_sky(self):
+        return self.role == "sky" and not self.subject
+
 
 @dataclass(frozen=True)
 class Plate:
@@ -61,8 +64,11 @@ def box(u0, v0, u1, v1):
     return [(u0, v0), (u1, v0), (u1, v1), (u0, v1)]
 
 
-def oval(u, v, ru, rv=None, start=0.0, stop=2 * pi, steps=24):
-    rv = ru if rv is None else rv
+WHOLE, UPPER, LOWER = (0, 2 * pi), (0, pi), (pi, 2 * pi)     # arcs of an oval
+
+
+def oval(u, v, ru, rv=None, arc=WHOLE, steps=24):
+    rv, (start, stop) = ru if rv is None else rv, arc
     angles = [start + (stop - start) * i / steps for i in range(steps + 1)]
     return [(u + ru * cos(a), v + rv * sin(a)) for a in angles]
 
@@ -126,8 +132,8 @@ def lighthouse(rng):
             Shape([box(-top * 1.5, 0.73, top * 1.5, 0.76)], "dark", 0.05),
             Shape([box(-top * 0.85, 0.76, top * 0.85, 0.87)], "accent", 0.4),
             Shape([line(0, 0.76, 0, 0.87, 0.02)], "dark", fine=True),
-            Shape([oval(0, 0.87, top * 1.1, 0.085, 0, pi), line(0, 0.94, 0, 1, 0.02)], "dark", 0.1),
-            Shape([oval(0, 0.17, 0.035, 0.07, 0, pi) + [(-0.035, 0.1), (0.035, 0.1)]], "dark")]
+            Shape([oval(0, 0.87, top * 1.1, 0.085, UPPER), line(0, 0.94, 0, 1, 0.02)], "dark", 0.1),
+            Shape([oval(0, 0.17, 0.035, 0.07, UPPER) + [(-0.035, 0.1), (0.035, 0.1)]], "dark")]
 
 
 def sailing_boat(rng):
@@ -166,8 +172,8 @@ def windmill(rng):
         spars += [line(*frame(r, 0), *frame(r, 0.12), 0.013) for r in (0.1, 0.2, 0.3, 0.395)]
     return [Shape([taper(0, foot, 0.58, 0.115)], "main", 0.08, 0.3, (1, 0)),
             Shape([taper(0.27, 0.172, 0.31, 0.168)], "dark", 0.25),
-            Shape([oval(0, 0.58, 0.135, 0.14, 0, pi)], "dark", 0.15),
-            Shape([oval(0, 0.13, 0.05, 0.06, 0, pi) + [(-0.05, 0), (0.05, 0)]], "dark"),
+            Shape([oval(0, 0.58, 0.135, 0.14, UPPER)], "dark", 0.15),
+            Shape([oval(0, 0.13, 0.05, 0.06, UPPER) + [(-0.05, 0), (0.05, 0)]], "dark"),
             Shape([box(-0.035, 0.38, 0.035, 0.45)], "accent", 0.1),
             Shape(sails, "accent", 0.2, 0.1),
             Shape(spars, "dark", 0.0, 0.0, fine=True), Shape([oval(0, hub, 0.035)], "dark")]
@@ -235,12 +241,12 @@ def bridge(rng):
             middle, half = -reach + pitch * (i + 0.5), pitch / 2 - pier
             crown = 0.72 - hump + hump * sin(pi * (i + 0.5) / arches)
             spring = max(0.1, crown - half)
-            under += [(middle + half, 0), *oval(middle, spring, half, crown - spring, 0, pi, 16),
+            under += [(middle + half, 0), *oval(middle, spring, half, crown - spring, UPPER, 16),
                       (middle - half, 0)]
         return [(u + du, v + dv) for u, v in [(-reach, 0), *deck, (reach, 0), *under]]
     rail = [(u, v + 0.1) for u, v in deck]
     posts = [box(u - 0.018, v + 0.06, u + 0.018, v + 0.14) for u, v in deck[1::2]]
-    banks = [oval(side * 0.95, 0, 0.3, 0.2, 0, pi) for side in (-1, 1)]
+    banks = [oval(side * 0.95, 0, 0.3, 0.2, UPPER) for side in (-1, 1)]
     return [Shape([wall(0.05, 0.02)], "dark", 0.2, 0.05),
             Shape([wall(0, 0)], "main", 0.1, 0.2, (0.4, 1)),
             Shape([deck + rail[::-1]], "main", 0.35, 0.1),
@@ -272,8 +278,7 @@ def vase_of_flowers(rng):
         shapes.append(Shape(blossom, role, rng.uniform(-0.05, 0.3), 0.15))
         shapes.append(Shape([oval(u, v, size * 0.34, steps=14)], heart, -0.1))
     body = [(-u, v) for u, v in profile] + profile[::-1]
-    band = [(-belly * 0.98, 0.13), (belly * 0.98, 0.13), (belly * 0.98, 0.19),
-            (-belly * 0.98, 0.19)]
+    band = box(-belly * 0.98, 0.13, belly * 0.98, 0.19)
     return shapes + [Shape([body], "dark", 0.35, 0.35, (1, 0.2)),
                      Shape([band], "accent", 0.0, 0.3, (1, 0))]
 
@@ -285,7 +290,7 @@ def cat(rng):
             for t in (i / 10 for i in range(11))]
     tail = [line(*path[i], *path[i + 1], 0.085) for i in range(10)]
     tail += [oval(u, v, 0.043, steps=10) for u, v in path]
-    body = oval(0, 0.2, 0.29, 0.2, pi, 2 * pi)
+    body = oval(0, 0.2, 0.29, 0.2, LOWER)
     body += [(0.25, 0.34), (0.17, 0.56), (-0.17, 0.56), (-0.25, 0.34)]
     ears = [[(-0.215, head + 0.07), (-0.19, 1.0), (-0.03, head + 0.17)],
             [(0.215, head + 0.07), (0.19, 1.0), (0.03, head + 0.17)]]
@@ -326,7 +331,7 @@ def castle(rng):
         slit = box(middle - 0.022, height * 0.6, middle + 0.022, height * 0.78)
         shapes.append(Shape([slit], "dark"))
     windows = [box(u - 0.018, keep - 0.19, u + 0.018, keep - 0.1) for u in (-0.09, 0, 0.09)]
-    gate = oval(0, 0.16, 0.1, 0.1, 0, pi) + [(-0.1, 0), (0.1, 0)]
+    gate = oval(0, 0.16, 0.1, 0.1, UPPER) + [(-0.1, 0), (0.1, 0)]
     return shapes + [Shape(windows, "accent", 0.0), Shape([gate], "dark", 0.0)]
 
 
@@ -361,8 +366,7 @@ def dancer(rng):
             Shape(arms, "accent", 0.2, 0.1),
             Shape([[(-0.11, 0.72), (0.11, 0.72), (0.08, 0.5), *hem, (-0.08, 0.5)]],
                   "main", 0.0, 0.25, (1, 0.3)),
-            Shape([[(-0.085, 0.53), (0.085, 0.53), (0.085, 0.48), (-0.085, 0.48)]],
-                  "dark", 0.2, 0.0),
+            Shape([box(-0.085, 0.48, 0.085, 0.53)], "dark", 0.2, 0.0),
             Shape([box(-0.03, 0.7, 0.03, 0.78)], "accent", 0.1, 0.0),
             *head(0.01, 0.85, 0.088, rng.choice((-1, 1)), True)]
 
@@ -392,7 +396,7 @@ def wanderer(rng):
     front_leg = limb(0.085, (0.04, 0.4), (0.13, 0.22), (step, 0.03))
     shoes = [oval(-step + 0.03, 0.025, 0.065, 0.03, steps=10),
              oval(step + 0.04, 0.025, 0.07, 0.03, steps=10)]
-    brim = [(lean - 0.14, 0.88), (lean + 0.19, 0.88), (lean + 0.19, 0.915), (lean - 0.14, 0.915)]
+    brim = box(lean - 0.14, 0.88, lean + 0.19, 0.915)
     crown = [(lean - 0.075, 0.905), (lean + 0.115, 0.905), (lean + 0.085, 1.0), (lean - 0.045, 1.0)]
     return [Shape([line(0.33, 0, 0.27, 0.86, 0.028)], "dark", 0.1, 0.0),
             Shape(back_leg, "dark", 0.28, 0.1),
@@ -451,8 +455,8 @@ def balloon(rng):
 
 def rainbow(rng):
     def band(outer, inner):
-        return (oval(0, 0, outer, start=0, stop=pi, steps=40)
-                + oval(0, 0, inner, start=pi, stop=0, steps=40))
+        return (oval(0, 0, outer, arc=UPPER, steps=40)
+                + oval(0, 0, inner, arc=(pi, 0), steps=40))
     colours = (("main", 0.1), ("accent", 0.35), ("ground", 0.1), ("accent", 0.6))
     return [Shape([band(1 - i * 0.075, 0.925 - i * 0.075)], role, light, 0.0)
             for i, (role, light) in enumerate(colours)]
@@ -507,13 +511,10 @@ def apples(rng):
         Shape([oval(u - 0.1, v + 0.1, 0.07, 0.06, steps=10)], "accent", 0.5, 0.0))]
 
 
-SHAPES_OF = {
-    "mountain": mountain, "lighthouse": lighthouse, "sailing boat": sailing_boat,
-    "windmill": windmill, "cottage": cottage, "tree": tree, "bridge": bridge,
-    "vase of flowers": vase_of_flowers, "cat": cat, "castle": castle, "dancer": dancer,
-    "mourner": mourner, "wanderer": wanderer, "couple": couple,
-    "birds": birds, "balloon": balloon, "rainbow": rainbow, "firs": firs, "fence": fence,
-    "rowboat": rowboat, "candle": candle, "apples": apples}
+SHAPES_OF = {shapes.__name__.replace("_", " "): shapes for shapes in (
+    mountain, lighthouse, sailing_boat, windmill, cottage, tree, bridge, vase_of_flowers, cat,
+    castle, dancer, mourner, wanderer, couple, birds, balloon, rainbow, firs, fence, rowboat,
+    candle, apples)}
 
 
 def placed(name, rng, x, y, height, mirrored):
@@ -594,15 +595,12 @@ def scenery(rng, setting, horizon, sun, night):
     for _ in range(rng.choice([0, 1, 2, 2])):
         x, y, size = rng.uniform(0.05, 0.95), rng.uniform(0.1, 0.35), rng.uniform(0.12, 0.2)
         shapes.append(Shape(cloud(rng, x, y, size), "sky", 0.5, 0.1, down))
-    for i in range(rng.choice([0, 1, 2])):
-        hill = rolling(rng, horizon - 0.06 + 0.035 * i, 0.035)
-        shapes.append(Shape([hill], "ground", 0.25 - 0.2 * i, 0.1, down))
+    hills = [rolling(rng, horizon - 0.06 + 0.035 * i, 0.035) for i in range(rng.choice([0, 1, 2]))]
+    shapes += [Shape([hill], "ground", 0.25 - 0.2 * i, 0.1, down) for i, hill in enumerate(hills)]
     if setting == "water":
         shapes.append(Shape([box(0, horizon, 1, 1)], "ground", 0.1, 0.24, down))
-        ripples = []
-        for _ in range(9):
-            x, y, half = rng.random(), rng.uniform(horizon + 0.03, 1), rng.uniform(0.05, 0.13)
-            ripples.append(oval(x, y, half, 0.004, steps=10))
+        ripples = [oval(rng.random(), rng.uniform(horizon + 0.03, 1), rng.uniform(0.05, 0.13),
+                        0.004, steps=10) for _ in range(9)]
         glitter = []
         for i in range(int((1 - horizon) / 0.025)):
             y = horizon + 0.02 + i * 0.025
@@ -648,10 +646,9 @@ def scene_colours(scene):
     palette = PALETTES[scene.palette]
     colours = {}
     for role in ROLES:
-        rgb = np.array([int(getattr(palette, role)[i:i + 2], 16) for i in (1, 3, 5)]) / 255
+        rgb = np.array(ImageColor.getrgb(getattr(palette, role))) / 255
         shift = np.array([rng.uniform(-0.025, 0.025) for _ in range(3)])
-        shift += rng.uniform(-0.025, 0.025)
-        colours[role] = np.clip(rgb + shift, 0, 1)
+        colours[role] = np.clip(rgb + (shift + rng.uniform(-0.025, 0.025)), 0, 1)
     return colours
 
 
@@ -688,24 +685,24 @@ def render(scene, n, fine=True):
     step = np.clip(across * grid + down * grid[:, None] + start, 0, 31).astype(np.int32)
     image = np.take(steps.reshape(-1, 3), labels * np.int32(32) + step, axis=0)
 
+    plate = Plate(image, labels, shapes, colours, sun)
     glow_x, glow_y = (np.exp((grid - place) ** 2 / -0.05) for place in sun)
-    sky = [0.6 if shape.role == "sky" and not shape.subject else 0.0 for shape in shapes]
-    sky = np.array(sky, np.float32)
-    glow = np.take(sky, labels) * (glow_x * glow_y[:, None])
+    glow = plate.per_shape(lambda s: 0.6 * s.is_sky) * (glow_x * glow_y[:, None])
     image += glow[..., None] * (highlight.astype(np.float32) - image)
     if on_water:
-        add_reflection(image, labels, np.array([shape.subject for shape in shapes]), int(foot * n))
-    return Plate(image, labels, shapes, colours, sun)
+        add_reflection(image, plate.per_shape(lambda s: s.subject) > 0, int(foot * n))
+    return plate
 
 
-def add_reflection(image, labels, is_subject, foot):
-    """Mirror the subject into the water under row `foot`, broken by ripples."""
-    n = len(labels)
+def add_reflection(image, is_subject, foot):
+    """Mirror the subject, where the map (n, n) has it, into the water under row `foot`, broken by
+    ripples."""
+    n = len(image)
     below = np.arange(foot, n)
     ripple = np.sin(below * 400 / n) * (below - foot) * 0.05
     rows = np.maximum(2 * foot - 1 - below, 0)[:, None]
     columns = np.clip(np.arange(n) + ripple[:, None], 0, n - 1).astype(np.intp)
-    mirrored = is_subject[labels[rows, columns]] & ~is_subject[labels[below]]
+    mirrored = is_subject[rows, columns] & ~is_subject[below]
     strength = 0.5 * mirrored * np.linspace(1, 0.4, len(below))[:, None]
     reflected = image[rows, columns] * 0.85
     image[below] += strength[..., None].astype(np.float32) * (reflected - image[below])
@@ -793,15 +790,6 @@ def jittered_grid(rng, n, spacing, jitter=0.5):
 
 # ---- styles ----
 
-def contour_weight(shape):
-    """How strongly the brush of an ink wash draws a shape's contour, 0 .. 1."""
-    if shape.fine and shape.role != "dark":
-        return 0
-    if shape.subject:
-        return 1
-    return 0 if shape.role == "sky" else 0.45
-
-
 def ink_wash(plate, rng):
     """A few soft tones of diluted ink, a brush contour, a seal, and much empty paper."""
     n, unit, c = len(plate.labels), len(plate.labels) / WORK_SIZE, plate.colours
@@ -825,7 +813,9 @@ def ink_wash(plate, rng):
     shifted = np.maximum(np.arange(n) - int(2 * unit), 0)
     absorbed = absorbed[shifted][:, shifted]
 
-    drawn = plate.per_shape(contour_weight)
+    weight_of = {"sky": 0, "ground": 0.45, "main": 0.45, "accent": 0.45, "dark": 0.45}
+    drawn = plate.per_shape(lambda s: 0 if s.fine and s.role != "dark"
+                            else max(s.subject, weight_of[s.role]))
     pressure = np.clip(0.17 + 0.13 * noise(rng, n, 7), 0.06, 0.42) + 0.02 * noise(rng, n, 60)
     contour = smoothstep(pressure, pressure + 0.08, blur(borders(plate.labels, drawn), 1.3 * unit))
     contour *= np.maximum(mist, is_subject) * np.clip(0.85 + 0.2 * noise(rng, n, 5), 0.4, 1)
@@ -884,8 +874,7 @@ def stained_glass(plate, rng):
     piece = piece.reshape(n, n)
     area = np.bincount(piece.ravel())
     sums = [np.bincount(piece.ravel(), plate.image[..., i].ravel()) for i in range(3)]
-    glass = np.stack(sums, -1)
-    glass = saturate(glass / area[:, None] * 0.92, 1.6)
+    glass = saturate(np.stack(sums, -1) / area[:, None] * 0.92, 1.6)
     glass = glass * rng.uniform(0.8, 1.1, (len(glass), 1)) + rng.normal(0, 0.02, glass.shape)
     lead = blur(np.maximum(0.75 * borders(piece), borders(plate.labels)), 1.5 * unit)
     shine = 1.12 - 0.6 * blur(lead, 5 * unit) + 0.05 * noise(rng, n, 10) + 0.03 * noise(rng, n, 50)
@@ -902,13 +891,11 @@ def woodcut(plate, rng):
     """
     n, unit, c = len(plate.labels), len(plate.labels) / WORK_SIZE, plate.colours
     grid = np.arange(n, dtype=np.float32)
-    angle = [rng.choice([0.5, 0.9, 2.3, 2.7]) if s.subject else pi / 2 for s in plate.shapes]
-    angle = np.array(angle, np.float32)
-    across = np.cos(angle)[plate.labels] * grid + np.sin(angle)[plate.labels] * grid[:, None]
+    angle = plate.per_shape(lambda s: rng.choice([0.5, 0.9, 2.3, 2.7]) if s.subject else pi / 2)
+    across = np.cos(angle) * grid + np.sin(angle) * grid[:, None]
     sun_x, sun_y = plate.sun
     rings = np.hypot(grid - sun_x * n, grid[:, None] - sun_y * n)
-    is_sky = plate.per_shape(lambda s: s.role == "sky" and not s.subject)
-    across = np.where(is_sky > 0, rings * 0.85, across)
+    across = np.where(plate.per_shape(lambda s: s.is_sky) > 0, rings * 0.85, across)
     across += unit * (1.6 * noise(rng, n, 6) + 0.3 * noise(rng, n, 30))
     ridge = np.abs(across / (5.2 * unit) % 1 - 0.5) * 2
     ink_of = {"sky": 0.2 + 0.4 * max(0, 0.5 - luma(c["sky"])), "ground": 0.42, "main": 0.5,
@@ -919,10 +906,8 @@ def woodcut(plate, rng):
     ink = smoothstep(-0.16, 0.16, np.clip(tone, -0.2, 1.2) - ridge)
     outline = blur(borders(plate.labels, plate.per_shape(lambda s: s.subject or 0.6)), 1.2 * unit)
     ink = np.maximum(ink, smoothstep(0.2, 0.3, outline))
-    tint_of = {}
-    for role in ROLES:
-        lift = np.clip(0.5 - luma(c[role]), 0, 0.35) * 2
-        tint_of[role] = mix(mix(c[role], c["main"], lift), c["accent"], 0.12)
+    lift = {role: np.clip(0.5 - luma(c[role]), 0, 0.35) * 2 for role in ROLES}
+    tint_of = {role: mix(mix(c[role], c["main"], lift[role]), c["accent"], 0.12) for role in ROLES}
     tint = [tint_of["ground" if s.role == "dark" else s.role] for s in plate.shapes]
     return mix(np.array(tint, np.float32)[plate.labels], c["dark"] * 0.8, ink[..., None])
 
@@ -991,9 +976,9 @@ def oil(plate, rng):
     weave = 0.02 * (np.sin(grid * thread) * np.sin(grid[:, None] * thread))[..., None]
     colour = saturate(plate.image[y, x], 1.25) * rng.normal(1, 0.06, (len(x), 1))
     colour = colour + rng.normal(0, 0.015, (len(x), 3))
-    paint_layer = blur(np.take(colour.astype(np.float32), top, axis=0), 0.4)
-    paint_layer = paint_layer * (1 + 0.025 * bristles[..., None])
-    return paint_layer * (1 + 0.75 * relief + weave) + 0.25 * relief
+    layer = blur(np.take(colour.astype(np.float32), top, axis=0), 0.4)
+    layer = layer * (1 + 0.025 * bristles[..., None])
+    return layer * (1 + 0.75 * relief + weave) + 0.25 * relief
 
 
 def watercolour(plate, rng):
@@ -1022,9 +1007,8 @@ def watercolour(plate, rng):
     return paper * np.exp(density[..., None] * np.log(np.clip(saturate(image, 1.2), 0.03, 1)))
 
 
-STYLE_PAINTERS = {
-    "ink wash": ink_wash, "pointillism": pointillism, "stained glass": stained_glass,
-    "woodcut": woodcut, "oil": oil, "watercolour": watercolour}
+STYLE_PAINTERS = {style.__name__.replace("_", " "): style for style in (
+    ink_wash, pointillism, stained_glass, woodcut, oil, watercolour)}
 
 
 # ---- public functions ----
@@ -1046,32 +1030,4 @@ def paint(scene, size=224):
     painting = STYLE_PAINTERS[scene.style](plate, rng)
     if not isinstance(painting, Image.Image):
         painting = to_image(painting)
-    if painting.width != size:
-        painting = painting.resize((size, size), Image.Resampling.BOX)
-    return painting
-
-
-def contact_sheet(pictures, columns, captions=None):
-    """PIL pictures of one size in a grid with `columns` columns, as one PIL RGB image.
-
-    captions: one string a picture, wrapped under it; all get the space of the tallest.
-    """
-    width, height = pictures[0].size
-    margin, font = max(4, width // 28), ImageFont.load_default(size=max(9, width // 18))
-    texts, caption_height = [""] * len(pictures), 0
-    if captions:
-        letters = max(8, int(width / font.getlength("n")))
-        texts = ["\n".join(textwrap.fill(part, letters) for part in caption.splitlines())
-                 for caption in captions]
-        pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-        bottoms = [pen.multiline_textbbox((0, 0), text, font)[3] for text in texts]
-        caption_height = max(int(bottom) for bottom in bottoms) + margin
-    rows = -(-len(pictures) // columns)
-    step_x, step_y = width + margin, height + margin + caption_height
-    sheet = Image.new("RGB", (columns * step_x + margin, rows * step_y + margin), "#faf8f4")
-    pen = ImageDraw.Draw(sheet)
-    for i, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
-        x, y = margin + i % columns * step_x, margin + i // columns * step_y
-        sheet.paste(picture, (x, y))
-        pen.multiline_text((x, y + height + margin // 2), text, "#33302c", font)
-    return sheet
+    return painting.resize((size, size), Image.Resampling.BOX)
