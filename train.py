@@ -11,81 +11,81 @@ A run may end at any moment, by Ctrl-C or by a power cut. The same command with 
 from the last checkpoint and ends with the same weights, to the bit: what a step trains on is a
 pure function of seed and step.
 """
-from common.start import start_command
-
-if __name__ == "__main__":
-    start_command()                                           # before the slow imports
-
+import argparse
+import contextlib
+import json
 import math
+import random
+import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
-from common.command_line import run_command
-from common.loading import load_folder
-from gallery.album import painted
+from artgpt4 import IGNORE, TRAINABLE, normalise
+from common.command_line import Misuse, number, run_command
+from common.files import read_json, save_tensors, written_beside
+from common.models import TINY, load, load_adapter, model_flags
+from conversion.checkpoints import open_checkpoint, take_adapter
+from gallery import score
+from gallery.album import contact_sheet, painted
 from gallery.scenes import SEEN_PAIRS
-from gallery.score import held_out
-from training.arithmetic import share_of_machine
-from training.cached_vision import cached_vision, release_vision
-from training.checkpoints import frozen_checksum
-from training.data import batches, open_source, split
-from training.flags import chosen_recipe, first_adapter, train_parser
-from training.initial import load_initial
-from training.lock import locked
-from training.memory import check_room
-from training.optimizer import AdamW8bit
+from training.data import Examples, batches, held_out_batches, load_data
+from training.optimizer import optimizer_for, recompute_blocks
 from training.processes import (
-    RANK, WORLD, accumulating, clip_gradients, mean_over_tokens, processes, rank_0_first,
-    rank_0_holds, say, spread,
+    RANK, UNDER_TORCHRUN, WORLD, accumulating, clip_gradients, gathered, on_rank_0, processes, say,
+    spread, total,
 )
-from training.recomputation import recompute_blocks
-from training.report import sample_pictures
-from training.run import Run, can_resume, warn_if_untrained
-from training.sources import usable
-from training.validation import Evaluation, token_losses
+from training.run import Run, can_resume, frozen_checksum
+from training.sources import open_source
 
 
 @dataclass
 class Recipe:
-    """The hyperparameters of one stage; each is also a flag. Rates are per optimizer step."""
-    batch_size: int
+    """The hyperparameters of one stage. Rates are per optimizer step."""
+    batch_size: int             # pairs per step, of all processes together
     warmup_lr: float            # the rate rises from here linearly to lr,
     lr: float
     min_lr: float               # then follows a cosine to min_lr
     warmup_steps: int
     steps: int                  # 0: as many as `epochs` take
-    max_text_tokens: int
+    max_text_tokens: int        # a longer text is cut, and loses its end
     epochs: int = 0             # passes over the training pairs, in place of steps
-    min_crop_area: float = 0.5
-    weight_decay: float = 0.05
+    evaluations: int = 1        # in a run, the last one at its end
+    min_crop_area: float = 0.5  # the smallest share of a picture that a random crop keeps
+    accumulate: int = 1         # parts that a batch is computed in, each of texts of like length
+    mode: str = "artgpt4"       # which parameters are trained: a key of artgpt4.TRAINABLE
+    weight_decay: float = 0.05  # of AdamW, on matrices only
     max_grad_norm: float = 1.0
-    mode: str = "artgpt4"       # which parameters are trainable: a key of artgpt4.MODES
-    eval_every: int = 1000      # steps between evaluations; 0: one after every epoch
-    seed: int = 42
+    seed: int = 42              # of the order, the crops, and the start of the adapters
 
     def for_pairs(self, pairs):
         """This recipe with the steps that its epochs take on a number of training pairs."""
         steps = self.steps or math.ceil(self.epochs * pairs / self.batch_size)
-        eval_every = self.eval_every or math.ceil(pairs / self.batch_size)
-        return replace(self, steps=steps, eval_every=min(eval_every, steps))
+        return replace(self, steps=steps, warmup_steps=min(self.warmup_steps, steps // 2))
+
+    def evaluates_after(self, step):
+        done, before = (self.evaluations * n // self.steps for n in (step, step - 1))
+        return done > before
 
 
 RECIPES = {  # (recipe, stage): batch_size, warmup_lr, lr, min_lr, warmup_steps, steps, by name
     # The paper's own (section 3.3). Its min_lr is above its lr in stage 1, so the rate rises.
-    ("paper", 1): Recipe(32, 1e-8, 1e-7, 8e-7, 5000, 10000, max_text_tokens=32),
+    ("paper", 1): Recipe(32, 1e-8, 1e-7, 8e-7, 5000, 10000, max_text_tokens=32, evaluations=10),
     ("paper", 2): Recipe(12, 1e-6, 3e-5, 1e-5, 200, 1000, max_text_tokens=160),
-    ("minigpt4", 1): Recipe(64, 1e-6, 1e-4, 8e-5, 5000, 20000, max_text_tokens=32,
+    ("minigpt4", 1): Recipe(64, 1e-6, 1e-4, 8e-5, 5000, 20000, max_text_tokens=32, evaluations=20,
                             mode="minigpt4"),
-    # A trained model and one's own pictures, a few hundred of them: three passes.
-    ("finetune", 2): Recipe(4, 1e-6, 3e-5, 1e-6, 10, 0, max_text_tokens=160, epochs=3,
-                            min_crop_area=0.8, eval_every=0),
+    # A trained model and one's own pictures, a few hundred of them.
+    ("finetune", 2): Recipe(4, 1e-6, 3e-5, 1e-6, 10, 0, max_text_tokens=240, epochs=3,
+                            evaluations=3, min_crop_area=0.8),
     # For weights/tiny and the gallery: minutes on two cores.
-    ("tiny", 1): Recipe(32, 1e-5, 3e-3, 1e-4, 30, 660, max_text_tokens=40,
-                        min_crop_area=0.8, eval_every=220),
-    ("tiny", 2): Recipe(16, 1e-5, 1e-3, 5e-5, 20, 525, max_text_tokens=240,
-                        min_crop_area=0.8, eval_every=105),
+    ("tiny", 1): Recipe(32, 1e-5, 3e-3, 1e-4, 30, 660, max_text_tokens=40, evaluations=3,
+                        min_crop_area=0.8),
+    ("tiny", 2): Recipe(16, 1e-5, 1e-3, 5e-5, 20, 525, max_text_tokens=240, evaluations=5,
+                        min_crop_area=0.8, accumulate=2),
 }
 
 
@@ -104,146 +104,256 @@ def learning_rate(step, recipe):
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * cosine
 
 
-def optimizer_for(parameters, recipe, bits=32):
-    """AdamW with weight decay on matrices only, not on norms. bits: of each moment, 32 or 8."""
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay},
-              {"params": vectors, "weight_decay": 0.0}]
-    if bits == 8:
-        return AdamW8bit(groups, lr=recipe.lr, betas=(0.9, 0.999))
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
+def train(run, module, loader, recipe, validate, show):
+    """Train the parameters of run.optimizer on a loader of training.data, to its end.
 
-
-def set_rate(optimizer, rate):
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def backward(module, parts, stage, max_text_tokens):
-    """Add the gradients of the summed token losses of a batch, computed in parts.
-
-    Returns that sum and the number of tokens, of this process.
+    module: of spread(model). validate() -> a validation loss or None; show() writes what the model
+    has learned. Raises SystemExit after SIGTERM or Ctrl-C, when all is saved.
     """
+    optimizer = run.optimizer
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for parts, cut, skipped in run.batches(loader):
+        rate, loss, tokens = learning_rate(run.step - 1, recipe), 0.0, 0
+        for i, (pixels, ids, targets) in enumerate(parts, 1):
+            with accumulating(module, last=i == len(parts)):
+                summed = module(normalise(pixels), ids, targets)
+                summed.backward()
+            loss, tokens = loss + summed.item(), tokens + int((targets != IGNORE).sum())
+        loss, tokens, cut, bad, stop, save = total(
+            [loss, tokens, cut, len(skipped), len(run.signals), run.save_is_due], summed.device)
+        for parameter in parameters:                           # from the processes' mean of sums
+            parameter.grad.mul_(WORLD / tokens)                # to the mean over all tokens
+        norm = clip_gradients(parameters, recipe.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if run.is_finite(loss, norm):
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        evaluates = recipe.evaluates_after(run.step)
+        run.log({"loss": loss / tokens, "lr": rate, "grad_norm": norm}, int(cut),
+                gathered(skipped) if bad else [], validate() if evaluates else None)
+        if evaluates or stop or save:
+            run.save()
+        if evaluates:
+            show()
+        if stop:
+            run.stop()
+
+
+# ---- What a run is judged by
+
+
+@torch.no_grad()
+def validation_loss(module, held_out):
+    """The mean loss of held-out Examples, in nats per token; None without them."""
+    if len(held_out) == 0:
+        return None
     loss, tokens = 0.0, 0
-    for i, batch in enumerate(parts, 1):
-        with accumulating(module, last=i == len(parts)):
-            losses = token_losses(module, batch, stage, max_text_tokens)
-            losses.sum().backward()
-        loss += losses.sum().item()
-        tokens += len(losses)
-    return loss, tokens
+    for pixels, ids, targets in held_out_batches(held_out):
+        summed = module(normalise(pixels), ids, targets)
+        loss, tokens = loss + summed.item(), tokens + int((targets != IGNORE).sum())
+    loss, tokens = total([loss, tokens], summed.device)
+    return loss / tokens
 
 
-def train(model, loader, recipe, stage, run, evaluation, fsdp=False, optimizer_bits=32):
-    """Train the parameters of recipe.mode. training/run.py says what is written.
-
-    loader: of training.data.batches, from step run.first on. Raises SystemExit after SIGTERM or
-    Ctrl-C, when all is saved; ValueError when the loss is not finite in many steps in a row.
-    """
-    model.freeze(recipe.mode)
-    module = spread(model, fsdp)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = optimizer_for(parameters, recipe, optimizer_bits)
-    with run.begin(model, optimizer, stage):
-        for step, parts in run.steps(loader):
-            rate = learning_rate(step - 1, recipe)
-            set_rate(optimizer, rate)
-            loss, tokens = backward(module, parts, stage, recipe.max_text_tokens)
-            loss, tokens = run.totals(loss, tokens, parts)
-            mean_over_tokens(parameters, tokens)
-            norm = clip_gradients(parameters, recipe.max_grad_norm)
-            if run.is_finite(loss, norm):
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if step == 1:
-                warn_if_untrained(loss / tokens, model.config.llama.vocab_size)
-            entry = run.measured(loss / tokens, tokens, rate, norm)
-            if run.evaluates:
-                entry |= evaluation.losses(module)
-            run.log(entry)
-            if run.saves:
-                run.save(evaluation.draw)
-            run.end_step()
+def show(run, model, stage, pictures):
+    """Write the run's adapter.safetensors, best.safetensors if no validation loss was lower, and
+    samples.png: some pictures, each with what the model says of it."""
+    weights = run.save()
+    if RANK == 0:
+        save_tensors(weights, run.folder / "adapter.safetensors")
+        if run.val_loss is not None and run.val_loss <= run.best:
+            save_tensors(weights, run.folder / "best.safetensors")
+    texts = on_rank_0(score.describe, model, pictures, stage)
+    if RANK == 0:
+        images = [Image.fromarray(picture) for picture in pictures]
+        with written_beside(run.folder / "samples.png") as path:
+            contact_sheet(images, 4, captions=texts).save(path, format="PNG")
 
 
-def load_model(args, initial, device):
-    """The model to train. initial: what --init names, or None for an untrained adapter."""
-    dtype, place = getattr(torch, args.dtype), "cpu" if args.fsdp else device
-    model = load_folder(args.weights, place, dtype, adapter=False, int8=args.int8,
-                        vision_int8=args.vision_int8)
-    if initial:
-        load_initial(model, initial)
+def sample_pictures(args, examples):
+    """Eight held-out paintings, or the first pictures of Examples that can be read; uint8
+    (224, 224, 3) each."""
+    if args.data.isdecimal():
+        return painted(score.held_out(SEEN_PAIRS, 8))
+    pictures = []
+    for i in examples.numbers[:20]:
+        with contextlib.suppress(ValueError):
+            pictures.append(np.asarray(examples.source.picture(int(i)).resize((224, 224))))
+    return pictures[:8]
+
+
+# ---- The command
+
+
+def train_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    model_flags(parser)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.set_defaults(dtype="float32", device=device)
+    add = parser.add_argument
+    add("--stage", type=int, choices=(1, 2), required=True,
+        help="1: short captions, without a prompt; 2: descriptions, after an instruction")
+    add("--data", default="3000", metavar="WHAT",
+        help="'laion/{00000..00301}.tar', a folder of NAME.jpg with NAME.txt, the folder "
+             "cc_sbu_align, or a number of the gallery's paintings; default: %(default)s")
+    add("--val", type=number(int, 0, 10 ** 6), default=0, metavar="PAIRS",
+        help="pairs that are kept out of training, for the validation loss and samples.png")
+    add("--init", type=Path, dest="adapter", metavar="FILE",
+        help="what training starts from: an adapter.safetensors, a weights folder, ArtGPT-4.pth or "
+             "pretrained_minigpt4.pth; default: in stage 1 an untrained adapter, in stage 2 "
+             "runs/stage1/adapter.safetensors")
+    add("--out", type=Path, help="the run's folder; default: runs/stage1 or runs/stage2")
+    add("--recipe", choices=sorted({name for name, _ in RECIPES}),
+        help="the hyperparameters; default: tiny for the tiny model, for others finetune with "
+             "--stage 2 --init, else paper")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true",
+                          help="continue from the run's last checkpoint, if it has one")
+    existing.add_argument("--overwrite", action="store_true",
+                          help="start a new run in a folder that holds one, which is deleted")
+    add("--checkpointing", action="store_true",
+        help="compute the blocks a second time in the backward pass, to save memory")
+    add("--moments", choices=("float32", "bfloat16"), default="float32",
+        help="of AdamW; default: %(default)s")
+    add("--fsdp", action="store_true",
+        help="spread the model over torchrun's processes, frozen weights included")
+    add("--workers", type=number(int, 0, 1024), default=1, metavar="N",
+        help="processes that read pictures, for each training process; default: %(default)s")
+    group = parser.add_argument_group("changes of the recipe")
+    for name, (kind, low, high), meaning in (
+            ("steps", (int, 1, 10 ** 8), "length of the run, in optimizer steps"),
+            ("batch_size", (int, 1, 10 ** 6), "pairs per step"),
+            ("accumulate", (int, 1, 10 ** 6), "parts that a batch is computed in"),
+            ("lr", (float, 0, 1), "highest learning rate; the others change in proportion"),
+            ("seed", (int, 0, 2 ** 63), "of the order, the crops and the start of the adapters")):
+        group.add_argument(f"--{name.replace('_', '-')}", type=number(kind, low, high),
+                           metavar="N" if kind is int else "X", help=meaning)
+    group.add_argument("--mode", choices=sorted(TRAINABLE),
+                       help="train the paper's parameters, or MiniGPT-4's: the projection alone")
+    return parser
+
+
+def chosen_recipe(args):
+    """The recipe that the flags name, with what they change. Raises Misuse, naming the flag."""
+    name = args.recipe
+    if name is None:
+        config, tiny = (read_json(folder / "config.json") for folder in (args.weights, TINY))
+        name = "finetune" if args.stage == 2 and args.adapter else "paper"
+        if all(config.get(size) == tiny[size] for size in ("llama_width", "llama_layers")):
+            name = "tiny"
+        say(f"recipe {name}, chosen by the weights and flags")
+    if (name, args.stage) not in RECIPES:
+        raise Misuse(f"--recipe {name} has no stage {args.stage}")
+    recipe = RECIPES[name, args.stage]
+    for key in ("steps", "batch_size", "accumulate", "mode", "seed"):
+        if getattr(args, key) is not None:
+            recipe = replace(recipe, **{key: getattr(args, key)})
+    if args.lr is not None:
+        ratio = args.lr / recipe.lr
+        recipe = replace(recipe, lr=args.lr, warmup_lr=recipe.warmup_lr * ratio,
+                         min_lr=recipe.min_lr * ratio)
+    if recipe.batch_size % (WORLD * recipe.accumulate) and args.accumulate is None:
+        recipe = replace(recipe, accumulate=1)
+    if recipe.batch_size % (WORLD * recipe.accumulate):
+        raise Misuse(f"--batch-size {recipe.batch_size} cannot be shared evenly by {WORLD} "
+                     f"processes with --accumulate {recipe.accumulate}")
+    return recipe
+
+
+def load_model(args, resume):
+    """The model to train, with the trainable parameters that --init names, unless a checkpoint has
+    them. Raises ValueError, naming the file, if one does not fit."""
+    file = args.adapter
+    if file is None and args.stage == 2:
+        file = Path("runs/stage1/adapter.safetensors")
+        if not resume and not file.exists():
+            raise ValueError(f"{file}: no such file; stage 2 starts where stage 1 ended: run stage "
+                             "1 first, or give --init FILE")
+    model = load(args, train=True)
+    if file and not resume:
+        file = file / "adapter.safetensors" if file.is_dir() else file
+        if file.suffix == ".safetensors":
+            load_adapter(model, file)
+        else:
+            shapes = {name: model.get_parameter(name).shape for name in model.trainable_names()}
+            stored = take_adapter(open_checkpoint(file, "adapter"), model.config, shapes)
+            model.load_state_dict({name: one.read() for name, one in stored.items()}, strict=False)
     if args.checkpointing:
         recompute_blocks(model.llama)
-    if args.compile:
-        compile_blocks(model, device)
     return model
 
 
-def compile_blocks(model, device):
-    """Raises ValueError if torch.compile cannot run: no compiler, no Python headers, ..."""
-    try:
-        torch.compile(torch.sin)(torch.zeros(8, device=device))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--compile: torch.compile cannot run here ({reason}); leave it out, or "
-                         "install a C++ compiler") from None
-    for block in (*model.vit.blocks, *model.llama.blocks):
-        block.compile(dynamic=True)
+def training_sets(args, recipe, model):
+    """Examples to train on, and held-out ones: --val pairs, drawn by the seed. Raises ValueError if
+    there are too few."""
+    load_with_workers = partial(load_data, workers=args.workers)
+    source = open_source(args.data, args.stage, model.config, load_with_workers)
+    if source.left_out:
+        say(f"{len(source)} pairs; left out: {source.what_is_left_out}", sys.stderr)
+    if args.val and not WORLD <= args.val < len(source):
+        raise ValueError(f"--val is {args.val}; it must be at least {WORLD} and less than the "
+                         f"{len(source)} pairs of the data")
+    held_out = random.Random(f"{recipe.seed} validation").sample(range(len(source)), args.val)
+    rest, whole = np.setdiff1d(np.arange(len(source)), held_out), replace(recipe, min_crop_area=1)
+    return (Examples(source, rest, recipe.for_pairs(len(rest)), model),
+            Examples(source, sorted(held_out), whole, model))
 
 
-def run_stage(args, recipe, out, device):
-    """One run as the flags say, in one of its processes, on its device."""
+def run_stage(args, recipe, out):
+    """One run as the flags say, in one of its processes."""
     resume = can_resume(out, args.resume, args.overwrite)
-    initial = None if resume else first_adapter(args)          # a checkpoint holds its own
     torch.manual_seed(recipe.seed)
-    if device.startswith("cuda"):                              # on a CPU they always are
+    if args.device.startswith("cuda"):                         # on a CPU they always are
         torch.use_deterministic_algorithms(True, warn_only=True)
-    model = load_model(args, initial, device)
-    check_room(model, recipe, args, device, out)
-    with rank_0_first():
-        source = open_source(args.data, out.parent / "index", args.pictures)
-        if args.cache_vision:
-            source = cached_vision(model, source, out.parent / "vision", args.workers, device)
-        source, left_out = usable(source)
-        checksum = f"{len(source)} pairs, checksum {source.fingerprint():08x}"
-        source, val = split(source, args.val, recipe.seed, WORLD)
-        pictures = sample_pictures(val or source) if args.data else painted(held_out(SEEN_PAIRS, 8))
-    if left_out:
-        say(left_out)
-    recipe = recipe.for_pairs(len(source))
-    identity = {"stage": args.stage, "val": args.val, "data": checksum, "window": args.window,
-                **asdict(recipe), "dtype": args.dtype, "int8": args.int8,
-                "vision_int8": args.vision_int8, "optimizer_bits": args.optimizer_bits,
-                "cache_vision": args.cache_vision, "weights": frozen_checksum(model)}
-    evaluation = Evaluation(model, args.stage, recipe, pictures, val, args.workers)
-    if args.cache_vision:
-        evaluation.keep_features(to_score=not args.data)
-        release_vision(model)
-    share = share_of_machine(model, recipe.mode, torch.device(device), getattr(torch, args.dtype),
-                             args.checkpointing)
-    run = Run(out, identity, recipe, len(source), resume, args.save_every, args.patience,
-              args.max_bad, share)
-    run.describe(model)
-    loader = batches(
-        source, args.stage, model.config.image_size, recipe.batch_size, recipe.steps, recipe.seed,
-        recipe.min_crop_area, args.workers, run.first, RANK, WORLD, args.accumulate, args.window)
-    train(model, loader, recipe, args.stage, run, evaluation, args.fsdp, args.optimizer_bits)
-    run.conclude()
-    if not args.data:
-        evaluation.score(out / "score.json")
+    model = load_model(args, resume)
+    training, held_out = training_sets(args, recipe, model)
+    recipe, count = training.recipe, len(training)
+    pictures = sample_pictures(args, held_out if args.val else training)
+    flags = {name: getattr(args, name) for name in (
+        "stage", "val", "dtype", "int8", "vision_int8", "moments")} | asdict(recipe) | {
+        "data": f"{count} pairs, checksum {training.source.fingerprint():08x}",
+        "weights": frozen_checksum(model)}
+    del flags["accumulate"]                                    # another one gives the same losses
+    trained, module = model.freeze(recipe.mode), spread(model, args.fsdp)
+    optimizer = optimizer_for([p for p in model.parameters() if p.requires_grad], recipe,
+                              args.moments)
+    run = Run(out, flags, recipe.steps)
+    say(f"{sum(p.numel() for p in trained):,} parameters are trained ({recipe.mode}): "
+        f"{recipe.steps} steps of {recipe.batch_size} pairs; each of {count:,} pairs is seen "
+        f"{recipe.steps * recipe.batch_size / count:.3g} times")
+    show_it = partial(show, run, model, args.stage, pictures)
+    with run.begin(model, optimizer, args.resume, args.overwrite):
+        if run.step and recipe.evaluates_after(run.step):      # a kill may have come before it
+            show_it()
+        loader = batches(training, run.step, args.workers)
+        train(run, module, loader, recipe, partial(validation_loss, module, held_out), show_it)
+    if run.skipped or run.cut:
+        say(f"{run.skipped} samples were skipped, which log.jsonl names; {run.cut} texts were cut "
+            f"at {recipe.max_text_tokens} tokens and lost their end")
+    say(f"wrote {out}/adapter.safetensors, log.jsonl and samples.png")
+    shares = on_rank_0(score.score, model, args.stage) if args.data.isdecimal() else None
+    if shares:
+        with written_beside(out / "score.json") as path:
+            path.write_text(json.dumps(shares, indent=1) + "\n")
+        print(score.table(shares))
 
 
 def main(args):
-    recipe = chosen_recipe(args, RECIPES)
-    out = args.out or Path("runs") / f"stage{args.stage}"
-    with processes(args.device) as device, rank_0_holds(locked(out)):
-        run_stage(args, recipe, out, device)
+    if args.fsdp and not UNDER_TORCHRUN:
+        raise Misuse("--fsdp spreads the model over processes; start them with torchrun "
+                     "--nproc-per-node N train.py ...")
+    if args.dtype == "float16":
+        raise Misuse("--dtype float16: gradients overflow in it; give bfloat16 or float32")
+    recipe, out = chosen_recipe(args), args.out or Path("runs") / f"stage{args.stage}"
+    with processes(args.device) as device:
+        args.device = "cpu" if args.fsdp else device
+        run_stage(args, recipe, out)
 
 
 def command_line():
-    run_command(main, train_parser(__doc__, RECIPES))
+    run_command(main, train_parser())
 
 
 if __name__ == "__main__":

@@ -22,9 +22,8 @@ UNDER_TORCHRUN = "RANK" in os.environ
 def processes(device):
     """Join the processes of torchrun, if there are any. Yields the device of this one.
 
-    After a block that succeeds, a process of torchrun ends here, at once. Shutting Python down
-    aborted one now and then, after all was done, perhaps since FSDP2's tensors keep gloo's group
-    and its threads alive. Raises ValueError if another process is lost.
+    After a block that succeeds, a process of torchrun ends here, at once: shutting Python down
+    aborted one now and then, after all was done. Raises ValueError if another process is lost.
     """
     if not UNDER_TORCHRUN:
         yield device
@@ -42,30 +41,14 @@ def processes(device):
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise ValueError(
-            f"rank {RANK} lost another process of this run and ends too; fix the error of that "
-            "process, then run the same command with --resume") from error
+        raise ValueError(f"rank {RANK} lost another process of this run and ends too; mend the "
+                         "error of that process, then run the same command with --resume") from error
 
 
 def say(line, file=None):
     """Print a line, in rank 0 only."""
     if RANK == 0:
         print(line, file=file, flush=True)
-
-
-@contextlib.contextmanager
-def rank_0_first():
-    """Rank 0 runs the block first; the others follow, and find the files it wrote."""
-    if RANK > 0:
-        dist.barrier()
-    yield
-    if WORLD > 1 and RANK == 0:
-        dist.barrier()
-
-
-def rank_0_holds(context):
-    """The context in rank 0; in the others nothing."""
-    return context if RANK == 0 else contextlib.nullcontext()
 
 
 def total(numbers, device):
@@ -95,8 +78,7 @@ def spread(model, fsdp=False):
     (FSDP2). Otherwise each process holds the whole model (DistributedDataParallel).
     """
     if fsdp:
-        vision = [] if model.vit is None else [*model.vit.blocks, model.qformer]
-        for block in (*vision, *model.llama.blocks):
+        for block in (*model.vit.blocks, model.qformer, *model.llama.blocks):
             fully_shard(block)
         return fully_shard(model)
     if WORLD > 1:                       # all processes read the same files: nothing to broadcast
@@ -111,12 +93,6 @@ def accumulating(module, last):
     return contextlib.nullcontext()
 
 
-def mean_over_tokens(parameters, tokens):
-    """Scale gradients from the processes' mean of summed losses to the mean over all tokens."""
-    for parameter in parameters:
-        parameter.grad.mul_(WORLD / tokens)
-
-
 def clip_gradients(parameters, max_norm):
     """Scale the gradients down to a norm of at most max_norm. Returns the norm before that."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
@@ -129,18 +105,20 @@ def on_rank_0(function, model, *arguments):
     With FSDP2 all processes compute it, because each holds a share of the weights. The blocks
     gather theirs when they are called, as in training; the rest is gathered here.
     """
-    if RANK > 0 and not isinstance(model, FSDPModule):
-        return None
-    if isinstance(model, FSDPModule):
-        model.unshard()
-    with torch.compiler.set_stance("force_eager"):   # an answer's shapes change with every token
-        result = function(model, *arguments)
-    if isinstance(model, FSDPModule):
-        model.reshard()
+    if not isinstance(model, FSDPModule):
+        return None if RANK > 0 else function(model, *arguments)
+    model.unshard()
+    result = function(model, *arguments)
+    model.reshard()
     return None if RANK > 0 else result
 
 
 # ---- Tensors
+
+
+def local(tensor):
+    """The share of a tensor that this process holds: all of it, but for FSDP2."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor):
@@ -154,10 +132,7 @@ def share_of(tensor, parameter):
 
     A 0-dimensional tensor, such as the optimizer's step count, is copied as it is.
     """
-    if tensor.ndim == 0:
-        return tensor.to(parameter.device, copy=True)
-    if isinstance(parameter, DTensor):
-        tensor = tensor.to(parameter.device)
+    if isinstance(parameter, DTensor) and tensor.ndim > 0:
         mesh, placements = parameter.device_mesh, parameter.placements
-        return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
+        return distribute_tensor(tensor.to(parameter.device), mesh, placements, src_data_rank=None)
     return tensor.to(parameter.device, copy=True)

@@ -1,357 +1,292 @@
-"""A run of training: its folder, its log, its counters, its checkpoints, the signals that stop it.
+"""A run of training: its folder, its log, its checkpoints, and the signals that stop it.
 
-    RUN/log.jsonl, skipped.jsonl                     a line for every step, for every bad sample
-    RUN/adapter.safetensors, samples.png             at every evaluation
-    RUN/best.safetensors                             at the one with the lowest validation loss
-    RUN/report.html, checkpoint-STEP-of-STEPS.pt     at every evaluation and every save_every steps
+    RUN/log.jsonl                          a line for every step; locked while a process trains
+    RUN/checkpoint-STEP-of-STEPS.pt        step, flags, weights, optimizer; the last two are kept
+    RUN/adapter.safetensors, samples.png   at every evaluation, after its checkpoint
+    RUN/best.safetensors                   at the evaluation with the lowest validation loss
+
+A checkpoint has whole tensors, however many processes trained, so any number of them can resume.
+Each file is written beside and renamed, so it is there whole or not at all.
 """
 import contextlib
+import fcntl
 import json
 import math
 import os
-import resource
 import signal
 import sys
 import time
+import zipfile
+import zlib
 
 import torch
 
-from common.files import save_tensors, written_beside
-from common.progress import Progress
-from training.checkpoints import (
-    checkpoints, load_checkpoint, not_finite, restore, save_checkpoint, unfinished, whole_state,
-)
-from training.processes import RANK, WORLD, gathered, say, total, whole
-from training.report import read_log, write_report
-from training.skipped import Skipped
-from training.validation import count_tokens
+from common.command_line import Progress, printable
+from common.files import check_file, written_beside
+from training.processes import RANK, WORLD, local, say, share_of, whole
 
+RESULTS = ("adapter.safetensors", "best.safetensors", "samples.png", "score.json")
+SAVE_SECONDS = 600      # from a checkpoint to the next at most
 BAD_STEPS = 10          # this many steps in a row whose loss is not finite end a run
-COUNTS = ("tokens", "clipped", "texts_cut", "skipped", "skipped_steps")     # of a run so far
-RESULTS = ("adapter.safetensors", "best.safetensors", "samples.png", "report.html", "score.json")
+
+
+def checkpoints(folder):
+    """The checkpoints in a run's folder, oldest first."""
+    return sorted(folder.glob("checkpoint-*-of-*.pt"))
 
 
 def can_resume(folder, resume, overwrite):
-    """Whether a run in `folder` is to be resumed; resume and overwrite are the user's flags.
+    """Whether a run in `folder` is to be continued; resume and overwrite are the user's flags.
 
     Raises ValueError if the folder holds a run that neither flag allows to be replaced.
     """
-    saved = checkpoints(folder)
-    if resume and saved:
-        return True
-    results = [folder / name for name in RESULTS if (folder / name).is_file()]
-    if not overwrite and unfinished(folder):
-        raise ValueError(
-            f"{folder} holds an unfinished run ({saved[-1].name}); continue it with --resume, or "
-            "start a new one with --overwrite")
-    if not overwrite and (saved or results):
-        raise ValueError(
-            f"{folder} holds a finished run ({(saved + results)[0].name}); give another --out, or "
-            "replace that run with --overwrite")
-    if resume:
-        say(f"{folder}: no checkpoint to resume from; the run starts at step 1")
+    saved, log = checkpoints(folder), folder / "log.jsonl"
+    found = [*saved[-1:], *(folder / name for name in RESULTS if (folder / name).exists())]
+    if overwrite or (resume and (saved or not found)):
+        return not overwrite and len(saved) > 0
+    if found or (log.is_file() and log.stat().st_size > 0):
+        raise ValueError(f"{[*found, log][0]}: the folder holds a run; give another --out, or "
+                         "continue it from its checkpoint with --resume, or delete it with --overwrite")
     return False
 
 
 class Run:
     """The bookkeeping of one run, in each of its processes; rank 0 alone writes files.
 
-    identity: {flag: value} of all that makes this run what it is; recipe: its hyperparameters;
-    pairs: how many there are to train on; resume: load the last checkpoint; patience, max_bad: as
-    the flags; share: of training.arithmetic. Raises ValueError if the checkpoint is damaged or of
-    another run.
+    flags: {flag: value} of all that makes this run what it is; steps: its length.
     """
 
-    def __init__(self, folder, identity, recipe, pairs, resume=False, save_every=None,
-                 patience=None, max_bad=0.05, share=None):
-        self.folder, self.identity, self.recipe, self.pairs = folder, identity, recipe, pairs
-        self.save_every = save_every or recipe.eval_every
-        self.patience, self.share = patience, share
-        self.checkpoint = load_checkpoint(folder, identity) if resume else None
-        state = self.checkpoint or {"step": 0, "counts": dict.fromkeys(COUNTS, 0),
-                                    "best": {"loss": None, "step": 0, "since": 0}}
-        self.first = self.step = self.saved = state["step"]
-        self.counts, self.best = dict(state["counts"]), dict(state["best"])
-        self.bad_in_a_row = 0
-        self.skipped = Skipped(folder / "skipped.jsonl", max_bad, state.get("skipped"))
-        self.stop, self.signals = False, []
-        self.progress = Progress("training", recipe.steps, "steps", before=self.first)
+    def __init__(self, folder, flags, steps):
+        self.folder, self.flags, self.steps = folder, flags, steps
+        self.step = self.saved = self.bad = self.skipped = self.cut = 0
+        self.val_loss, self.best = None, math.inf
 
     @contextlib.contextmanager
-    def begin(self, model, optimizer, stage):
-        """The context of the training loop. Restores the checkpoint, if there is one."""
-        self.model, self.optimizer, self.stage = model, optimizer, stage
+    def begin(self, model, optimizer, resume, overwrite):
+        """The context of the training loop: the log is open, signals are kept, and what a
+        checkpoint holds is loaded. Raises ValueError if another process trains there, or if the
+        flags do not allow to replace the run that is there."""
+        self.optimizer = optimizer
         self.weights = {name: model.get_parameter(name) for name in model.trainable_names()}
-        self.device = next(iter(self.weights.values())).device
-        if self.checkpoint:
-            restore(self.checkpoint, self.weights, optimizer)
-            self.checkpoint = None
-        if RANK == 0:
-            begin_folder(self.folder, self.first)
-            self.skipped.cut(self.first)
-        log = self.folder / "log.jsonl" if RANK == 0 else os.devnull
-        with signals_kept() as self.signals, open(log, "a") as self.log_file:
+        with open_log(self.folder) as self.log_file, signals_kept() as self.signals:
+            if can_resume(self.folder, resume, overwrite):
+                self.load_newest()
+            elif resume:
+                say(f"{self.folder}: no checkpoint to resume from; the run starts at step 1")
+            self.clean()
+            self.progress = Progress("training", self.steps, "steps", before=self.step)
+            self.last_save = time.monotonic()
             yield
 
-    def describe(self, model):
-        """Print what this run is about to do."""
-        sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-        trainable, recipe = model.trainable_names(self.recipe.mode), self.recipe
-        line = (f"{sum(sizes[name] for name in trainable):,} of {sum(sizes.values()):,} parameters "
-                f"are trained ({recipe.mode}): {recipe.steps} steps of {recipe.batch_size} pairs; "
-                f"each of {self.pairs:,} pairs is seen {self.epochs(recipe.steps):.3g} times")
-        if WORLD > 1:
-            line += f", in {WORLD} processes"
-        if self.first > 0:
-            line += f", resumed after step {self.first}"
-        say(line)
-        if recipe.warmup_steps > recipe.steps / 5:
-            say(f"warning: warm-up takes {recipe.warmup_steps} of {recipe.steps} steps, more than "
-                "a fifth; the rate then jumps down to its cosine; give a lower --warmup-steps",
-                sys.stderr)
+    def clean(self):
+        """Cut the log after the steps that are saved; remove what a kill left half-written, and
+        before step 1 what an older run has written."""
+        if RANK > 0:
+            return
+        old = [*checkpoints(self.folder), *(self.folder / name for name in RESULTS)]
+        for file in [*self.folder.glob(".*.part"), *(old if self.step == 0 else ())]:
+            file.unlink(missing_ok=True)
+        end = at = 0
+        self.log_file.seek(0)
+        for line in self.log_file:
+            at += len(line)
+            with contextlib.suppress(Exception):              # half a line, or a foreign one
+                entry = json.loads(line)
+                if 0 < entry["step"] <= self.step and line.endswith(b"\n"):
+                    end, self.val_loss = at, entry.get("val_loss")
+                    self.best = min(self.best, self.val_loss or math.inf)
+                    self.skipped += len(entry.get("skipped", []))
+                    self.cut += entry.get("cut", 0)
+        self.log_file.truncate(end)
 
-    def epochs(self, step):
-        """How often each pair was seen after a number of steps."""
-        return step * self.recipe.batch_size / self.pairs
+    # ---- Steps
 
-    # ---- One step
-
-    def steps(self, loader):
-        """Yield (step, its batch in parts) for the steps that remain; the first step is 1.
-
-        Raises ValueError if the loader does; what was trained is saved then.
-        """
-        self.began, loader = time.monotonic(), iter(loader)
-        while not self.out_of_patience:
-            waits = time.monotonic()
-            try:
-                parts = next(loader, None)
-            except ValueError as error:
-                if WORLD == 1:                                # others would wait for this process
-                    self.save_what_there_is()
-                raise ValueError(f"{error}; {self.continuation}") from None
-            if parts is None:
-                return
-            self.waited = time.monotonic() - waits            # for the loader
-            self.step += 1
-            yield self.step, parts
+    def batches(self, loader):
+        """Yield the batches of a loader, and count the steps. What was trained is saved if the
+        loader fails, unless other processes would wait for this one."""
+        loader = iter(loader)
+        while self.step < self.steps:
             self.began = time.monotonic()
-
-    def totals(self, loss, text_tokens, parts):
-        """The loss and text tokens of all processes, which also agree here whether to stop.
-
-        A signal to any process stops them all, after the same step.
-        """
-        tokens, cut = count_tokens(self.model, parts, self.stage, self.recipe.max_text_tokens)
-        skipped = [entry for batch in parts for entry in batch.skipped]
-        numbers = [loss, text_tokens, tokens, cut, len(skipped), len(self.signals)]
-        loss, text_tokens, tokens, cut, bad, self.stop = total(numbers, self.device)
-        if bad:
-            self.skipped.add(gathered(skipped), write=RANK == 0)
-        if cut and not self.counts["texts_cut"]:
-            say(f"warning: a text of step {self.step} is longer than --max-text-tokens "
-                f"{self.recipe.max_text_tokens}; it was cut and lost its end, so the model does "
-                "not learn from it when to stop; a higher --max-text-tokens keeps texts whole",
-                sys.stderr)
-        self.step_tokens = int(tokens)
-        self.counts["tokens"] += int(tokens)
-        self.counts["texts_cut"] += int(cut)
-        self.counts["skipped"] += int(bad)
-        return loss, text_tokens
+            try:
+                batch = next(loader)
+            except Exception:
+                if WORLD == 1:
+                    self.save()
+                    if self.signals:                          # a worker heard the signal too
+                        self.stop()
+                raise
+            self.step += 1
+            self.waited = time.monotonic() - self.began
+            yield batch
 
     def is_finite(self, loss, norm):
-        """Whether a step can be taken. Raises ValueError after BAD_STEPS in a row that cannot, or
-        if no step of the run could, or if the weights hold NaN."""
-        if math.isfinite(loss + norm):
-            self.bad_in_a_row = 0
-            self.counts["clipped"] += norm > self.recipe.max_grad_norm
-            return True
-        self.bad_in_a_row += 1
-        self.counts["skipped_steps"] += 1
-        if self.bad_in_a_row == 1:
-            name = not_finite(self.model)
-            if name:
-                raise ValueError(f"the weights hold NaN or infinity, in {name}; the file given as "
-                                 "--weights or --init is damaged: make or download it again")
-        none_was = self.counts["skipped_steps"] == self.recipe.steps
-        if self.bad_in_a_row == BAD_STEPS or none_was:
-            kept = "no checkpoint was saved"
-            if self.saved:
-                kept = f"the checkpoint of step {self.saved} is kept"
-            raise ValueError(
-                f"the loss was not finite in the {self.bad_in_a_row} steps up to step {self.step}, "
-                f"which changed no weights; {kept}; a new run with a lower --lr or "
-                "--max-grad-norm may help")
-        return False
+        """Whether a step can be taken. Raises ValueError after BAD_STEPS in a row that cannot."""
+        self.bad = 0 if math.isfinite(loss + norm) else self.bad + 1
+        if self.bad == min(BAD_STEPS, self.steps):
+            raise ValueError(f"the loss was not finite in {self.bad} steps up to step {self.step}; "
+                             "a lower --lr may help, or the files of --weights hold NaN")
+        return self.bad == 0
 
-    def measured(self, loss, text_tokens, rate, norm):
-        """The line of log.jsonl for this step: its loss (nats per token), speed and memory."""
+    def log(self, entry, cut, skipped, val_loss):
+        """Write the line of a step: entry with its speed and memory, how many texts were cut, what
+        was bad, and the validation loss or None."""
+        self.val_loss, self.best = val_loss, min(self.best, val_loss or math.inf)
+        self.skipped, self.cut = self.skipped + len(skipped), self.cut + cut
+        if RANK > 0:
+            return
         seconds = time.monotonic() - self.began
-        finite, pairs = self.bad_in_a_row == 0, self.recipe.batch_size
+        entry |= {"samples_per_s": self.flags["batch_size"] / seconds,
+                  "waiting_for_data": self.waited / seconds}
+        entry = {key: value if math.isfinite(value) else None for key, value in entry.items()}
+        extra = {"cut": cut, "skipped": skipped, "val_loss": val_loss}
+        entry |= {key: value for key, value in extra.items() if value}
+        self.log_file.write(json.dumps({"step": self.step} | entry).encode() + b"\n")
+        self.log_file.flush()
+        notes = {"samples skipped": self.skipped, "texts cut": self.cut}
+        note = "".join(f", {count} {what}" for what, count in notes.items() if count)
+        self.progress.show(self.step, f"loss {entry['loss'] or math.nan:.3f}{note}")
+
+    @property
+    def save_is_due(self):
+        """Whether the last checkpoint is old, by the clock of the first process."""
+        return RANK == 0 and time.monotonic() - self.last_save > SAVE_SECONDS
+
+    def stop(self):
+        """Raise SystemExit, 143 after SIGTERM and 130 after Ctrl-C, when all is saved."""
         if RANK == 0:
-            self.progress.show(self.step, f"loss {loss:.3f}, rate {rate:.2e}")
-        entry = {"step": self.step, "epoch": self.epochs(self.step),
-                 "waiting_for_data": self.waited / seconds,
-                 "loss": loss if finite else None, "lr": rate,
-                 "grad_norm": norm if finite else None,
-                 "samples_per_s": pairs / seconds, "tokens_per_s": text_tokens / seconds,
-                 **self.counts, "memory": peak_memory(self.device)}
-        if self.share:
-            share = self.share(seconds, pairs, self.step_tokens, text_tokens)
-            entry["share_of_machine"] = share / WORLD
-        return entry
+            self.progress.say(f"stopped after step {self.saved} of {self.steps}; the same command "
+                              "with --resume continues")
+        raise SystemExit(128 + (self.signals or [signal.SIGTERM])[0])
 
-    def log(self, entry):
-        self.val_loss = entry.get("val_loss")
-        if self.val_loss is not None and not math.isfinite(self.val_loss):
-            entry["val_loss"] = self.val_loss = None
-        print(json.dumps(entry), file=self.log_file, flush=True)
+    # ---- Checkpoints
 
-    # ---- Evaluation, saving, stopping
-
-    @property
-    def evaluates(self):
-        """Whether this step is followed by an evaluation."""
-        return self.step % self.recipe.eval_every == 0 or self.step == self.recipe.steps
-
-    @property
-    def saves(self):
-        """Whether this step is followed by a checkpoint. While the loss is not finite only the
-        last step is: its weights are those of the last step that could be taken."""
-        due = self.evaluates or self.stop or self.step % self.save_every == 0
-        return due and (self.bad_in_a_row == 0 or self.step == self.recipe.steps)
-
-    def save(self, draw=None):
-        """Write a checkpoint and, at an evaluation, adapter.safetensors and samples.png, and
-        best.safetensors if the validation loss is the lowest so far.
-
-        draw: function that writes samples.png to the path it is given. All processes call save.
-        """
-        tensors = {name: whole(parameter) for name, parameter in self.weights.items()}
-        if self.evaluates and draw:
-            if RANK == 0:
-                save_tensors(tensors, self.folder / "adapter.safetensors")
-            if self.is_best() and RANK == 0:
-                save_tensors(tensors, self.folder / "best.safetensors")
-            draw(self.folder / "samples.png")
+    def save(self):
+        """Write a checkpoint, unless it is there, and remove all but the last two. All processes
+        call it. Returns {name: whole tensor} of the weights."""
+        state = {"step": self.step, "flags": self.flags, "taken": 0,
+                 "weights": {name: whole(p) for name, p in self.weights.items()},
+                 "exp_avg": {}, "exp_avg_sq": {}}
+        if self.saved == self.step:
+            return state["weights"]
+        for name, parameter in self.weights.items():
+            moments = self.optimizer.state.get(parameter)
+            if moments:
+                state["taken"] = int(moments["step"])
+                state["exp_avg"][name] = whole(moments["exp_avg"])
+                state["exp_avg_sq"][name] = whole(moments["exp_avg_sq"])
         if RANK == 0:
-            os.fsync(self.log_file.fileno())
-            write_report(self.folder, self.identity)
-        save_checkpoint(
-            self.folder, self.step, self.recipe.steps, run=self.identity, weights=tensors,
-            optimizer=whole_state(self.optimizer, self.weights), counts=self.counts,
-            best=self.best, skipped=self.skipped.state)
-        self.saved = self.step
+            name = f"checkpoint-{self.step:07d}-of-{self.steps:07d}.pt"
+            with written_beside(self.folder / name) as path:
+                torch.save(state, path)
+            for old in checkpoints(self.folder)[:-2]:
+                old.unlink(missing_ok=True)
+        self.saved, self.last_save = self.step, time.monotonic()
+        return state["weights"]
 
-    def is_best(self):
-        """Whether this evaluation has the lowest validation loss; counts those that have not."""
-        if self.val_loss is None:
-            return False
-        if self.best["loss"] is None or self.val_loss < self.best["loss"]:
-            self.best = {"loss": self.val_loss, "step": self.step, "since": 0}
-            return True
-        self.best["since"] += 1
-        return False
+    def load_newest(self):
+        """Continue from the newest undamaged checkpoint. Raises ValueError if it belongs to a run
+        with other flags, or if all are damaged."""
+        for file in reversed(checkpoints(self.folder)):
+            try:
+                saved = read_checkpoint(file)
+                other = [name for name in self.flags if saved["flags"][name] != self.flags[name]]
+                if not other:
+                    return self.load(saved)
+            except Exception as error:                        # a damaged file can raise anything
+                reason = printable(" ".join(str(error).split()) or repr(error))
+                say(f"{file}: damaged ({reason}); using the one before it", sys.stderr)
+                continue
+            name = other[0]
+            raise ValueError(f"{file}: that run has --{name.replace('_', '-')} "
+                             f"{saved['flags'][name]}, this one {self.flags[name]}; resume it with "
+                             "the same value, or give another --out")
+        raise ValueError(f"{self.folder}: all its checkpoints are damaged; start again with "
+                         "--overwrite")
 
-    @property
-    def out_of_patience(self):
-        return self.patience is not None and self.best["since"] >= self.patience
-
-    def save_what_there_is(self):
-        """Save after an error, if the last step could be taken and is not saved yet."""
-        if self.saved < self.step and self.bad_in_a_row == 0:
-            self.save()
-
-    @property
-    def continuation(self):
-        """What a user can do after the run has stopped."""
-        if self.saved == 0:
-            return "nothing was saved; the same command starts again at step 1"
-        return f"the same command with --resume continues after step {self.saved}"
-
-    def end_step(self):
-        """Raise SystemExit after SIGTERM (code 143) or Ctrl-C (code 130), in any process.
-
-        Raises ValueError, when all is saved, if too many samples were bad.
-        """
-        try:
-            self.skipped.check(min(self.step * self.recipe.batch_size, self.pairs))
-        except ValueError as error:
-            self.save_what_there_is()
-            raise ValueError(f"{error}; {self.continuation}") from None
-        if self.stop:
-            say(f"stopped after step {self.step} of {self.recipe.steps}; {self.continuation}")
-            number = self.signals[0] if self.signals else signal.SIGTERM
-            raise SystemExit(128 + number)
-
-    def conclude(self):
-        """Print what was written, and what a user should know of it."""
-        if self.out_of_patience:
-            say(f"ended after step {self.step}: the last {self.best['since']} evaluations had no "
-                "lower validation loss")
-        if self.bad_in_a_row:
-            say(f"warning: the loss of the last {self.bad_in_a_row} steps was not finite; they "
-                "changed no weights", sys.stderr)
-        texts = self.step * self.recipe.batch_size
-        if self.counts["texts_cut"]:
-            say(f"warning: {self.counts['texts_cut']} of {texts} texts were cut at "
-                f"--max-text-tokens {self.recipe.max_text_tokens} and lost their end", sys.stderr)
-        if self.skipped.names:
-            say(f"{len(self.skipped.names)} samples were bad; skipped.jsonl names them")
-        say(f"wrote {self.folder}/adapter.safetensors, log.jsonl, samples.png and report.html")
-        if self.best["step"]:
-            say(f"wrote {self.folder}/best.safetensors, of step {self.best['step']}: validation "
-                f"loss {self.best['loss']:.3f}")
+    def load(self, saved):
+        """Copy what a checkpoint holds into weights and optimizer, once all of it is known to fit.
+        Raises ValueError if it does not."""
+        trained = {name: p for name, p in self.weights.items() if p.requires_grad}
+        moment = getattr(torch, self.flags["moments"])
+        check(saved["weights"], self.weights, torch.float32)
+        if saved["taken"] > 0:
+            check(saved["exp_avg"], trained, moment)
+            check(saved["exp_avg_sq"], trained, moment, low=0)
+        if not 0 <= saved["taken"] <= saved["step"] <= self.steps:
+            raise ValueError(f"{saved['taken']} steps taken of {saved['step']}")
+        for name, parameter in self.weights.items():
+            parameter.data.copy_(share_of(saved["weights"][name], parameter))
+        for name, parameter in trained.items() if saved["taken"] else ():
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(saved["taken"]), device=parameter.device)} | {
+                key: share_of(saved[key][name], parameter) for key in ("exp_avg", "exp_avg_sq")}
+        self.step = self.saved = saved["step"]
 
 
-# ---- The folder, the signals, the memory
+def check(tensors, parameters, dtype, low=-math.inf):
+    """Raise ValueError unless {name: tensor} has the names and shapes of {name: parameter}, the
+    dtype, and finite values of at least `low`."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if shapes != {name: parameter.shape for name, parameter in parameters.items()}:
+        raise ValueError("other names or shapes than this model's")
+    for name, tensor in tensors.items():
+        if tensor.dtype != dtype or not (tensor.isfinite() & (tensor >= low)).all():
+            raise ValueError(f"{name} holds NaN, infinity, or what is no {dtype}")
 
 
-def begin_folder(folder, step):
-    """Make a run's folder and keep the log of its first `step` steps; step 0 starts a new run.
+def read_checkpoint(file):
+    """The dictionary in a checkpoint file, its tensors mapped from disk. Raises ValueError, or what
+    torch and zipfile raise, if the file is damaged."""
+    check_file(file)
+    with zipfile.ZipFile(file) as archive:           # torch.load does not compare the checksums
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"{damaged} does not match its checksum")
+    return torch.load(file, "cpu", weights_only=True, mmap=True)
 
-    A new run removes all that an older one wrote. Files that a kill left half-written are removed
-    too.
-    """
+
+# ---- The log, the signals, the model
+
+
+def open_log(folder):
+    """The log of a run, in rank 0 locked: the kernel frees it when the process ends, however it
+    ends. Raises ValueError if another process holds it."""
+    file = folder / "log.jsonl"
+    if RANK > 0:
+        return open(os.devnull, "ab+")
     folder.mkdir(parents=True, exist_ok=True)
-    old = list(folder.glob(".*.part"))
-    if step == 0:
-        old += [*checkpoints(folder), *(folder / name for name in RESULTS)]
-    for file in old:
-        file.unlink(missing_ok=True)
-    kept = [entry for entry in read_log(folder) if entry["step"] <= step]
-    with written_beside(folder / "log.jsonl") as path:
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+    if os.path.lexists(file):
+        check_file(file)
+    opened = open(file, "ab+")
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder}: another run is writing there; wait for its end, or give "
+                         "another --out") from None
+    except OSError:                                           # a file system without locks
+        pass
+    return opened
 
 
 @contextlib.contextmanager
 def signals_kept():
-    """Yields a list that collects SIGTERM and SIGINT (Ctrl-C) instead of ending the process."""
-    received = []
-
-    def keep(number, frame):
-        received.append(number)
-
-    before = {number: signal.signal(number, keep) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Yields a list that collects SIGTERM and SIGINT (Ctrl-C), which would end the process."""
+    received, kept = [], (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, lambda number, _: received.append(number)) for number in kept]
     try:
         yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in zip(kept, before, strict=True):
             signal.signal(number, handler)
 
 
-def peak_memory(device):
-    """The most memory used so far, in bytes: of the GPU, or of this process if there is none."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def warn_if_untrained(first_loss, vocabulary):
-    """Print a warning if the first loss is that of a guess among all tokens, or worse."""
-    guess = math.log(vocabulary)
-    if first_loss > 0.95 * guess:
-        say(f"warning: the first loss, {first_loss:.3f}, is no better than a guess among "
-            f"{vocabulary} tokens, {guess:.3f}; is the language model trained, or is it a delta "
-            "that must still be added to its base?", sys.stderr)
+def frozen_checksum(model):
+    """CRC-32, in hexadecimal, of a model's config, its tokenizer, and every value that is never
+    trained."""
+    crc = zlib.crc32(repr(model.config).encode() + model.tokenizer.serialized_model_proto())
+    trainable = set(model.trainable_names())
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in trainable:
+            values = local(tensor).cpu().contiguous().flatten().view(torch.uint8)
+            crc = zlib.crc32(values.numpy(), zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"

@@ -1,69 +1,149 @@
-"""Pictures with captions: what all sources share, cc_sbu_align, a folder of one's own pictures.
+"""Pictures with words: the gallery, a folder of one's own, cc_sbu_align, img2dataset's tar files.
 
-A bad sample is found when it is read; it then raises SampleError.
+What cannot be read raises an error at that moment; what is known to be unusable from the start is
+left out, and counted with its reason.
 """
 import contextlib
+import glob
 import io
-import itertools
 import json
 import os
 import random
 import re
-import warnings
+import tarfile
 import zlib
-from glob import glob
+from collections import Counter
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import torch
+from PIL import Image
 
-from artgpt4 import INSTRUCTIONS, instruction_prompt, to_rgb
+from artgpt4 import IMAGE_MARK, INSTRUCTIONS, instruction_prompt, plain
+from common.command_line import Progress, printable
+from common.files import check_file, is_picture, open_image, pictures_below, read_text
+from gallery import words
+from gallery.album import painted
+from gallery.conversations import about_one, about_two, prompt_and_answer, some_topics
+from gallery.scenes import random_scenes
+from training.processes import RANK, WORLD, gathered
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-DRAFT = 4               # see decode()
-
-
-def is_macos_extra(name):
-    """Whether a file is what macOS writes beside a copied file NAME: ._NAME, with its metadata."""
-    return os.path.basename(name).startswith("._")
-
-
-class SampleError(ValueError):
-    """Why a sample cannot be trained on; it will be skipped."""
-
-
-@contextlib.contextmanager
-def sample_errors():
-    """Turn any error into a SampleError of one line: a damaged file can raise anything."""
-    try:
-        yield
-    except Exception as error:
-        raise SampleError(" ".join(str(error).split()) or repr(error)) from None
+PARTS = ("picture", "json", "txt")                            # of a sample in a tar file
+TAIL = 4096             # bytes at the end of a picture file that a fingerprint reads
 
 
-def decode(content, size=0):
-    """The bytes of a picture file as an RGB image.
+def open_source(spec, stage, config, load):
+    """The training data that --data names, for a stage and a model of `config`.
 
-    Rotated as EXIF says, on white where transparent; CMYK, palettes and 16 bits are converted.
-    With a size, a JPEG is decoded at 1/2, 1/4 or 1/8 if that leaves at least DRAFT * size pixels a
-    side; once resized to `size`, whole or cropped, a pixel differs by at most 4 of 255, by 0.6 on
-    average. Raises ValueError, or any error of Pillow, if the file is damaged, has more pixels
-    than Pillow considers safe (89 million) or a side of 1 pixel.
+    spec: a number of the gallery's paintings; tar files by name or pattern
+    ('laion/{00000..00301}.tar', 'laion/*.tar') or a folder with some below it; the folder
+    cc_sbu_align; or a folder of pictures with captions. load: training.data.load_data, with a
+    number of workers. Raises ValueError for anything else, and if there is no pair.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(content))
-        except UnidentifiedImageError:
-            raise ValueError("not a picture that Pillow can read") from None
-    if min(image.size) < 2:
-        raise ValueError(f"{image.width} x {image.height} pixels are no picture")
-    if size:
-        image.draft(None, (DRAFT * size, DRAFT * size))
-    if image.format == "JPEG" and image.mode == "RGB" and not {"exif", "xmp"} & image.info.keys():
-        image.load()                    # to_rgb gives the same, but copies it twice
-        return image
-    return to_rgb(image)
+    if spec.isdecimal() and not os.path.exists(spec):
+        return Gallery(int(spec), stage, config)
+    files = []
+    for path in expand(spec):
+        tars = sorted(path.rglob("*.tar")) if path.is_dir() else [path]
+        files += [file for file in tars if not file.is_dir()] or [path]
+    others = [file for file in files if file.suffix != ".tar" or file.is_dir()]
+    if not others:
+        source = Tars(files, stage, config, load)
+    elif len(files) == 1 and files[0].is_dir():
+        source = Files(files[0], stage, config)
+    else:
+        raise ValueError(f"{others[0]}: not a tar file; --data takes img2dataset's tar files, one "
+                         "folder of them or of pictures with captions, or cc_sbu_align")
+    if len(source) == 0:
+        raise ValueError(f"{spec}: no picture with a caption in it ({source.what_is_left_out}); "
+                         "the caption of NAME.jpg is in NAME.txt beside it")
+    return source
+
+
+def expand(pattern):
+    """The paths that a name with {first..last} and wildcards stands for. Raises ValueError if there
+    is none for one of the names."""
+    names, found = [pattern], re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if found and not os.path.exists(pattern):
+        numbers = range(int(found[1]), int(found[2]) + 1)
+        names = [pattern.replace(found[0], f"{n:0{len(found[1])}}") for n in numbers]
+    paths = []
+    for name in names:
+        matching = [name] if os.path.exists(name) else sorted(glob.glob(name))
+        if not matching:
+            raise ValueError(f"{name}: no such file")
+        paths += map(Path, matching)
+    return paths
+
+
+class Source:
+    """Pairs of a stage: len, name(i), picture(i), fingerprint() of what the data is, wherever it
+    lies, and example(i, rng, batch_rng) -> (pictures, prompt, answer). batch_rng draws alike for
+    all pairs of a batch."""
+
+    def __init__(self, stage, config):
+        self.stage, self.config, self.left_out = stage, config, Counter()
+
+    @property
+    def what_is_left_out(self):
+        return ", ".join(f"{count} {printable(what)}" for what, count in self.left_out.items())
+
+    def order(self, seed, epoch):
+        """The numbers of all pairs, in the order of an epoch."""
+        return random.Random(f"{seed} epoch {epoch}").sample(range(len(self)), len(self))
+
+
+class Gallery(Source):
+    """The default: painted scenes, and what gallery/words.py says about each."""
+
+    def __init__(self, count, stage, config):
+        super().__init__(stage, config)
+        self.scenes = random_scenes(count, "training")
+        self.album = painted(self.scenes).filename            # named by what it holds
+
+    @cached_property
+    def paintings(self):                                      # uint8 (N, S, S, 3)
+        return np.load(self.album, mmap_mode="r")
+
+    def __getstate__(self):                                   # a worker maps the file itself
+        return {name: value for name, value in vars(self).items() if name != "paintings"}
+
+    def __len__(self):
+        return len(self.scenes)
+
+    def name(self, i):
+        return f"painting {i}"
+
+    def picture(self, i):
+        return Image.fromarray(self.paintings[i])
+
+    def fingerprint(self):
+        return zlib.crc32(Path(self.album).name.encode())
+
+    def example(self, i, rng, batch_rng):
+        scene = self.scenes[i]
+        if self.stage == 1:
+            return [self.picture(i)], IMAGE_MARK, clean_caption(words.caption(scene, rng))
+        kind = batch_rng.random()
+        if kind < 0.25:
+            prompt = instruction_prompt(batch_rng.choice(INSTRUCTIONS), self.config.prompt)
+            return [self.picture(i)], prompt, words.description(scene, rng)
+        # All pairs of a batch ask the same kind of question, so their texts have like lengths.
+        [topic] = some_topics(1, batch_rng)
+        other = (7 * i + 1) % len(self)
+        if kind < 0.42:
+            last = batch_rng.choice(("both", "which", "which", "one", "description", topic))
+            rounds, shown = about_two(self.scenes[other], scene, rng, last), [other, i]
+        else:
+            if kind < 0.67:
+                topic = batch_rng.choice(("presence", "kind"))
+            rounds, shown = about_one(scene, rng, topic, most=2), [i]
+        return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)
+
+
+# ---- Pictures with a caption each
 
 
 def clean_caption(text, max_words=50):
@@ -75,240 +155,175 @@ def clean_caption(text, max_words=50):
     return " ".join(re.sub(r"\s{2,}", " ", text).strip().split(" ")[:max_words])
 
 
-class Source:
-    """The base of all sources: each has len, name(i), picture(i, size) and words(i, ...).
-
-    picture and words may raise SampleError.
-    """
-
-    def known_bad(self):
-        """{i: reason} of the pairs that are known to be bad without reading their pictures."""
-        return {}
-
-    def fingerprint(self):
-        """A checksum of what the data is, wherever it lies."""
-        crc = 0
-        for i in range(len(self)):
-            crc = zlib.crc32(os.fsencode(self.name(i)) + b"\n", crc)
-        return crc
-
-    def text_length(self, i):
-        """About how long the text of pair i is, in any unit, known without reading it."""
-        return 0
-
-    def shown(self, i, prompt):
-        """The numbers of the pairs whose pictures the prompt of pair i shows, in order."""
-        return [i]
-
-    def pictures(self, i, size, prompt):
-        """The pictures that the prompt of pair i shows, in order."""
-        return [self.picture(shown, size) for shown in self.shown(i, prompt)]
-
-    def features(self, i, prompt):
-        """What the frozen towers found in those pictures, if a file keeps it
-        (training/cached_vision.py): (N, Q, D of the Q-Former). Else None."""
-        return None
-
-    def order(self, seed, epoch):
-        """The numbers of all pairs, in the order of an epoch."""
-        return random.Random(f"{seed} epoch {epoch}").sample(range(len(self)), len(self))
-
-
-class Part(Source):
-    """Some pairs of a source, as a source. numbers: theirs in that source, rising."""
-
-    def __init__(self, source, numbers):
-        self.source = source
-        self.numbers = np.asarray(numbers, dtype=np.int64)
-        self.places = np.full(len(source), -1)                # of the source's pairs in this one
-        self.places[self.numbers] = np.arange(len(self.numbers))
-
-    def __len__(self):
-        return len(self.numbers)
-
-    def order(self, seed, epoch):
-        places = self.places[np.asarray(self.source.order(seed, epoch))]
-        return places[places >= 0]
-
-    def fingerprint(self):
-        return zlib.crc32(self.numbers.tobytes(), self.source.fingerprint())
-
-    def name(self, i):
-        return self.source.name(self.numbers[i])
-
-    def text_length(self, i):
-        return self.source.text_length(self.numbers[i])
-
-    def picture(self, i, size=0):
-        return self.source.picture(self.numbers[i], size)
-
-    def pictures(self, i, *arguments):
-        return self.source.pictures(self.numbers[i], *arguments)
-
-    def features(self, i, prompt):
-        return self.source.features(self.numbers[i], prompt)
-
-    def words(self, i, *arguments):
-        return self.source.words(self.numbers[i], *arguments)
-
-
-def usable(source):
-    """(the source without the pairs that are known to be bad, a line that says which were left
-    out). Raises ValueError if all are bad."""
-    bad = source.known_bad()
-    if not bad:
-        return source, ""
-    named = [f"{source.name(i)}: {reason}" for i, reason in itertools.islice(bad.items(), 3)]
-    more = f", and {len(bad) - 3} more" if len(bad) > 3 else ""
-    line = f"{len(bad)} of {len(source)} samples left out ({', '.join(named)}{more})"
-    if len(bad) == len(source):
-        raise ValueError(f"nothing usable in the training data: {line}")
-    good = np.ones(len(source), dtype=bool)
-    good[list(bad)] = False
-    return Part(source, good.nonzero()[0]), line
-
-
 class Captioned(Source):
-    """Picture files with a caption each.
+    """A subclass has stream(i), the picture file of a pair, binary, and caption(i), a text."""
 
-    A subclass gives content(i), the bytes of the picture file, and caption(i).
-    """
+    def picture(self, i):
+        """A large JPEG is decoded at reduced size: once resized, a pixel differs by 0.6 of 255 on
+        average."""
+        return open_image(self.name(i), self.stream(i), side=4 * self.config.image_size)
 
-    def picture(self, i, size=0):
-        with sample_errors():
-            return decode(self.content(i), size)
-
-    def words(self, i, stage, rng, batch_rng):
-        with sample_errors():
-            caption = caption_text(self.caption(i))
-            text = clean_caption(caption) if stage == 1 else caption
-            if not text.strip():
-                raise ValueError("the caption is empty")
-        prompt = None if stage == 1 else instruction_prompt(batch_rng.choice(INSTRUCTIONS))
-        return prompt, text
-
-
-def caption_text(caption):
-    """A caption as text, from text or from bytes (UTF-8). Raises ValueError if it is neither."""
-    if isinstance(caption, bytes):
-        caption = caption.decode("utf-8-sig").strip()
-    if caption is None:
-        raise ValueError("no caption")
-    if not isinstance(caption, str):
-        raise ValueError(f"the caption is {caption!r:.40}, not a text")
-    caption.encode()                    # JSON can hold what UTF-8 cannot: half a surrogate pair
-    return caption
+    def example(self, i, rng, batch_rng):
+        caption, prompt = plain(self.caption(i)), IMAGE_MARK
+        if self.stage == 1:
+            caption = clean_caption(caption)
+        else:
+            prompt = instruction_prompt(batch_rng.choice(INSTRUCTIONS), self.config.prompt)
+        if not caption.strip():
+            raise ValueError("the caption is empty")
+        return [self.picture(i)], prompt, caption
 
 
-# ---- Folders
+class Files(Captioned):
+    """The pictures in a folder and below it. NAME.jpg (or another of PICTURE_SUFFIXES) has its
+    caption in NAME.txt, or all captions are in filter_cap.json, as cc_sbu_align has them."""
 
-
-class PictureFiles(Captioned):
-    """Pairs (path of a picture, its caption as text, UTF-8 bytes or None)."""
-
-    def __init__(self, pairs):
-        self.pairs = pairs
+    def __init__(self, folder, stage, config):
+        super().__init__(stage, config)
+        pictures, others = pictures_below(folder)
+        for reason, count in others.items():
+            if not reason.lower().startswith(("hidden", ".txt", ".json")):
+                self.left_out[reason] = count
+        if (folder / "filter_cap.json").is_file():
+            captions = annotations(folder / "filter_cap.json")
+            named = {file: file.stem for file in pictures}
+        else:
+            captions = {text.with_suffix(""): text for text in sorted(folder.rglob("[!.]*"))
+                        if text.suffix.lower() == ".txt"}
+            named = {file: file.with_suffix("") for file in pictures}
+        self.left_out["captions without a picture"] = len(captions.keys() - set(named.values()))
+        self.pairs = []
+        for file, name in named.items():
+            try:
+                caption = captions.get(name)
+                caption = read_text(caption) if isinstance(caption, Path) else caption
+            except ValueError:
+                self.left_out["captions that are no UTF-8"] += 1
+                continue
+            if isinstance(caption, str) and caption.strip():
+                self.pairs.append((file, caption.strip()))
+            else:
+                self.left_out["pictures without a caption"] += 1
+        self.left_out = +self.left_out                        # without those of count 0
 
     def __len__(self):
         return len(self.pairs)
 
     def name(self, i):
         file, _ = self.pairs[i]
-        return file.name
+        return printable(file)
 
-    def content(self, i):
+    def stream(self, i):
         file, _ = self.pairs[i]
-        return file.read_bytes()
+        check_file(file)
+        return open(file, "rb")
 
     def caption(self, i):
         _, caption = self.pairs[i]
         return caption
 
-    def text_length(self, i):
-        _, caption = self.pairs[i]
-        return len(str(caption))
-
-    def known_bad(self):
-        bad = {}
-        for i, (file, caption) in enumerate(self.pairs):
-            try:
-                if not caption_text(caption).strip():
-                    bad[i] = "the caption is empty"
-                elif not file.is_file():
-                    bad[i] = "no such file"
-            except ValueError as error:
-                bad[i] = str(error)
-        return bad
-
     def fingerprint(self):
         crc = 0
         for file, caption in self.pairs:
-            size = file.stat().st_size if file.is_file() else None
+            check_file(file)
+            with open(file, "rb") as opened:
+                size = opened.seek(0, os.SEEK_END)
+                opened.seek(max(0, size - TAIL))
+                crc = zlib.crc32(opened.read(), crc)
             crc = zlib.crc32(repr((file.name, size, caption)).encode(), crc)
         return crc
 
 
-def cc_sbu_align(folder):
-    """The folder with image/ID.jpg and filter_cap.json.
-
-    Raises ValueError if that file is not a list of captions.
-    """
-    file, pairs = folder / "filter_cap.json", []
+def annotations(file):
+    """{image_id: caption} of a filter_cap.json: a list of them, or {"annotations": the list}.
+    Raises ValueError."""
     try:
-        for pair in json.loads(file.read_text(encoding="utf-8"))["annotations"]:
-            pairs.append((folder / "image" / f"{pair['image_id']}.jpg", pair["caption"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        found = json.loads(read_text(file))
+        found = found["annotations"] if isinstance(found, dict) else found
+        return {str(pair["image_id"]): pair["caption"] for pair in found}
+    except (LookupError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{file}: not a list of annotations ({error!r})") from None
-    if not pairs:
-        raise ValueError(f"{file}: no annotations in it")
-    return PictureFiles(pairs)
 
 
-def own_pictures(folder):
-    """A folder of NAME.jpg (.png, .webp, ...), each with its caption in NAME.txt.
-
-    Raises ValueError if no picture has a caption.
-    """
-    pairs = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix.lower() in PICTURES and not is_macos_extra(file.name):
-            text = file.with_suffix(".txt")
-            pairs.append((file, text.read_bytes() if text.is_file() else None))
-    if not any(text for _, text in pairs):
-        raise ValueError(
-            f"{folder}: {len(pairs)} pictures, none with a caption NAME.txt beside it; --data "
-            "takes such a folder, one of img2dataset's tar files, or cc_sbu_align")
-    return PictureFiles(pairs)
+# ---- Tar files: never unpacked, and nothing is written under a name from inside one
 
 
-# ---- Names of files
+def index_tar(tar):
+    """The samples of a tar file that have a picture and a caption -> int64 (N, 6), the place and
+    the size in bytes of each of PARTS, 0 for one that is not there; and {reason: count} of the
+    others. Raises ValueError for what is no tar file."""
+    check_file(tar)
+    samples, left_out, size = {}, Counter(), os.path.getsize(tar)
+    try:
+        with tarfile.open(tar, "r:") as members, open(tar, "rb") as file:
+            with contextlib.suppress(tarfile.TarError, ValueError):      # a damaged header
+                for member in members:
+                    if not 0 <= member.size <= size - member.offset_data:
+                        break
+                    stem, suffix = os.path.splitext(member.name)
+                    part = "picture" if is_picture(member.name) else suffix.lower()[1:]
+                    hidden = os.path.basename(stem).startswith(".")
+                    if part in PARTS and member.isreg() and not hidden:
+                        samples.setdefault(stem, {})[part] = member.offset_data, member.size
+            file.seek(members.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                left_out[f"tar file that is cut short or damaged before its end: {tar}"] += 1
+    except tarfile.TarError:
+        raise ValueError(f"{tar}: not a tar file, or compressed; samples are read in place, so "
+                         "decompress it first") from None
+    rows = []
+    for parts in samples.values():
+        if "picture" in parts and len(parts) > 1:
+            rows.append([number for part in PARTS for number in parts.get(part, (0, 0))])
+        else:
+            left_out["samples without a picture or a caption"] += 1
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2 * len(PARTS)), left_out
 
 
-def braces(text):
-    """'{00..02}/{a,b}.tar' -> ['00/a.tar', '00/b.tar', '01/a.tar', ...]; other braces are kept."""
-    group = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", text)
-    if not group:
-        return [text]
-    first, last, words = group.groups()
-    if words:
-        words = words.split(",")
-    else:
-        words = [f"{n:0{len(first)}}" for n in range(int(first), int(last) + 1)]
-    before, after = text[:group.start()], text[group.end():]
-    return [found for word in words for found in braces(before + word + after)]
+class Tars(Captioned):
+    """img2dataset's tar files, with members KEY.jpg, KEY.txt, KEY.json. Their headers are read at
+    every start; samples are then read in place."""
 
+    def __init__(self, tars, stage, config, load):
+        super().__init__(stage, config)
+        self.tars, own, indices = tars, tars[RANK::WORLD], []
+        progress = Progress("indexing", len(own), "tar files")
+        for index in load(own, batch_size=None, collate_fn=index_tar):
+            indices.append(index)
+            progress.show(len(indices))
+        found = dict(gathered(list(zip(own, indices, strict=True))))
+        for _, left_out in found.values():
+            self.left_out.update(left_out)
+        ordered = [found[tar][0] for tar in tars]
+        self.index = torch.cat(ordered)                       # (N, 6), shared with the workers
+        self.starts = torch.tensor([0, *accumulate(map(len, ordered))])
 
-def expand(pattern):
-    """The files or folders that a name with braces and wildcards stands for.
+    def __len__(self):
+        return len(self.index)
 
-    Raises ValueError if one of them is not there.
-    """
-    files = []
-    for name in [pattern] if os.path.exists(pattern) else braces(pattern):
-        found = [name] if os.path.exists(name) else sorted(glob(name, recursive=True))
-        if not found and name == pattern:
-            raise ValueError(f"{name}: no such file")
-        if not found:
-            raise ValueError(f"{name}: no such file, but {pattern} stands for it too")
-        files += found
-    return [Path(file) for file in dict.fromkeys(files)]
+    def read(self, i, part):
+        """(tar file, the 512 bytes of the tar header, the content) of one of PARTS of sample i; the
+        last two are empty if it is not there."""
+        tar = self.tars[int(torch.searchsorted(self.starts, i, right=True)) - 1]
+        at, size = self.index[i].view(len(PARTS), 2)[PARTS.index(part)].tolist()
+        with open(tar, "rb", buffering=0) as file:
+            file.seek(max(0, at - tarfile.BLOCKSIZE))
+            content = file.read(tarfile.BLOCKSIZE + size if at else 0)
+        return tar, content[:tarfile.BLOCKSIZE], content[tarfile.BLOCKSIZE:]
+
+    def name(self, i):
+        tar, header, _ = self.read(i, "picture")
+        key, _, _ = header[:100].partition(b"\0")
+        return printable(f"{tar.name}:{key.decode('utf-8', 'backslashreplace')}")
+
+    def stream(self, i):
+        return io.BytesIO(self.read(i, "picture")[-1])
+
+    def caption(self, i):
+        _, _, about = self.read(i, "json")
+        _, _, text = self.read(i, "txt")
+        return json.loads(about or "{}").get("caption") or text.decode("utf-8-sig").strip()
+
+    def fingerprint(self):
+        named = repr([(tar.name, os.path.getsize(tar)) for tar in self.tars]).encode()
+        return zlib.crc32(self.index.numpy(), zlib.crc32(named))
