@@ -1,15 +1,11 @@
 """Speed beside the machine's limits, measured in one run.
 
-    python bench.py --shape 1b --int8            random weights of a shape: 1b, 7b, 13b
     python bench.py --weights FOLDER             a weights folder
-    python bench.py --shape 1b --int8 --peers    the language model alone, in turns with llama.cpp
-                                                 and transformers, as far as they are installed
-    python bench.py --train                      a training step in float32 and in bfloat16
-    python bench.py --memory                     the memory of training the 13B
-    python bench.py --int8-error                 what int8 costs in accuracy
+    python bench.py --shape 1b --int8            random weights of a shape
+    python bench.py --shape 1b --int8 --peers    beside llama.cpp and transformers, if installed
 
-A share says how much of the machine a part uses. Encode and prefill are compared with its matrix
-product, decode with the read bandwidth of its memory, since every weight is read once for a token.
+Encode and prefill are compared with the machine's matrix product, decode with the bytes that it
+reads from memory in a second, since every weight is read once for a token.
 """
 import argparse
 import resource
@@ -24,16 +20,14 @@ from common.int8 import pack, quantise_adapters
 from common.models import TINY, describe, device, load
 
 
-SAMPLES = Path(__file__).resolve().parent / "samples"
-
-
 def main(args):
     if args.memory:
         print(memory_table())
     elif args.train:
         print(train_table(args.device))
     elif args.int8_error:
-        print(int8_error_table(args.weights, sorted(SAMPLES.glob("*.png"))))
+        samples = Path(__file__).resolve().parent / "samples"
+        print(int8_error_table(args.weights, sorted(samples.glob("*.png"))))
     else:
         model, name = model_to_time(args)
         print(f"{name}, {describe(model)}, {torch.get_num_threads()} threads\n", flush=True)

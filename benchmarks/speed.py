@@ -3,6 +3,7 @@
 The others, transformers and llama.cpp, are no dependencies: what cannot be imported is left out.
 """
 import importlib.util
+import math
 import statistics
 import tempfile
 import time
@@ -25,17 +26,18 @@ SHAPES = {
 PROMPT, NEW, TURNS = 128, 32, 5                               # tokens, tokens, a median of so many
 
 
-def random_model(config, dtype=torch.float32, device="cpu", int8=False, vision_int8=False):
-    """An ArtGPT4 with random weights, each in memory of its own: it is as fast as a trained one.
-    dtype: of frozen weights."""
+def empty_model(config, dtype, int8=False, vision_int8=False):
+    """An ArtGPT4 on "meta", ready to train. dtype: of its frozen floats."""
     with torch.device("meta"):
-        model = ArtGPT4(config, None)
-    quantised(int8, vision_int8)(model, {})
-    trainable = set(model.trainable_names())
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and name not in trainable:
-            parameter.data = parameter.data.to(dtype)
-    model.to_empty(device=device)
+        model = ArtGPT4(config, None).to(dtype)
+    quantised(int8, vision_int8)(model, {})                   # after the cast: scales are float32
+    model.freeze()
+    return model.eval()
+
+
+def random_model(config, dtype=torch.float32, device="cpu", int8=False, vision_int8=False):
+    """An ArtGPT4 with random weights, each in memory of its own: it is as fast as a trained one."""
+    model = empty_model(config, dtype, int8, vision_int8).to_empty(device=device)
     noise = torch.randn(2 ** 20, device=device)
     for name, tensor in model.state_dict().items():
         if tensor.ndim < 2:
@@ -44,23 +46,17 @@ def random_model(config, dtype=torch.float32, device="cpu", int8=False, vision_i
             values = noise * (20 if tensor.dtype == torch.int8 else 0.02)
             for part in tensor.view(-1).split(len(values)):   # drawing them all would take minutes
                 part.copy_(values[:len(part)])
-    return model.eval()
+    return model
 
 
 def matrix_weights(module):
-    """(count, bytes) of the weights in matrices that a token goes through; bytes with scales."""
-    count = size = 0
-    for matrix in module.modules():
-        if isinstance(matrix, nn.Linear | Int8Linear):
-            weights = matrix.in_features * matrix.out_features           # packed: no elements left
-            others = [*matrix.parameters(), *matrix.buffers()]
-            count += weights
-            size += weights * matrix.weight.element_size()
-            size += sum(tensor.nbytes for tensor in others if tensor is not matrix.weight)
-    return count, size
+    """(count, bytes) of the weights in matrices that a token goes through."""
+    matrices = [m for m in module.modules() if isinstance(m, nn.Linear | Int8Linear)]
+    counts = [m.in_features * m.out_features for m in matrices]          # packed: no elements left
+    widths = [m.weight.element_size() for m in matrices]
+    return sum(counts), sum(map(math.prod, zip(counts, widths, strict=True)))
 
 
-# ---- Clocks
 
 
 def seconds(run, repeats=3):
@@ -112,51 +108,42 @@ def language_model(llama):
 
 
 def machine_limits(device):
-    """{limit: value}: bytes/s that are read from memory; operations/s of the float32 and the int8
-    matrix product."""
+    """{limit: value a second}: bytes read from memory; operations of matrix products."""
     memory = torch.ones(2 ** 27, dtype=torch.int64, device=device)               # 1 GiB
     square = torch.randn(2048, 2048, device=device)
-    digits, _ = two_digits(torch.randn(64, 2048, device=device))
-    layers = [Int8Linear(2048, 11264).to(device) for _ in range(12)]             # beyond any cache
-    for layer in layers:
-        layer.weight.data.random_(-127, 128)
-        layer.pack()
-
-    def int8_products():
-        for layer in layers:
-            product = layer.product(digits)                   # in the memory of the one before
-        return product
-
+    layer = Int8Linear(2048, 11264).to(device)
+    layer.pack()
+    digits, _ = two_digits(torch.randn(64, 2048, device=device))                 # 128 rows
     return {
-        "read": memory.nbytes / seconds(memory.amax),
-        "float32": 2 * 2048 ** 3 / seconds(lambda: square @ square),
-        "int8": 2 * 12 * 2048 * 11264 * len(digits) / seconds(int8_products),
+        "bytes read": memory.nbytes / seconds(memory.amax),
+        "float32 operations": 2 * 2048 ** 3 / seconds(lambda: square @ square),
+        "int8 operations": 2 * 128 * 2048 * 11264 / seconds(lambda: layer.product(digits), 20),
     }
 
 
 @torch.inference_mode()
 def model_table(model):
     """Encode, prefill and decode of an ArtGPT4, and the share of the machine that each uses."""
-    size = model.config.image_size
-    pixels, limits = torch.randn(1, 3, size, size), machine_limits(model.proj.weight.device)
+    limits, size = machine_limits(model.proj.weight.device), model.config.image_size
+    pixels = torch.randn(1, 3, size, size)
     encode = 1 / seconds(lambda: model.encode_image(pixels))
     [(prefill, decode)] = in_turns({"llama": language_model(model.llama)}).values()
-    weights, size = matrix_weights(model.llama)
-    operations = 2 * model.vit.pos_embed.shape[1] * matrix_weights(model.vit)[0]
-    read = limits["read"]
-    rows = [["encode", f"{encode:.2f} images/s", product(model.vit, operations * encode, limits)],
-            [f"prefill, {PROMPT} tokens", f"{prefill:.1f} tokens/s",
-             product(model.llama, 2 * weights * prefill, limits)],
-            [f"decode, {NEW} tokens", f"{decode:.2f} tokens/s",
-             f"{size * decode / read:.0%} of the {read / 1e9:.1f} GB/s that memory is read at"]]
-    return markdown_table(["part", "speed", "of the machine's limit"], rows)
+    vision, _ = matrix_weights(model.vit)
+    language, language_bytes = matrix_weights(model.llama)
+    patches = model.vit.pos_embed.shape[1]
 
+    def row(part, speed, used, limit):                        # used: operations or bytes a second
+        share = f"{used / limits[limit]:.0%} of {limits[limit] / 1e9:,.1f} G/s"
+        return [part, speed, f"{share}, {limit}"]
 
-def product(part, operations, limits):
-    """What a part of a model uses of a matrix product. operations: a second."""
-    dtype = "int8" if is_int8(part) else "float32"
-    limit = limits[dtype]
-    return f"{operations / limit:.0%} of the {dtype} product's {limit / 1e9:.0f} Gop/s"
+    of_vision, of_language = ("int8 operations" if is_int8(part) else "float32 operations"
+                              for part in (model.vit, model.llama))
+    return markdown_table(["part", "speed", "of the machine's limit"], [
+        row("encode", f"{encode:.2f} images/s", 2 * vision * patches * encode, of_vision),
+        row(f"prefill, {PROMPT} tokens", f"{prefill:.1f} tokens/s", 2 * language * prefill,
+            of_language),
+        row(f"decode, {NEW} tokens", f"{decode:.2f} tokens/s", language_bytes * decode,
+            "bytes read")])
 
 
 # ---- Beside other programs
@@ -202,8 +189,8 @@ def write_gguf(config, file):
     import gguf
     width, inner, vocab = config.llama_width, config.llama_mlp_width, config.vocab_size
     out = gguf.GGUFWriter(file, "llama")
-    out.add_vocab_size(vocab)
     out.add_tokenizer_model("no_vocab")
+    out.add_vocab_size(vocab)
     out.add_context_length(config.context)
     out.add_embedding_length(width)
     out.add_block_count(config.llama_layers)
@@ -243,11 +230,6 @@ def peers_table(llama):
                 if importlib.util.find_spec(name)}
     if len(runners) == 1:
         raise ValueError("--peers: install transformers, or llama-cpp-python and gguf")
-    speeds = in_turns(runners)
-    ours, *_ = speeds.values()
-    rows = []
-    for name, theirs in speeds.items():
-        ratios = [f"{a / b:.2f} x" for a, b in zip(ours, theirs, strict=True)]
-        rows.append([name, f"{theirs[0]:.1f}", f"{theirs[1]:.2f}", *ratios])
-    return markdown_table(["language model alone", "prefill, tokens/s", "decode, tokens/s",
-                           "ours: prefill", "decode"], rows)
+    rows = [[name, f"{prefill:.1f}", f"{decode:.2f}"]
+            for name, (prefill, decode) in in_turns(runners).items()]
+    return markdown_table(["language model alone", "prefill, tokens/s", "decode, tokens/s"], rows)

@@ -1,40 +1,50 @@
 """bench.py as a command: which table a flag prints; no time is tested."""
-import re
-
 import pytest
 
 import bench
+from benchmarks import speed
 
 
 def run_bench(*flags):
     bench.run_command(bench.main, bench.command_line(), [str(flag) for flag in flags])
 
 
-def test_int8_error_prints_the_error_of_a_layer_and_of_the_vit(capsys):
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_int8_error_prints_what_int8_changes(capsys):
     run_bench("--int8-error")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| what | how | error or value |" and len(lines) == 9
-    assert re.search(r"\| two digits \| 0\.0\d% \|", lines[2])
-    assert re.search(r"image embeddings of tiny \| ViT in int8 \| 0\.\d\d% \|", lines[5])
-    perplexities = [float(line.split("|")[3]) for line in lines[6:]]
-    assert perplexities[1:] == pytest.approx([perplexities[0]] * 2, rel=0.02)
+    _, _, exact, int8 = map(cells, capsys.readouterr().out.splitlines())
+    assert exact[:2] == ["float32", "0.00%"] and int8[0] == "int8"
+    assert 0 < float(int8[1].rstrip("%")) < 1
+    assert float(int8[2]) == pytest.approx(float(exact[2]), rel=0.02)
 
 
-def test_rounds_prints_a_line_for_each_round(capsys):
-    run_bench("--rounds", 2)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1].strip() for line in lines] == ["round", "---", "1", "2"]
+def test_memory_prints_a_line_for_each_way(capsys):
+    run_bench("--memory")
+    _, _, *rows = map(cells, capsys.readouterr().out.splitlines())
+    assert len(rows) == 5
+    assert all(float(row[-1]) == pytest.approx(sum(map(float, row[1:-1])), abs=0.3) for row in rows)
 
 
-def test_beams_prints_a_line_for_one_and_for_all(capsys):
-    run_bench("--beams", 3, "--prompt-tokens", 8, "--new-tokens", 4)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split("|")[1].strip() for line in lines] == ["beams", "---", "1", "3"]
-    assert lines[2].split("|")[3].strip() == "1.00 x"
+@pytest.mark.parametrize("flags", [[], ["--int8"]], ids=" ".join)
+def test_a_weights_folder_is_timed_part_by_part(flags, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "TURNS", 1)
+    monkeypatch.setattr(speed, "machine_limits", lambda device: {
+        "float32 operations": 1e11, "int8 operations": 2e11, "bytes read": 1e10})
+    run_bench(*flags)
+    name, _, _, _, *rows, _, memory = capsys.readouterr().out.splitlines()
+    assert name.startswith("tiny, float32") and ("int8" in name) == bool(flags)
+    assert [cells(row)[0] for row in rows] == [
+        "encode", "prefill, 128 tokens", "decode, 32 tokens"]
+    assert ("int8" in rows[1]) == bool(flags) and "float32" in rows[0]
+    assert memory.startswith("peak memory")
 
 
-def test_a_folder_without_weights_is_one_line(tmp_path, capsys):
+@pytest.mark.parametrize("flags, code", [
+    (["--weights", "nowhere"], 1), (["--shape", "2b"], 2), (["--device", "quantum"], 2)])
+def test_wrong_flags_are_one_line(flags, code, capsys):
     with pytest.raises(SystemExit) as stopped:
-        run_bench("--weights", tmp_path)
-    error = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 1 and len(error) == 1 and str(tmp_path) in error[0]
+        run_bench(*flags)
+    assert stopped.value.code == code and flags[1] in capsys.readouterr().err.splitlines()[-1]
