@@ -1,72 +1,58 @@
-"""What stands in the chapters: code of the model, the picture lit where something looks, a map of
-vectors; and the frame of a chapter."""
+"""What stands in the chapters: code of the model, the picture lit where something looks, bars,
+strips of tokens, vectors, drawings.
+
+    python -m explanation.figures > docs/model.svg       the drawing of the 13B model
+"""
 import inspect
-import io
-import keyword
-import tokenize
 from html import escape
 from textwrap import dedent
 
 import numpy as np
-from PIL import Image
 
-from common.page import data_url, label, png_url
+from artgpt4 import Config
+from common.page import data_url, png_url
 
 STYLE = """
-body { max-width: 82rem; }
-section { border-top: 2px solid var(--line); margin-top: 2.6rem; }
-footer { border-top: 2px solid var(--line); margin-top: 2.6rem; }
-section > h2 { margin-top: 1.2rem; }
-.beside > div > h3 { margin-top: 1.2rem; } .beside > div > h3:first-child { margin-top: .4rem; }
-section p, .lead { max-width: 46rem; }
-a { color: var(--s0); }
-nav { display: flex; flex-wrap: wrap; gap: .4rem; margin: 1.2rem 0; }
-nav a { border: 1px solid var(--line); border-radius: 1rem; padding: .15rem .8rem;
- background: var(--card); text-decoration: none; font-size: .9rem; }
-.start { display: flex; flex-wrap: wrap; gap: 1.5rem; }
-.start > .lit { width: 15rem; } .start > div { flex: 1 1 18rem; }
-.beside { display: grid; grid-template-columns: minmax(0, 1fr); gap: 1rem 2rem; }
-@media (min-width: 75rem) {
- .beside { grid-template-columns: minmax(0, 1.12fr) minmax(0, 1fr); align-items: start; }
- .beside > .told { position: sticky; top: 1rem; } }
+body { max-width: 76rem; } p { max-width: 46rem; } a { color: var(--accent); }
+section, footer { border-top: 2px solid var(--line); margin-top: 2.6rem; }
+section > h2 { margin-top: 1.2rem; } h3 { font-size: 1rem; margin: .8rem 0 .4rem; }
+nav, .drawings { display: flex; flex-wrap: wrap; gap: 1.5rem; margin: 1.2rem 0; }
+nav { gap: .4rem 1.2rem; } .drawings > svg { width: 25rem; max-width: 100%; margin: 0; }
+.drawings > div { flex: 1 1 18rem; } .drawings > figure { width: 16rem; }
+.beside { display: grid; grid-template-columns: minmax(0, 1fr); gap: .4rem 2.2rem; }
+.beside > div > :first-child { margin-top: .3rem; }
+@media (min-width: 62rem) {
+ .beside { grid-template-columns: minmax(0, 25rem) minmax(0, 1fr); align-items: start; } }
+details { margin: .5rem 0; } summary { cursor: pointer; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 6px;
- padding: .7rem .9rem; margin: .3rem 0 .8rem; max-height: 40rem;
- font: 11.5px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; tab-size: 4; }
-pre .c, pre .d { color: var(--faint); } pre .k { color: var(--s3); } pre .s { color: var(--s2); }
-.where { font-size: .8rem; color: var(--faint); margin: .6rem 0 0; }
-.try { border-left: 3px solid var(--s1); padding: .1rem .8rem; margin: 1.2rem 0; }
-.try code, p code, td code { background: var(--card); border-radius: 3px; padding: .05rem .25rem;
- overflow-wrap: anywhere; font: 13px ui-monospace, "DejaVu Sans Mono", monospace; }
-figure { margin: 0; }
-figcaption { font-size: .82rem; color: var(--faint); line-height: 1.35; margin: .25rem 0 .4rem; }
-.lits { display: grid; gap: .6rem; margin: .8rem 0;
- grid-template-columns: repeat(auto-fill, minmax(6.2rem, 1fr)); }
-.lits.few { grid-template-columns: repeat(3, 1fr); }
-.picture { aspect-ratio: 1; background-size: cover; border-radius: 4px; overflow: hidden;
- position: relative; transition: transform .15s; }
-.picture:hover { transform: scale(1.6); z-index: 2; }
-.start .picture:hover { transform: none; }
-.picture img { width: 100%; height: 100%; display: block; image-rendering: pixelated;
- border-radius: 0; }
-.picture svg { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; }
-section tbody th, section td { white-space: nowrap; }
-@media (max-width: 40rem) {
- section table { font-size: .74rem; } section th, section td { padding: .2rem .3rem; }
- section tbody th { white-space: normal; } }
-details { margin: .5rem 0; }
-summary { cursor: pointer; }
-.words { display: grid; gap: 0 1.5rem; align-items: start;
- grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
-.words p { margin: .4rem 0 0; }
-.tall { max-height: 34rem; overflow: auto; border: 1px solid var(--line); border-radius: 6px; }
-.tall table { margin: 0; } .tall th, .tall td { padding: .1rem .5rem; white-space: pre; }
-.tall thead th { position: sticky; top: 0; background: var(--card); }
-.two { display: grid; gap: 0 1.5rem;
- grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }
-svg.map { width: 100%; max-width: 40rem; background: var(--card); border-radius: 6px; }
-svg.map .word { fill: var(--faint); opacity: .45; }
-svg.map .near { fill: var(--s0); } svg.map .image { fill: var(--s1); opacity: .7; }
+ padding: .7rem .9rem; font: 12px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
+.warning { border-left: 3px solid var(--second); padding-left: .8rem; }
+figure { margin: 0; } figure > img { display: block; }
+figcaption { font-size: .82rem; color: var(--faint); margin: .25rem 0 .4rem; }
+.lits { display: grid; gap: .6rem; margin: .5rem 0;
+ grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)); }
+.large { column-gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
+.largest { grid-template-columns: repeat(auto-fill, minmax(min(13.5rem, 40vw), 1fr)); }
+.picture { aspect-ratio: 1; background-size: cover; position: relative; }
+.picture > * { position: absolute; inset: 0; width: 100%; height: 100%; border-radius: 0; }
+.picture > img, .vector { image-rendering: pixelated; }
+.vector { width: min(9rem, 24vw); height: .9rem; display: block; border-radius: 2px; }
+@media (max-width: 40rem) { table { font-size: .8rem; } th, td { padding: .2rem .4rem; } }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .15rem .6rem;
+ align-items: center; font-size: .85rem; margin: .5rem 0 1rem; }
+.bars i { background: var(--accent); height: .8rem; border-radius: 2px; min-width: 1px; }
+.strip { display: flex; flex-wrap: wrap; gap: 3px; font-size: .85rem; margin: .8rem 0; }
+.strip span { border: 1px solid var(--line); border-radius: 4px; padding: .1rem .35rem;
+ text-align: center; white-space: pre; }
+.strip small { display: block; opacity: .75; font-size: .68rem; }
+.cases { display: grid; gap: 1rem 1.6rem; margin: 1rem 0;
+ grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+.case { display: flex; gap: .7rem; align-items: flex-start; font-size: .9rem; }
+.case > figure, .case > img { flex: 0 0 6rem; width: 6rem; } .case p { margin: 0; }
+mark { background: rgb(200 100 27/.3); color: inherit; }
+svg { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: currentColor; }
 """
+BLUE, ORANGE = (40, 104, 168), (200, 100, 27)
 
 
 def picture_style(image, size=336):
@@ -79,141 +65,235 @@ def percent(share, digits=1):
     return f"{100 * share:.{digits}f} %"
 
 
-# ---- Chapters and code
+# ---- Text and code
 
 
-def section(number, name, title, texts, code, figures, task):
-    """A chapter in HTML. texts: sentences; code: functions or classes of artgpt4.py; figures:
-    HTML; task: HTML of the one thing to try."""
-    paragraphs = "".join(f"<p>{escape(text)}</p>" for text in texts)
-    listings = "".join(map(listing, code))
-    return (f'<section id="{name}"><h2>{number}. {escape(title)}</h2>\n<div class="beside">'
-            f'<div class="told">{paragraphs}{listings}</div>\n'
-            f'<div>{figures}<p class="try"><b>Try:</b> {task}</p></div></div></section>\n')
+def paragraphs(text):
+    """HTML, its paragraphs divided by empty lines."""
+    return f"<p>{text}</p>".replace("\n\n", "</p><p>")
+
+
+def beside(text, figure):
+    """A text (as of paragraphs) with its figure (HTML) on the right, on a narrow screen below."""
+    return f'<div class="beside"><div>{paragraphs(text)}</div><div>{figure}</div></div>'
 
 
 def listing(thing):
-    """The source of a function or class of the model, as it stands there now."""
+    """The source of a function or class of the model, as it stands there now, folded."""
     lines, first = inspect.getsourcelines(thing)
-    where = f"artgpt4.py, line {first}: {thing.__qualname__}"
-    return (f'<p class="where">{escape(where)}</p>'
-            f'<pre tabindex="0">{coloured(dedent("".join(lines)))}</pre>')
-
-
-def coloured(source):
-    """Python in HTML: comments, texts and keywords in classes of their own."""
-    lines, parts = source.splitlines(keepends=True), []
-    row, column = 1, 0
-
-    def copy_to(end_row, end_column):
-        nonlocal row, column
-        while (row, column) < (end_row, end_column):
-            stop = end_column if row == end_row else len(lines[row - 1])
-            parts.append(escape(lines[row - 1][column:stop]))
-            row, column = (row, stop) if row == end_row else (row + 1, 0)
-
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        style = None
-        if token.type == tokenize.COMMENT:
-            style = "c"
-        elif token.type == tokenize.STRING:
-            style = "d" if token.string.startswith('"""') else "s"
-        elif token.type == tokenize.NAME and keyword.iskeyword(token.string):
-            style = "k"
-        if style is not None:
-            copy_to(*token.start)
-            parts.append(f'<span class="{style}">')
-            copy_to(*token.end)
-            parts.append("</span>")
-    copy_to(len(lines), len(lines[-1]))
-    return "".join(parts).rstrip()
+    return (f"<details><summary>The code: {thing.__qualname__}, artgpt4.py, line {first}</summary>"
+            f'<pre tabindex="0">{escape(dedent("".join(lines)).rstrip())}</pre></details>')
 
 
 # ---- The picture, lit
 
 
+def framed(over, text, caption=""):
+    """The picture with HTML over it. text: for those who cannot see it."""
+    return (f'<figure><div class="picture" role="img" aria-label="{escape(text)}">{over}</div>'
+            f"<figcaption>{escape(caption)}</figcaption></figure>")
+
+
 def lit(values, text, caption="", mark=None):
     """The picture, bright where `values` (rows, columns), numpy, are high, and dark where low.
-
-    text: for those who cannot see it. mark: (row, column) of a patch to draw a frame around.
-    """
+    mark: (row, column) of a patch to draw a frame around."""
     low, high = float(values.min()), float(values.max())
-    share = (values - low) / max(high - low, 1e-30)
     veil = np.zeros((*values.shape, 2), np.uint8)
-    veil[..., 1] = (1 - share) * 215
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return (f'<figure class="lit"><div class="picture" role="img" aria-label="{escape(text)}">'
-            f'<img src="{png_url(veil)}" alt="">{frame(values.shape, mark)}</div>{below}</figure>')
-
-
-def frame(shape, mark):
-    """The SVG of a frame around one patch of a grid; nothing if mark is None."""
-    if mark is None:
-        return ""
-    rows, columns = shape
-    row, column = mark
-    return (f'<svg viewBox="0 0 {columns} {rows}" aria-hidden="true"><rect x="{column}" y="{row}" '
-            'width="1" height="1" fill="none" stroke="#fff" stroke-width=".3"/>'
-            f'<rect x="{column}" y="{row}" width="1" height="1" fill="none" stroke="#c8231b" '
-            'stroke-width=".14"/></svg>')
+    veil[..., 1] = 215 * (high - values) / max(high - low, 1e-30)
+    over = f'<img src="{png_url(veil)}" alt="">'
+    if mark is not None:
+        frame = f'<path d="M{mark[1]} {mark[0]}h1v1h-1z" fill="none" stroke='
+        over += (f'<svg viewBox="0 0 {values.shape[1]} {values.shape[0]}" aria-hidden="true">'
+                 f'{frame}"#fff" stroke-width=".3"/>{frame}"#c8231b" stroke-width=".14"/></svg>')
+    return framed(over, text, caption)
 
 
 def gridded(grid, text, caption):
     """The picture with the lines between its patches."""
     lines = "".join(f"M{i} 0V{grid}M0 {i}H{grid}" for i in range(1, grid))
-    return (f'<figure class="lit"><div class="picture" role="img" aria-label="{escape(text)}">'
-            f'<svg viewBox="0 0 {grid} {grid}" aria-hidden="true"><path d="{lines}" '
-            'fill="none" stroke="#fff" stroke-width=".05"/></svg></div>'
-            f"<figcaption>{escape(caption)}</figcaption></figure>")
+    return framed(f'<svg viewBox="0 0 {grid} {grid}" aria-hidden="true"><path d="{lines}" '
+                  'fill="none" stroke="#fff" stroke-width=".05"/></svg>', text, caption)
 
 
-def own_picture(image, size, text, caption):
-    """Another PIL image than the page's, in the frame of those."""
-    shown = image.resize((size, size), Image.Resampling.NEAREST)
-    return (f'<figure class="lit"><div class="picture" role="img" aria-label="{escape(text)}" '
-            f'style="background-image:url({data_url(shown, size)})"></div>'
-            f"<figcaption>{escape(caption)}</figcaption></figure>")
+def lits(pictures, style=""):
+    return f'<div class="lits {style}">{"".join(pictures)}</div>'
 
 
-# ---- A map of vectors
+# ---- Bars, strips of tokens, vectors
 
 
-def two_directions(vectors):
-    """PCA: vectors (N, D), numpy -> (N, 2), the two directions in which they differ most, and the
-    share of their spread that these show."""
-    centred = vectors - vectors.mean(axis=0)
-    spread, directions = np.linalg.eigh(centred @ centred.T)  # (N,), rising; (N, N)
-    points = directions[:, :-3:-1] * np.sqrt(spread[:-3:-1].clip(0))
-    points *= np.where(points[-1] < 0, -1, 1)                 # the last vector: right and below
-    return points, spread[-2:].sum() / max(spread.sum(), 1e-30)
+def bars(rows, high=None):
+    """Lines of name, bar and text. rows: [(name, value, text)]; high: the value of a whole line."""
+    high = high or max([value for _, value, _ in rows] + [1e-30])
+    lines = [f'<span>{escape(name)}</span><i style="width:{100 * value / high:.1f}%"></i>'
+             f"<span>{escape(text)}</span>" for name, value, text in rows]
+    return f'<div class="bars">{"".join(lines)}</div>'
 
 
-def scatter(points, kinds, names, title, width=480, height=380):
-    """SVG of points (N, 2), numpy. kinds: the CSS class of each: "word", "near" or "image"; names:
-    what to write beside it, or None."""
-    low, high = points.min(axis=0), points.max(axis=0)
-    places = (points - low) / np.maximum(high - low, 1e-30)
-    xs, ys = 20 + places[:, 0] * (width - 40), 20 + places[:, 1] * (height - 40)
-    radius = {"word": 2, "near": 4, "image": 6}
-    shapes, groups = [], []                                   # of points at almost the same place
-    for x, y, kind, name in zip(xs, ys, kinds, names, strict=True):
-        shapes.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius[kind]}"/>')
-        if name is None:
-            continue
-        near = [group for group in groups if abs(group[0] - x) < 30 and abs(group[1] - y) < 12]
-        if near:
-            near[0][2].append(name)
-        else:
-            groups.append((x, y, [name]))
-    taken = []                                                # the boxes of labels so far
-    for x, y, members in reversed(groups):                    # the image vectors first
-        more = f" and {len(members) - 2} more" if len(members) > 2 else ""
-        text = ", ".join(members[:2]) + more
-        anchor, away = ("end", -10) if x > 0.75 * width else ("start", 10)
-        left = x + away - (7 * len(text) if anchor == "end" else 0)
-        right = left + 7 * len(text)
-        if all(right < a or left > b or abs(y - c) > 12 for a, b, c in taken):
-            taken.append((left, right, y))
-            shapes.append(label(text, x + away, y + 4, anchor))
-    return (f'<svg class="map" viewBox="0 0 {width} {height}" role="img" '
-            f'aria-label="{escape(title)}">{"".join(shapes)}</svg>')
+def heat(value):
+    """A value from 0 to 1 as a background that text can be read on, light or dark."""
+    if value is None:
+        return "background:rgb({} {} {}/.45)".format(*ORANGE)
+    return "background:rgb({} {} {}/{:.2f})".format(*BLUE, 0.65 * min(max(value, 0), 1))
+
+
+def token_strip(tokens):
+    """Tokens one after another: [(text, text below, value)]. A value from 0 to 1 colours it blue,
+    None orange."""
+    parts = [f'<span style="{heat(value)}">{escape(text)}<small>{escape(below)}</small></span>'
+             for text, below, value in tokens]
+    return f'<div class="strip">{"".join(parts)}</div>'
+
+
+def vector(values):
+    """A vector (D,) as a line of colours: orange above 0, blue below."""
+    values = values.float().numpy()
+    pixels = np.zeros((1, len(values), 4), np.uint8)
+    pixels[0, :, :3] = np.where(values[:, None] > 0, ORANGE, BLUE)
+    pixels[0, :, 3] = 255 * np.abs(values) / max(np.abs(values).max(), 1e-30)
+    return f'<img class="vector" src="{png_url(pixels)}" alt="{len(values)} numbers">'
+
+
+def attention_table(q, k, v, weights, names):
+    """One head's attention in numbers: q (d,), k and v (T, d), weights (T,), names of T vectors, of
+    which those with the largest weights are shown."""
+    rows = [("the query q", vector(q), "", "", "")]
+    for i in weights.topk(min(6, len(weights))).indices.tolist():
+        rows.append((names[i], vector(k[i]), f"{k[i] @ q / len(q) ** 0.5:.2f}",
+                     percent(weights[i].item()), vector(v[i])))
+    rows.append(("found", "", "", "× v =", vector(weights @ v)))
+    lines = "".join(f"<tr><th>{'</th><td>'.join(row[:2])}</td><td>{'</td><td>'.join(row[2:])}</td>"
+                    "</tr>" for row in rows)
+    return ('<div class="scroll"><table><thead><tr><th></th><th>q, keys k</th><th>q·k/√d</th>'
+            f"<th>softmax</th><th>values v</th></tr></thead><tbody>{lines}</tbody></table></div>")
+
+
+# ---- Drawings
+
+
+def words(x, y, text, anchor="middle", style=""):
+    return (f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
+            f"{escape(str(text))}</text>")
+
+
+def svg(width, height, title, shapes):
+    return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
+            f'style="max-width:{width}px">{"".join(shapes)}</svg>')
+
+
+def dials(pairs, theta, positions=10):
+    """Rotary positions: how far each (column) turns some of the `pairs` pairs of numbers of a query
+    or key (rows): by position * theta^(-pair / pairs)."""
+    rows = sorted({0, pairs // 8, pairs // 4, pairs - 1})
+    shapes = [words(0, 12, "position", "start")]
+    shapes += [words(82 + 44 * i, 12, i) for i in range(positions)]
+    for y, pair in zip(range(40, 40 + 42 * len(rows), 42), rows, strict=True):
+        shapes.append(words(0, y + 4, f"pair {pair}", "start"))
+        for i in range(positions):
+            angle = i * theta ** (-pair / pairs)
+            hand = f"{15 * np.cos(angle):.1f} {-15 * np.sin(angle):.1f}"
+            shapes.append(f'<circle fill="var(--line)" cx="{82 + 44 * i}" cy="{y}" r="16"/><path '
+                          f'd="M{82 + 44 * i} {y}l{hand}" stroke="currentColor" stroke-width="2"/>')
+    return svg(66 + 44 * positions, 24 + 42 * len(rows), "How positions turn pairs", shapes)
+
+
+def cache_steps(prompt, runs):
+    """Which tokens each of some runs of the model computes, and which it takes from the cache.
+    prompt: tokens of the prompt, which the first run reads."""
+    cell, shapes = 300 / (prompt + runs - 1), []
+    for run in range(runs):
+        kept, new, y = (prompt + run - 1, 1, 8 + 26 * run) if run else (0, prompt, 8)
+        for start, length, colour in ((0, kept, "--line"), (kept, new, "--second")):
+            shapes.append(f'<rect x="{start * cell:.1f}" y="{y}" width="{length * cell:.1f}" '
+                          f'height="18" style="fill:var({colour})"/>')
+        shapes.append(words(308, y + 13, f"{new} computed, {kept} from the cache", "start"))
+    return svg(540, 26 * runs + 12, "Tokens that are computed, and that are kept", shapes)
+
+
+DRAWING_STYLE = (
+    "<style>.model { font: 12px system-ui, 'DejaVu Sans', sans-serif; fill: var(--ink, #1c2024); }"
+    ".model .name { font-weight: 600; } .model .about { font-size: 10.5px; } .model rect ~ .about, "
+    ".model rect ~ .name { fill: #1c2024; } .model .frozen { fill: #dbe6f0; stroke: #2868a8; } "
+    ".model .trained { fill: #f7d9bd; stroke: #c8641b; } .model .plain { fill: #eceff1; stroke: "
+    "#8a939b; } .model .way { fill: none; stroke: #7d8790; stroke-width: 1.4; }</style><defs>"
+    "<marker id='tip' viewBox='0 0 6 6' refX='5' refY='3' markerWidth='6' markerHeight='6' "
+    "orient='auto'><path d='M0 0L6 3L0 6z' fill='#7d8790'/></marker></defs>")
+
+
+def box(x, y, width, name, about, kind):
+    """A box of the drawing of the model, with a name and a line about it."""
+    return (f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="40" rx="6"/>'
+            + words(x + width / 2, y + 17, name, style="name")
+            + words(x + width / 2, y + 32, about, style="about"))
+
+
+def arrow(path):
+    return f'<path class="way" d="{path}" marker-end="url(#tip)"/>'
+
+
+def whole_model(c):
+    """The shapes of the drawing of a model, given its Config."""
+    size, patches = c.image_size, (c.image_size // c.patch_size) ** 2 + 1
+    rows = (
+        ("a picture", "resized, normalised", "plain", f"3 × {size} × {size}"),
+        (f"ViT, {c.vit_layers} blocks", f"{c.vit_heads} heads, MLP of {c.vit_mlp_width}", "frozen",
+         f"{patches} × {c.vit_width}"),
+        (f"Q-Former, {c.qformer_layers} layers", f"{c.queries} queries read the patches", "frozen",
+         f"{c.queries} × {c.qformer_width}"),
+        ("projection", "one matrix", "trained", f"{c.queries} × {c.llama_width}"),
+        ("the prompt", f"words, {c.queries} image vectors, words", "plain", f"T × {c.llama_width}"),
+        (f"LLaMA, {c.llama_layers} blocks", "each as in the other drawing", "frozen",
+         f"{c.llama_width}, the last one"),
+        ("head", "one matrix", "frozen", f"{c.vocab_size:,} scores"),
+        ("the next token", "the likeliest, or drawn", "plain", None))
+    shapes = [words(0, 14, "The whole model", "start", "name"),
+              box(0, 224, 122, "the question", "its tokens", "plain"),
+              box(0, 290, 122, "word vectors", f"{c.vocab_size:,} × {c.llama_width}", "frozen"),
+              arrow("M61 264v25"), arrow("M122 310h27"), arrow("M150 508H61V331"),
+              words(68, 428, "and again", "start")]
+    for y, (name, about, kind, below) in zip(range(26, 550, 66), rows, strict=True):
+        shapes.append(box(150, y, 250, name, about, kind))
+        if below:
+            shapes += [arrow(f"M275 {y + 40}v25"), words(284, y + 57, below, "start")]
+    return shapes
+
+
+def one_block(c):
+    """The shapes of the drawing of a block of the language model: three additions."""
+    width, inner, y = c.llama_width, c.adapter_width, 50
+    steps = [("norm", "trained in blocks 1, 3, 5, ...", "trained", "attention",
+              f"{c.llama_heads} heads: looks at the tokens before", "frozen"),
+             ("adapter: down", f"{width} → {inner}, then GELU", "trained", "adapter: up",
+              f"{inner} → {width}; zeros before training", "trained"),
+             ("norm", "trained in every block", "trained", "MLP",
+              f"{width} → {c.llama_mlp_width} → {width}, each token alone", "frozen")]
+    if inner == 0:
+        del steps[1]
+    shapes = [words(0, 14, "One block of the language model", "start", "name"),
+              arrow(f"M30 26v{24 + 160 * len(steps)}"), words(38, 38, f"T × {width}", "start")]
+    for first, second in ((step[:3], step[3:]) for step in steps):
+        shapes += [box(110, y, 280, *first), box(110, y + 62, 280, *second),
+                   arrow(f"M30 {y + 20}h79"), arrow(f"M250 {y + 40}v21"),
+                   arrow(f"M250 {y + 102}v26H40"),
+                   f'<circle class="plain" cx="30" cy="{y + 128}" r="9"/>',
+                   words(30, y + 132, "+", style="name")]
+        y += 160
+    for x, kind in ((110, "frozen"), (190, "trained")):
+        shapes += [f'<rect class="{kind}" x="{x}" y="{y}" width="14" height="14" rx="3"/>',
+                   words(x + 20, y + 11, kind, "start")]
+    return shapes
+
+
+def drawings(config):
+    """Two drawings (SVG), of the whole model and of one block, with a model's shapes."""
+    return [f'<svg class="model" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 402 556" '
+            f'role="img" aria-label="{title}">{DRAWING_STYLE}{"".join(shapes)}</svg>'
+            for title, shapes in (("The whole model", whole_model(config)),
+                                  ("One block of the language model", one_block(config)))]
+
+
+if __name__ == "__main__":
+    left, right = (part.replace("<svg ", f'<svg x="{x}" y="16" width="402" height="556" ')
+                   for x, part in zip((20, 460), drawings(Config()), strict=True))
+    print('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 882 588" width="882">'
+          f'<rect width="882" height="588" rx="8" fill="#fff"/>{left}{right}</svg>')

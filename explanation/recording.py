@@ -1,19 +1,23 @@
-"""What is kept of a run of the model, by hooks on its modules. The model itself is not changed.
+"""One picture's way through a model, computed once: everything that the chapters show.
 
-Only what the page shows is kept: of attention the row of the newest token, of a stream of vectors
-the last one. So a large model needs little more memory than for its answer.
-
-Shapes: N answer tokens, T prompt tokens, L blocks, Q queries, P patches + 1, D width, V vocabulary.
+Shapes: N answer tokens, T tokens, L blocks, H heads, Q queries, P patches + 1, D width.
 """
 import contextlib
-from typing import NamedTuple
 
 import torch
 
-from artgpt4 import KVCache, preprocess
-from explanation.attention import last_token_weights, qformer_weights
+from artgpt4 import (IMAGE_ID, IMAGE_SLOT, INSTRUCTIONS, KVCache, chat_prompt, instruction_prompt,
+                     plain, preprocess, split_heads)
+from common.int8 import is_int8
+from common.models import answers
+from gallery.attention import recorded_attention
+from gallery.familiarity import read_measure, unfamiliar
+from gallery.surgery import transplanted
 
-TOP = 10                                                      # likely tokens that are shown
+LONGEST = 120                                                 # tokens of an answer
+ROWS = 17                                                     # answers at once
+TOP = 5                                                       # likely tokens that are shown
+MINIGPT4 = "minigpt4.safetensors"                             # beside adapter.safetensors, if any
 
 
 @contextlib.contextmanager
@@ -27,157 +31,168 @@ def hooked(*pairs):
             handle.remove()
 
 
-class Seen(NamedTuple):
-    """What the vision side made of a picture."""
-    pixels: torch.Tensor          # (1, 3, S, S), normalised
-    patches: dict                 # number of a ViT block: what it gives, (P, width of the ViT)
-    looked_at: torch.Tensor       # (cross-attention layers, Q, P), the mean over the heads
-    queries: torch.Tensor         # (Q, width of the Q-Former)
-    image_embeds: torch.Tensor    # (1, Q, D)
+def without_adapters(model):
+    """While the block runs, every adapter gives back what it is given."""
+    return hooked(*((block.adapter, lambda module, inputs, output: inputs[0])
+                    for block in model.llama.blocks))
 
 
 @torch.inference_mode()
-def see(model, image):
-    """Encode a PIL image -> Seen."""
-    blocks = model.vit.blocks
-    patches, looked_at, queries = {}, [], []
+def chances(model, embeds, ids):
+    """The probability of each of N ids after what embeds (1, T, D) hold -> (N,)."""
+    ids = torch.tensor(ids, device=embeds.device)
+    fed = torch.cat((embeds, model.llama.embed(ids[None, :-1])), dim=1)
+    logits = model.llama.head(model.llama.hidden(fed)[0, -len(ids):]).float()
+    return logits.softmax(dim=-1).gather(1, ids[:, None])[:, 0].cpu()
 
-    def keep_patches(number):
+
+class Tour:
+    """What explain.py was given, and what is recorded of the model's work on it.
+
+    args: of explain.py. images: the picture and another one, PIL. The model stays as it was."""
+
+    def __init__(self, args, model, images):
+        self.model, self.folder, self.question = model, args.weights, args.prompt
+        self.even_if_large = args.surgery                     # make the chapter that takes minutes
+        self.image, self.other = images
+        self.grid = model.config.image_size // model.config.patch_size   # patches along a side
+        self.prompt = chat_prompt([f"{IMAGE_SLOT} {plain(self.question)}"], model.config.prompt)
+        self.prompt_ids = model.prompt_ids(self.prompt)
+        self.other_embeds = self.see(self.other)              # (1, Q, D)
+        self.image_embeds = self.see(self.image)
+        self.answer()
+
+    @torch.inference_mode()
+    def see(self, image):
+        """Encode a PIL image -> its image vectors (1, Q, D). Kept: `pixels` (3, S, S), normalised;
+        where patches look, `patch_looks` (L of the ViT, P, P), and queries, `query_looks` (layers
+        with cross-attention, Q, P), both means over the heads; and of the last of these layers
+        `cross`: queries (H, Q, d), keys and values (H, P, d), weights (H, Q, P)."""
+        model, crosses = self.model, []
+        layers = [layer for layer in model.qformer.layers if layer.cross_attn is not None]
+
         def keep(module, inputs, output):
-            patches[number] = output[0].float()
-        return blocks[number - 1], keep
+            vectors = module.query(inputs[0]), module.key(inputs[1]), module.value(inputs[1])
+            crosses.append([split_heads(each, module.heads)[0].float().cpu() for each in vectors]
+                           + [weights[-1][0].cpu()])
 
-    def keep_attention(module, inputs, output):
-        looked_at.append(qformer_weights(module, *inputs)[0].mean(dim=0))
+        self.pixels = preprocess(image, model.config.image_size)
+        with recorded_attention() as weights, hooked(*((each.cross_attn, keep) for each in layers)):
+            image_embeds = model.encode_image(self.pixels[None])
+        blocks = weights[:len(model.vit.blocks)]
+        self.patch_looks = torch.stack([each[0].mean(dim=0).cpu() for each in blocks])
+        self.query_looks = torch.stack([looks.mean(dim=0) for *_, looks in crosses])
+        self.cross = crosses[-1]
+        return image_embeds
 
-    def keep_queries(module, inputs, output):
-        queries.append(output[0].float())
+    @torch.inference_mode()
+    def answer(self):
+        """Answer at temperature 0: `ids`, the N tokens, and `text`. Kept of each step: `top`, the
+        TOP likeliest tokens, [(id, probability)]; `looks`, N times (L, T so far), where the token
+        before looked, a mean over heads. Raises ValueError if there is no room for an answer."""
+        model = self.model
+        self.room = min(LONGEST, model.config.context - len(self.prompt_ids))
+        if self.room < 1:
+            raise ValueError(f"--prompt: {len(self.prompt_ids)} tokens with the picture, and the "
+                             f"model reads {model.config.context}; ask a shorter question")
+        self.top, self.ids, self.looks = [], [], []
 
-    numbers = sorted({1, (len(blocks) + 1) // 2, len(blocks)})
-    cross = [layer.cross_attn for layer in model.qformer.layers if layer.cross_attn is not None]
-    pixels = preprocess(image, model.config.image_size)[None]
-    with hooked(*map(keep_patches, numbers), *((layer, keep_attention) for layer in cross),
-                (model.qformer, keep_queries)):
-        image_embeds = model.encode_image(pixels)
-    return Seen(pixels, patches, torch.stack(looked_at), queries[0], image_embeds)
+        def keep_likeliest(logits, chosen):
+            best = logits[0].softmax(dim=-1).topk(min(TOP, logits.shape[-1]))
+            self.top.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+            return logits
 
+        embeds = model.embed_prompt(self.prompt, self.image_embeds)
+        cache = KVCache(model.llama, len(self.prompt_ids) + self.room)
+        with recorded_attention() as weights:
+            for token in model.generate(embeds, self.room, cache, keep_likeliest, temperature=0):
+                self.ids.append(token.item())
+                self.looks.append(torch.stack([each[0, :, -1].mean(0).cpu() for each in weights]))
+                weights.clear()
+                self.text, ended = model.decode(self.ids)
+                if ended:
+                    break
+        self.text = self.text.strip()
 
-class Answer(NamedTuple):
-    """An answer at temperature 0, and what happened while it was made."""
-    prompt_ids: list
-    ids: list                     # the N tokens of the answer
-    text: str
-    top: list                     # for each token the TOP likeliest: [(id, probability)]
-    hidden: torch.Tensor          # (N, L, D): what each block gave for the token before
-    attention: torch.Tensor       # (N, L, Q): from the token before to the image vectors
-    others: torch.Tensor          # (N, L, 3): to the first token, other prompt, answer so far
-    adapter: torch.Tensor         # (L, T + N - 1): what the adapter adds / what it was given
+    def is_unfamiliar(self):
+        """Whether the picture is unlike those of the training; None if nobody can tell."""
+        return unfamiliar(self.model, read_measure(self.folder), self.image_embeds[0])
 
+    def looks_at_image(self):
+        """(N, Q): the attention to each image vector, a mean over blocks and heads."""
+        is_image = torch.tensor(self.prompt_ids) == IMAGE_ID
+        return torch.stack([row[:, :len(is_image)][:, is_image].mean(dim=0) for row in self.looks])
 
-@torch.inference_mode()
-def answer(model, prompt, image_embeds, max_new_tokens):
-    """Answer a prompt with one image -> Answer. Raises ValueError if it has no room for that."""
-    prompt_ids = model.prompt_ids(prompt)
-    room = model.config.llama.max_position_embeddings
-    if len(prompt_ids) + max_new_tokens > room:
-        raise ValueError(f"the prompt has {len(prompt_ids)} tokens; with an answer of "
-                         f"{max_new_tokens} that is more than the model's {room}; "
-                         "give a shorter --prompt or --max-new-tokens")
-    blocks = model.llama.blocks
-    is_image = torch.tensor(prompt_ids) < 0
-    top, hidden, attention, others = [], [], [], []
-    adapter = [[] for _ in blocks]
-    qkv = {}
+    def token_chances(self):
+        """(2, N): the probability of the answer's tokens with the adapters, and without them."""
+        embeds = self.model.embed_prompt(self.prompt, self.image_embeds)
+        given = chances(self.model, embeds, self.ids)
+        with without_adapters(self.model):
+            return torch.stack((given, chances(self.model, embeds, self.ids)))
 
-    def keep_likeliest(logits, chosen):
-        best = logits[0].softmax(dim=-1).topk(TOP)
-        top.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
-        return logits
+    @torch.inference_mode()
+    def other_answers(self):
+        """{name: text}: the question answered without the adapters, and with MiniGPT-4's weights if
+        the folder has them. int8 adapters cannot be exchanged."""
+        model, found = self.model, {}
 
-    def keep_qkv(module, inputs, output):
-        qkv["now"] = output
+        def answered():
+            embeds = model.embed_prompt(self.prompt, model.encode_image(self.pixels[None]))
+            return answers(model, embeds, self.room, temperature=0)[0]
 
-    def keep_attention(module, inputs, output):
-        _, cos, sin, _, cache = inputs
-        row = last_token_weights(module, qkv["now"], cos, sin, cache)[0].mean(dim=0).cpu()
-        of_prompt = row[:len(prompt_ids)]
-        first, image = of_prompt[0], of_prompt[is_image]
-        words = of_prompt.sum() - first - image.sum()
-        attention.append(image)
-        others.append(torch.stack((first, words, row[len(prompt_ids):].sum())))
+        with without_adapters(model):
+            found["The adapters taken out"] = answered()
+        if (self.folder / MINIGPT4).is_file() and not is_int8(model.llama):
+            names = model.trainable_names()
+            trained = {name: model.get_parameter(name).detach().clone() for name in names}
+            model.load_adapter(self.folder / MINIGPT4)
+            found["MiniGPT-4: a projection of its own, no adapters"] = answered()
+            model.load_state_dict(trained, strict=False)
+        return found
 
-    def keep_hidden(module, inputs, output):
-        hidden.append(output[0, -1].cpu())
+    def lesson(self):
+        """What training would ask of the answer's first sentence: its N ids, and the cross-entropy
+        of each, lists of N, before this picture and before the other one."""
+        model = self.model
+        prompt = instruction_prompt(INSTRUCTIONS[0], model.config.prompt)
+        ids = model.tokenizer.encode(self.text.split(".")[0].strip() or "a picture")
+        found = [chances(model, model.embed_prompt(prompt, embeds), ids).clamp(1e-30)
+                 for embeds in (self.image_embeds, self.other_embeds)]
+        return ids, *((-each.log()).tolist() for each in found)
 
-    def keep_adapter(number):
-        def keep(module, inputs, output):
-            before, after = inputs[0][0].float(), output[0].float()
-            share = (after - before).norm(dim=-1) / before.norm(dim=-1)
-            adapter[number].append(share.nan_to_num(0, 0).cpu())      # a share of nothing
-        return blocks[number].adapter, keep
+    @torch.inference_mode()
+    def transplants(self):
+        """Answers with each image vector in turn replaced by the other picture's, and with all of
+        them: Q + 1 texts."""
+        every = list(range(self.model.config.queries))
+        rows = transplanted(self.image_embeds[0], self.other_embeds[0],
+                            [*([i] for i in every), every])
+        texts = []
+        for part in rows.split(ROWS):
+            embeds = self.model.embed_ids([self.prompt_ids] * len(part), part)
+            texts += answers(self.model, embeds, self.room, temperature=0)
+        return texts
 
-    ids = []
-    embeds, cache = model.embed_prompt(prompt, image_embeds), KVCache()
-    with hooked(*map(keep_adapter, range(len(blocks)))):
-        model.llama.hidden(embeds[:, :-1], cache)             # generate's last block skips those
-        with hooked(*((block.attn.qkv, keep_qkv) for block in blocks),
-                    *((block.attn, keep_attention) for block in blocks),
-                    *((block, keep_hidden) for block in blocks)):
-            text = "".join(model.generate(embeds[:, -1:], max_new_tokens, ids, cache=cache,
-                                          temperature=0, adjust=keep_likeliest))
-    by_token = len(ids), len(blocks), -1
-    return Answer(
-        prompt_ids, ids, text.strip(), top,
-        torch.stack(hidden).view(by_token),
-        torch.stack(attention).view(by_token),
-        torch.stack(others).view(by_token),
-        torch.stack([torch.cat(parts) for parts in adapter]))
+    # In words
+    def on_picture(self, row):
+        """One number for each of the P patches and the class token -> numpy (grid, grid)."""
+        return row[1:].float().numpy().reshape(self.grid, self.grid)
 
+    def piece(self, token):
+        """A token as text. "▁" is a space before it."""
+        known = 0 <= token < self.model.tokenizer.get_piece_size()
+        return self.model.tokenizer.id_to_piece(token) if known else f"token {token}"
 
-@torch.inference_mode()
-def plain_answer(model, prompt, image_embeds, max_new_tokens, adapters=True):
-    """The text of an answer at temperature 0. adapters=False: each gives back what it is given."""
-    def pass_on(module, inputs, output):
-        return inputs[0]
-
-    skipped = [] if adapters else [(block.adapter, pass_on) for block in model.llama.blocks]
-    with hooked(*skipped):
-        embeds = model.embed_prompt(prompt, image_embeds)
-        return "".join(model.generate(embeds, max_new_tokens, temperature=0)).strip()
-
-
-@torch.inference_mode()
-def logit_lens(model, hidden):
-    """The word that each block would have said: hidden (L, D) of one token, as blocks gave it ->
-    (ids (L,), probabilities (L,)). The last is what the model says."""
-    device = model.llama.embed.weight.device
-    logits = model.llama.logits(model.llama.norm(hidden.to(device)))
-    best = logits.softmax(dim=-1).max(dim=-1)
-    return best.indices.tolist(), best.values.tolist()
-
-
-class Lesson(NamedTuple):
-    """What training would learn from one caption."""
-    ids: list                     # its tokens, with the end of line
-    losses: list                  # the cross-entropy of each
-    gradients: dict               # name of a trainable tensor: the norm of its gradient
-
-
-def teach(model, pixels, caption):
-    """The loss of stage 1 on a caption, and its gradients, of which only the norms are kept."""
-    ids = model.tokenizer.encode(caption + "\n")
-    names = {id(p): name for name, p in model.named_parameters()}
-    gradients, handles = {}, []
-
-    def keep_norm(parameter):
-        gradients[names[id(parameter)]] = parameter.grad.norm().item()
-        parameter.grad = None
-
-    for parameter in model.freeze():
-        handles.append(parameter.register_post_accumulate_grad_hook(keep_norm))
-    losses = model(pixels, [caption], max_text_tokens=len(ids))
-    losses.mean().backward()
-    for handle in handles:
-        handle.remove()
-    model.requires_grad_(False)
-    return Lesson(ids, losses.tolist(), gradients)
+    def words(self):
+        """[(word, [numbers of its tokens])] of the answer, without what ends it."""
+        words = []
+        for i, token in enumerate(self.ids):
+            if self.model.decode(self.ids[:i + 1])[1]:
+                break
+            piece = self.piece(token)
+            if piece.startswith("▁") or not words:
+                words.append([piece.lstrip("▁"), []])
+            else:
+                words[-1][0] += piece
+            words[-1][1].append(i)
+        return words

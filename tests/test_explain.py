@@ -1,39 +1,58 @@
-"""explain.py as a command: the page of a sample holds ten chapters, and numbers that are computed
-here without it."""
-import json
+"""explain.py as a command: its page holds every chapter, and numbers that are computed here without
+it; for any picture and any weights folder."""
+import os
 import re
-import shutil
 from html import unescape
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-import artgpt4
 import explain
-from artgpt4 import IMAGE_SLOT, ArtGPT4, chat_prompt, preprocess
+from artgpt4 import (END, IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, example,
+                     instruction_prompt, preprocess)
 from common.command_line import run_command
-from gallery.pretrain import save_pretrained
-from tests.common.html_elements import Elements
+from common.models import TINY
+from explanation import chapters
 
 ROOT = Path(__file__).parent.parent
-TINY = ROOT / "weights" / "tiny"
-COUPLE = ROOT / "samples" / "couple.png"
-CAPTION = "an oil painting of a couple"
+COUPLE, LIGHTHOUSE = (ROOT / "samples" / name for name in ("couple.png", "lighthouse.png"))
+NAMES = ["patches", "vit", "qformer", "prompt", "looking", "adapter", "next_word", "surgery",
+         "loss", "costs"]
 
 
 def run_explain(*arguments):
     run_command(explain.main, explain.command_line(), list(map(str, arguments)))
 
 
+def made(folder, *arguments):
+    """The page that a command makes, with scripts and pictures looked for in it."""
+    out = folder / "page.html"
+    run_explain(*arguments, "--out", out)
+    html, seen = out.read_text(encoding="utf-8"), []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            seen.append((tag, dict(attributes)))
+    Parser().feed(html)
+    assert "script" not in {tag for tag, _ in seen}
+    for tag, attributes in seen:
+        assert not any(name.startswith("on") for name in attributes)
+        address = attributes.get("src") or attributes.get("href", "#")
+        assert address.startswith(("data:image/", "#"))
+        assert tag != "img" or "alt" in attributes
+        assert tag != "svg" or "aria-label" in attributes or "aria-hidden" in attributes
+    assert re.findall('<section id="(\\w+)">', html) == NAMES
+    assert len(html.encode()) < 3e6
+    assert "nan" not in re.sub("base64,[^\"')]*", "", html).replace("finance", "")
+    return html
+
+
 @pytest.fixture(scope="module")
 def html(tmp_path_factory):
-    """The page of a sample, of 20 tokens."""
-    file = tmp_path_factory.mktemp("explain") / "new" / "page.html"
-    run_explain(COUPLE, "--out", file, "--max-new-tokens", 20, "--caption", CAPTION, "--dtype",
-                "float32")
-    return file.read_text(encoding="utf-8")
+    return made(tmp_path_factory.mktemp("explain"), COUPLE)
 
 
 @pytest.fixture(scope="module")
@@ -42,169 +61,116 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def pixels(tiny):
-    return preprocess(Image.open(COUPLE), tiny.config.image_size)[None]
+def embeds(tiny):
+    """The image vectors of the picture, and of the one that it is compared with."""
+    return [tiny.encode_image(preprocess(Image.open(file), tiny.config.image_size)[None])
+            for file in (COUPLE, LIGHTHOUSE)]
+
+
+@pytest.fixture(scope="module")
+def prompt(tiny):
+    return chat_prompt([f"{IMAGE_SLOT} {explain.QUESTION}"], tiny.config.prompt)
 
 
 def chapter(html, name):
     return re.search(f'<section id="{name}">.*?</section>', html, re.DOTALL)[0]
 
 
-def shown_numbers(html, pattern):
-    return [float(number) for number in re.findall(pattern, html)]
+def strips(html):
+    """[[(token, what stands below it)]] of each strip of tokens."""
+    return [[(unescape(token), below) for token, below in
+             re.findall(r"<span[^>]*>([^<]*)<small>([^<]*)</small>", strip)]
+            for strip in re.findall('<div class="strip">(.*?)</div>', html, re.DOTALL)]
 
 
-def test_ten_chapters_each_have_text_code_a_figure_and_something_to_try(html):
-    sections = re.findall('<section id="(\\w+)"><h2>(\\d+)\\. ', html)
-    assert [int(number) for _, number in sections] == list(range(1, 11))
-    assert [name for name, _ in explain.LINKS] == [name for name, _ in sections]
-    for name, _ in sections:
-        text = chapter(html, name)
-        assert text.count("<pre") >= 1 and "Try:" in text and text.count("<p>") >= 2
-        assert any(mark in text for mark in ("<svg", "<img", 'class="strip"', 'class="bars"'))
+@torch.inference_mode()
+def test_the_candidates_of_the_first_token_are_those_of_the_model(html, tiny, embeds, prompt):
+    best = tiny.llama(tiny.embed_prompt(prompt, embeds[0]))[0, -1].softmax(dim=-1).max(dim=-1)
+    token, below = strips(chapter(html, "next_word"))[0][0]
+    assert token == tiny.tokenizer.id_to_piece(best.indices.item())
+    assert below == f"{100 * best.values.item():.0f} %"
 
 
-def test_the_page_is_one_file_without_scripts_that_loads_nothing(html):
-    elements = Elements(html)
-    assert "script" not in elements.tags and not elements.handlers()
-    addresses = [a for a in elements.addresses() if not a.startswith("#")]
-    assert addresses and all(a.startswith("data:image/") for a in addresses)
-    assert all(url.strip('"').startswith("data:image/") for url in
-               re.findall(r"url\(([^)]*)\)", html))
-    assert len(html.encode()) < 3e6
+def test_the_prompt_shows_every_vector_at_its_position(html, tiny, prompt):
+    shown = strips(chapter(html, "prompt"))[0]
+    ids = tiny.prompt_ids(prompt)
+    assert [below for _, below in shown] == [str(i) for i in range(len(ids))]
+    assert sum(token.startswith("image ") for token, _ in shown) == ids.count(-1) == 16
 
 
-def test_every_picture_has_a_text_for_those_who_cannot_see_it(html):
-    assert html.count('class="picture" role="img" aria-label="') == html.count('class="picture"')
-    figures = re.findall("<svg[^>]*>", html)
-    assert all("aria-label" in tag or "aria-hidden" in tag for tag in figures)
-    assert html.count("<img") == html.count(' alt=')
+@torch.inference_mode()
+def test_the_loss_of_a_sentence_is_that_of_the_model_before_both_pictures(html, tiny, embeds):
+    shown = strips(chapter(html, "loss"))
+    prompt = instruction_prompt(INSTRUCTIONS[0], tiny.config.prompt)
+    text = tiny.tokenizer.decode([tiny.tokenizer.piece_to_id(token) for token, _ in shown[0]])
+    ids, targets = example(tiny.tokenizer, tiny.config.queries, prompt, text, 200)
+    for strip, image in zip(shown, embeds, strict=True):
+        logits = tiny.llama(tiny.embed_ids(ids, image))[0]
+        losses = torch.nn.functional.cross_entropy(logits, torch.tensor(targets), reduction="none")
+        expected = losses[torch.tensor(targets) >= 0].tolist()
+        assert [float(below) for _, below in strip] == pytest.approx(expected, abs=0.0051)
 
 
-@torch.no_grad()
-def test_the_ten_likeliest_first_tokens_are_those_of_the_model(html, tiny, pixels):
-    prompt = chat_prompt([f"{IMAGE_SLOT} {explain.QUESTION}"])
-    embeds = tiny.embed_prompt(prompt, tiny.encode_image(pixels))
-    best = tiny.llama(embeds)[0, -1].softmax(dim=-1).topk(10)
-    every = re.search("The ten likeliest at each of the 20 steps(.*?)</details>", html, re.DOTALL)
-    rows = re.findall(r"<span>([^<]*)</span><i [^>]*></i><span>([\d.]+) %</span>", every[1])
-    assert len(rows) == 200
-    names = [tiny.tokenizer.id_to_piece(i) for i in best.indices.tolist()]
-    assert [unescape(name) for name, _ in rows[:10]] == names
-    assert [float(p) for _, p in rows[:10]] == pytest.approx(
-        [100 * p for p in best.values.tolist()], abs=0.051)
+def test_a_vector_of_the_other_picture_changes_the_answer(html):
+    """Of weights/tiny: vector 0 has the subject; all vectors together tell the other picture."""
+    cases = re.findall("<b>(vector \\d+|all vectors):</b> (.*?)</p>", chapter(html, "surgery"))
+    assert [name for name, _ in cases] == [*(f"vector {i}" for i in range(16)), "all vectors"]
+    told = re.sub("<[^>]*>", "", cases[-1][1])
+    assert "<mark>" in cases[-1][1] and "lighthouse" in told and "couple" not in told
 
 
-@torch.no_grad()
-def test_the_loss_of_the_caption_is_that_of_the_model(html, tiny, pixels):
-    losses = tiny(pixels, [CAPTION])
-    text = chapter(html, "loss")
-    shown = float(re.search(r"The loss is the mean: <b>([\d.]+)</b>", text)[1])
-    assert shown == pytest.approx(losses.mean().item(), abs=1e-4)
-    each = shown_numbers(text, r"cross-entropy ([\d.]+): probability")
-    assert each == pytest.approx(losses.tolist(), abs=1e-3)
-
-
-@torch.no_grad()
-def test_the_share_of_the_adapters_is_that_of_the_model(html, tiny, pixels):
-    prompt = chat_prompt([f"{IMAGE_SLOT} {explain.QUESTION}"])
-    embeds = tiny.embed_prompt(prompt, tiny.encode_image(pixels))
-    ids = [token.item() for token in tiny.generate_ids(embeds, 20, temperature=0)]
-    embeds = torch.cat((embeds, tiny.llama.embed(torch.tensor([ids[:-1]]))), dim=1)
-    expected, adapters = [], [block.adapter for block in tiny.llama.blocks]
-    handles = [adapter.register_forward_hook(lambda module, inputs, output: expected.append(
-        ((output - inputs[0]).norm(dim=-1) / inputs[0].norm(dim=-1)).mean().item()))
-        for adapter in adapters]
-    tiny.llama(embeds)
-    for handle in handles:
-        handle.remove()
-    bars = re.search("mean over all tokens</h3>(.*?)</div>", html, re.DOTALL)[1]
-    shown = shown_numbers(bars, r"([\d.]+) %</span>")
-    assert shown == pytest.approx([100 * share for share in expected], abs=0.06)
-
-
-def test_the_prompt_shows_every_token_at_its_position(html, tiny):
-    ids = tiny.prompt_ids(chat_prompt([f"{IMAGE_SLOT} {explain.QUESTION}"]))
-    text = chapter(html, "prompt")
-    assert shown_numbers(text, r"<small>(\d+)</small>") == list(range(len(ids)))
-    assert text.count('class="image"') == ids.count(artgpt4.IMAGE_ID) == 16
-    assert "112 / 14 = 8" in html and "P = 64 + 1 = 65" in html
-
-
-def test_the_answers_with_and_without_the_adapters_are_shown(html):
+def test_the_adapters_are_shown_beside_what_they_would_lack(html):
     text = chapter(html, "adapter")
-    assert text.count('class="card"') == 3
-    assert "MiniGPT-4" in text
+    assert [len(strip) for strip in strips(text)] == [len(strips(chapter(html, "next_word"))[0])]
+    assert text.count('class="card"') == 3 and "MiniGPT-4" in text
 
 
-def test_the_page_says_by_which_command_it_was_made(html):
-    footer = unescape(re.search("<footer>(.*?)</footer>", html)[1])
-    assert f"python explain.py {COUPLE} --out " in footer
-    assert f"--caption '{CAPTION}'" in footer
+def test_the_page_has_the_shapes_of_the_model_and_the_command_that_made_it(html):
+    assert "65 × 176" in html and "16 × 192" in html and "192 → 48" in html
+    assert "8 × 8 + 1 = 65" in html
+    assert f"python explain.py {COUPLE} --out " in unescape(html)
+    assert "seen" not in html.partition("<nav>")[0]           # no warning
 
 
-def test_a_sample_has_the_caption_of_the_gallery():
-    assert "couple" in explain.sample_caption(COUPLE)
-    assert explain.sample_caption(Path("elsewhere/couple.png")) is None
+def test_a_strange_picture_is_said_to_be_strange(tmp_path):
+    picture = tmp_path / "wide.png"
+    Image.effect_noise((400, 30), 90).convert("RGB").save(picture)
+    html = made(tmp_path, picture, "--prompt", f"###Human: {IMAGE_MARK}{END} <b>?", "--int8")
+    assert "nothing that the model has seen" in html and "400 × 30 pixels" in html
+    assert "language in int8" in html and "<b>?" not in html.partition("<nav>")[0]
+    assert html.count(">image 15<") == 1                      # the prompt's mark is none
 
 
-def test_other_models_are_explained_too(talker, talker_weights, picture, tmp_path):
-    """No adapters, fewer heads of keys, a tied head, Llama-2's prompt, an embedding in bfloat16."""
-    config = json.loads((talker_weights / "config.json").read_text())
-    config |= {"adapter_width": 0, "prompt": "llama2_chat"}
-    config["llama"] |= {"num_key_value_heads": 2, "tie_word_embeddings": True}
-    torch.manual_seed(1)
-    model = ArtGPT4(artgpt4.Config.from_dict(config), talker.tokenizer)
-    torch.nn.init.normal_(model.llama.embed.weight)
-    save_pretrained(model, tmp_path / "weights")
-    out = tmp_path / "page.html"
-    run_explain(picture, "--weights", tmp_path / "weights", "--out", out, "--max-new-tokens", 4,
-                "--dtype", "bfloat16")
-    html = out.read_text(encoding="utf-8")
-    assert "These weights have no adapters" in html
-    assert html.count("<section") == 10
-    assert "bfloat16" in html and "nan" not in re.sub("base64,[^\")]*", "", html)
+@pytest.mark.parametrize("name", ["artgpt4", "minigpt4"])
+def test_other_weights_are_explained(name, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(chapters, "LARGE", 0)
+    html = made(tmp_path, LIGHTHOUSE, "--weights", weights[name], "--dtype", "bfloat16")
+    assert ("--surgery" in chapter(html, "surgery")) and "bfloat16" in html
+    assert f"--weights {weights[name]}" in html
 
 
-def test_int8_weights_are_explained(talker_weights, picture, tmp_path):
-    out = tmp_path / "page.html"
-    run_explain(picture, "--weights", talker_weights, "--int8", "--out", out,
-                "--max-new-tokens", 4, "--patch", "3,0")
-    html = out.read_text(encoding="utf-8")
-    assert "language in int8" in html and "row 3, column 0" in html
-
-
-@pytest.mark.parametrize("arguments, code, message", [
-    (["missing.png"], 1, "missing.png: no such file"),
-    (["text.png"], 1, "text.png: not a picture that Pillow can read"),
-    ([COUPLE, "--weights", "nowhere"], 1, "nowhere: no weights folder"),
-    ([COUPLE, "--patch", "8,0"], 1, "the grid has 8 rows and columns, which are counted from 0"),
-    ([COUPLE, "--patch", "one"], 2, "'one' is not ROW,COLUMN, such as 3,4"),
-    ([COUPLE, "--prompt", " "], 2, "the text is empty"),
-    ([COUPLE, "--prompt", "<ImageHere>"], 1, "2 <ImageHere>, but there are 1 images"),
-    ([COUPLE, "--max-new-tokens", "0"], 2, "'0' is not a whole number"),
+@pytest.mark.parametrize("arguments, code, named", [
+    (["missing.png"], 1, "missing.png"),
+    (["text.png"], 1, "text.png"),
+    ([COUPLE, "--weights", "nowhere"], 1, "nowhere"),
+    ([COUPLE, "--prompt", "word " * 2000], 1, "--prompt"),
     ([COUPLE, "--out", "text.png/page.html"], 1, "text.png"),
+    ([COUPLE, "--out", "missing/page.html"], 1, "missing"),
     ([COUPLE, "--out", "folder"], 1, "folder"),
+    ([COUPLE, "--out", "pipe"], 1, "pipe"),
+    ([COUPLE, "--out", "link"], 1, "link"),
+    ([COUPLE, "--out", "/dev/null"], 1, "/dev/null"),
 ])
-def test_what_cannot_be_done_is_one_line(arguments, code, message, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_done_is_one_line_and_leaves_all_as_it_was(
+        arguments, code, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("text.png").write_text("no picture")
     Path("folder").mkdir()
-    if "--out" not in arguments:
-        arguments = [*arguments, "--out", "page.html"]
+    os.mkfifo("pipe")
+    Path("link").symlink_to("text.png")
+    before = {path.name: path.lstat().st_mode for path in tmp_path.rglob("*")}
     with pytest.raises(SystemExit) as stopped:
-        run_explain(*arguments)
-    lines = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == code
-    assert message in lines[-1] and lines[-1].startswith("explain.py: ")
-    assert len(lines) == 1 or code == 2
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "text.png"]
-
-
-def test_weights_without_minigpt4_have_two_answers(tmp_path):
-    weights = tmp_path / "weights"
-    shutil.copytree(TINY, weights, ignore=lambda *_: ["minigpt4.safetensors"])
-    out = tmp_path / "page.html"
-    run_explain(COUPLE, "--weights", weights, "--out", out, "--max-new-tokens", 3)
-    html = out.read_text(encoding="utf-8")
-    assert chapter(html, "adapter").count('class="card"') == 2
+        run_explain(*([] if "--out" in arguments else ["--out", "page.html"]), *arguments)
+    line, = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == code and named in line
+    assert {path.name: path.lstat().st_mode for path in tmp_path.rglob("*")} == before

@@ -1,59 +1,97 @@
-"""The figures of a page: code as it stands in the model, pictures lit by values, a map."""
+"""The figures of a page, and what is recorded of a model, beside arithmetic by hand."""
 import base64
 import inspect
 import io
 import re
 from html import unescape
-from textwrap import dedent
+from xml.etree import ElementTree
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 import artgpt4
+from artgpt4 import Config
 from explanation import figures
+from explanation.chapters import changed, counts, short
+from explanation.recording import chances, without_adapters
 
 
-def plain(html):
-    return unescape(re.sub("<[^>]*>", "", html))
+def pixels(html):
+    """The first PNG in a text, numpy."""
+    return np.array(Image.open(io.BytesIO(base64.b64decode(re.search(r"png;base64,([^\"]+)",
+                                                                     html)[1]))))
 
 
 def test_a_listing_is_the_source_of_the_model_at_this_moment():
-    for thing in (artgpt4.preprocess, artgpt4.Adapter, artgpt4.ArtGPT4.generate_ids,
-                  artgpt4.LlamaConfig):
-        source, first = inspect.getsourcelines(thing)
-        html = figures.listing(thing)
-        shown = plain(re.search("<pre[^>]*>(.*)</pre>", html, re.DOTALL)[1])
-        assert shown == dedent("".join(source)).rstrip()
-        assert f"line {first}:" in html
-
-
-def test_comments_texts_and_keywords_have_colours_and_all_is_escaped():
-    html = figures.coloured('def f(x):\n    return x < "<b>"  # why\n')
-    assert '<span class="k">return</span> x &lt; <span class="s">&quot;&lt;b&gt;&quot;' in html
-    assert '<span class="c"># why</span>' in html
+    source, first = inspect.getsourcelines(artgpt4.Adapter)
+    html = unescape(figures.listing(artgpt4.Adapter))
+    assert "".join(source).rstrip() in html and f"line {first}<" in html
 
 
 def test_the_veil_is_clear_at_the_highest_value_and_darkest_at_the_lowest():
     html = figures.lit(np.array([[0.0, 1.0], [0.5, 0.0]]), "a<b", "below", (1, 0))
-    data = base64.b64decode(re.search(r"data:image/png;base64,([^\"]+)", html)[1])
-    veil = np.array(Image.open(io.BytesIO(data)))
-    assert veil[..., 1].tolist() == [[215, 0], [107, 215]]
-    assert 'aria-label="a&lt;b"' in html and "below" in html
-    assert '<rect x="0" y="1" width="1"' in html              # row 1, column 0
+    assert pixels(html)[..., 1].tolist() == [[215, 0], [107, 215]]
+    assert 'aria-label="a&lt;b"' in html and "below" in html and "M0 1h1" in html
 
 
-def test_two_directions_are_those_of_principal_components():
-    random = np.random.RandomState(0)
-    plane = random.standard_normal((50, 2)) @ random.standard_normal((2, 7))
-    points, share = figures.two_directions(plane)
-    assert abs(share - 1) < 1e-6
-    distances = np.linalg.norm(plane[:, None] - plane[None], axis=-1)
-    assert np.allclose(np.linalg.norm(points[:, None] - points[None], axis=-1), distances)
-    assert (points[-1] >= 0).all()
+def test_a_table_of_attention_shows_the_largest_weights_and_what_they_find():
+    q, k = torch.eye(4)[0] * 2, torch.eye(4)
+    weights = (k @ q / 2).softmax(dim=0)
+    html = figures.attention_table(q, k, -k, weights, list("abcd"))
+    shown = re.findall(r"<th>([^<]*)</th><td><img[^>]*></td><td>([\d.]+)</td><td>([\d.]+) %", html)
+    assert shown[0] == ("a", "1.00", f"{100 * weights[0]:.1f}") and len(shown) == 4
+    vectors = html.split("<img")[1:]
+    assert pixels(vectors[0])[0, 0].tolist() == [*figures.ORANGE, 255]
+    assert pixels(vectors[-1])[0, 0].tolist() == [*figures.BLUE, 255]     # found: weights @ v
 
 
-def test_points_at_one_place_share_a_label():
-    points = np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
-    html = figures.scatter(points, ["word", "image", "image", "image"], [None, "1", "2", "3"], "t")
-    assert re.findall("<text[^>]*>([^<]*)<", html) == ["1, 2 and 1 more"]
-    assert html.count("<circle") == 4
+def test_the_hand_of_a_dial_turns_as_the_model_rotates():
+    hands = re.findall(r"l([-\d.]+) ([-\d.]+)\"", figures.dials(4, 100.0))
+    for i, (x, y) in enumerate(hands[10:20]):                 # of pair 1
+        angles = torch.tensor([i * 100.0 ** -0.25])
+        pair = torch.tensor([[1.0], [0.0]]).flatten()
+        turned = artgpt4.rotate(pair, angles.cos(), angles.sin())
+        assert [float(x), -float(y)] == pytest.approx((15 * turned).tolist(), abs=0.06)
+
+
+@pytest.mark.parametrize("config", [Config(), Config(adapter_width=0)])
+def test_the_drawings_are_svg_with_the_shapes_of_the_model(config):
+    whole, block = figures.drawings(config)
+    for drawing in (whole, block):
+        ElementTree.fromstring(drawing)
+    assert "257 × 1408" in whole and "32 × 5120" in whole and "32,001 scores" in whole
+    assert ("5120 → 1280" in block) == (config.adapter_width > 0)
+
+
+def test_new_words_are_marked_and_sentences_that_stay_left_out():
+    before = "A cat sits. It is red. The sky & sea."
+    assert changed(before, before) == ""
+    assert changed("A dog sits. It is red. The sky & sea.", before) == (
+        "A <mark>dog</mark> sits. … ")
+    assert changed("A cat sits. The <b> sea.", before) == "… The <mark>&lt;b&gt;</mark> sea. "
+
+
+def test_every_parameter_is_counted_once(model):
+    parts, trained = counts(model.config), set(model.trainable_names())
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    trainable = sum(sizes[name] for name in trained)
+    assert parts["together"][:2] == [sum(sizes.values()), trainable]
+    assert parts["together"][2] == 2 * (sum(sizes.values()) + trainable)
+    assert parts["adapters"][0] == sum(n for name, n in sizes.items() if ".adapter." in name)
+    of_13b = counts(Config())["adapters"]
+    assert of_13b[0] == 40 * (2 * 5120 * 1280 + 5120 + 1280) and short(of_13b[0])[:3] == "525"
+
+
+@torch.inference_mode()
+def test_chances_are_those_of_the_model_and_adapters_can_be_taken_out(model):
+    embeds, ids = torch.randn(1, 5, model.config.llama_width), [7, 3, 9]
+    whole = torch.cat((embeds, model.llama.embed(torch.tensor([ids[:-1]]))), dim=1)
+    steps = model.llama(whole)[0, 4:].softmax(dim=-1)
+    expected = torch.stack([steps[i, token] for i, token in enumerate(ids)])
+    assert torch.allclose(chances(model, embeds, ids), expected, atol=1e-6)
+    with without_adapters(model):
+        assert all(torch.equal(block.adapter(whole), whole) for block in model.llama.blocks)
+        assert not torch.allclose(chances(model, embeds, ids), expected, atol=1e-6)
+    assert torch.allclose(chances(model, embeds, ids), expected, atol=1e-6)
