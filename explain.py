@@ -16,7 +16,7 @@ import sys
 from html import escape
 from pathlib import Path
 
-from common.command_line import run_command
+from common.command_line import printable, run_command
 from common.files import open_image, written_beside
 from common.models import TINY, describe, load, model_flags
 from common.page import page, paragraph
@@ -64,7 +64,7 @@ def main(args):
         raise ValueError(f"--out {args.out}: its folder does not exist; make it first")
     with written_beside(args.out) as path:                    # refused before the work
         path.write_text(explained(args), encoding="utf-8")
-    print(args.out)
+    print(printable(args.out))
 
 
 def explained(args):

@@ -33,7 +33,8 @@ def patches(tour):
         f"The square is cut into patches of {patch} × {patch} pixels. Each becomes a vector, "
         f"{config.vit_width} numbers; one more, the class token, stands for the whole picture. "
         f"{size} / {patch} = {grid} patches along a side: {grid} × {grid} + 1 = {grid ** 2 + 1}.")
-    given = f"<figure>{picture_tag(tour.image, 300, 'The picture as given')}</figure>"
+    given = (f"<figure>{picture_tag(tour.image, 300, 'The picture as given')}<figcaption>As given"
+             "</figcaption></figure>")
     cut = figures.gridded(grid, "The picture in patches", f"As the model sees it: {grid} × {grid}")
     return beside(text, lits((given, cut), "large")), artgpt4.preprocess, artgpt4.ViT
 
@@ -64,7 +65,7 @@ def vit(tour):
 def qformer(tour):
     """The Q-Former: a few queries read the picture"""
     grid, (q, k, v, looks) = tour.grid, tour.cross
-    pictures = [lit(tour.on_picture(row), f"Where query {i} looks", f"query {i}: "
+    pictures = [lit(tour.on_picture(row), f"Where query {i} looks", f"{i}: "
                     f"{percent(row[1:].max(), 0)}") for i, row in enumerate(tour.query_looks[-1])]
     text = (
         f"The Q-Former has {len(pictures)} queries: vectors that were learned once and are the "

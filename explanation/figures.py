@@ -30,8 +30,9 @@ pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); 
 figure { margin: 0; } figure > img { display: block; }
 figcaption { font-size: .82rem; color: var(--faint); margin: .25rem 0 .4rem; }
 .lits { display: grid; gap: .6rem; margin: .5rem 0;
- grid-template-columns: repeat(auto-fill, minmax(6.4rem, 1fr)); }
-.large { column-gap: 1.2rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
+ grid-template-columns: repeat(auto-fill, minmax(4.9rem, 1fr)); }
+.large { column-gap: 1.2rem;
+ grid-template-columns: repeat(auto-fill, minmax(min(10.5rem, 42vw), 1fr)); }
 .largest { grid-template-columns: repeat(auto-fill, minmax(min(13.5rem, 40vw), 1fr)); }
 .picture { aspect-ratio: 1; background-size: cover; position: relative; }
 .picture > * { position: absolute; inset: 0; width: 100%; height: 100%; border-radius: 0; }
@@ -286,7 +287,7 @@ def one_block(c):
 
 def drawings(config):
     """Two drawings (SVG), of the whole model and of one block, with a model's shapes."""
-    return [f'<svg class="model" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 402 556" '
+    return [f'<svg class="model" xmlns="http://www.w3.org/2000/svg" viewBox="-1 0 404 556" '
             f'role="img" aria-label="{title}">{DRAWING_STYLE}{"".join(shapes)}</svg>'
             for title, shapes in (("The whole model", whole_model(config)),
                                   ("One block of the language model", one_block(config)))]

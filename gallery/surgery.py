@@ -2,9 +2,9 @@
 
 Two paintings A and B whose truth is known. The model describes A with one image vector replaced by
 B's, and what is counted is how often an attribute becomes B's: of the pairs that differ in it, and
-of which the model names both rightly. Beside it stand a placebo (the vector of another painting
-with all of A's attributes, and the attribute named is no longer A's), all vectors at once, and
-groups that were found greedily on the first quarter of the pairs and are counted on the others.
+of which the model names both rightly. Beside it stand all vectors at once; groups that were found
+greedily on the first quarter of the pairs and are counted on the others; and a placebo, the vector
+of another painting with all of A's attributes, after which the attribute is no longer A's.
 """
 import argparse
 from dataclasses import replace
@@ -14,18 +14,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, chat_prompt, preprocess
-from common.command_line import Progress, number, run_command
+from common.command_line import number, run_command
 from common.files import written_beside
-from common.models import answers, load, model_flags
+from common.models import load, model_flags
 from common.page import markdown_table
 from gallery.album import painted
 from gallery.scenes import COMPOSITIONS, THINGS, random_scenes
+from gallery.score import seen, tell
 from gallery.words import mentioned, named
 
 ATTRIBUTES = ("subject", "style", "palette", "mood", "place", "things")
-LONGEST = 100                                                 # tokens of a description
-BATCH = 64
 GAIN = 0.05                                                   # a vector adds to a group, at least
 
 
@@ -42,56 +40,35 @@ def said(texts):
     """What N texts name, as texts that can be compared: numpy (N, attributes)."""
     rows = []
     for text in texts:
-        found = [str(value) for value in named(text).values()]
-        rows.append([*found, *(", ".join(sorted(mentioned(text, values)))
-                               for values in (COMPOSITIONS, THINGS))])
+        lists = (mentioned(text, values) for values in (COMPOSITIONS, THINGS))
+        rows.append([*map(str, named(text).values()), *(", ".join(sorted(each)) for each in lists)])
     return np.array(rows)
 
 
 class Pairs:
-    """`count` pairs of paintings as a model sees and tells them. usable, bool (count, attributes):
-    where a pair differs, and both are named rightly."""
+    """`count` pairs of paintings, as a model sees them: `first`, `other`, and `double`, another
+    painting with the first one's attributes. `truth`, of the first, and `wanted`, of the other:
+    (count, attributes). `usable`, bool: where these differ, and both are told rightly."""
 
     def __init__(self, model, count):
         scenes = random_scenes(2 * count, "surgery")
-        doubles = [replace(scene, seed=scene.seed ^ 1) for scene in scenes[:count]]
-        prompt = chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"], model.config.prompt)
-        self.model, self.ids = model, model.prompt_ids(prompt)
-        self.first, self.other, self.double = (
-            self.encode(part) for part in (scenes[:count], scenes[count:], doubles))
+        scenes += [replace(scene, seed=scene.seed ^ 1) for scene in scenes[:count]]
+        vectors, _ = seen(model, painted(scenes))
+        self.model, (self.first, self.other, self.double) = model, vectors.split(count)
         truth = said(", ".join((*scene.attributes.values(), scene.composition, *scene.things))
                      for scene in scenes)
-        right = self.describe(torch.cat((self.first, self.other)), "paintings") == truth
-        self.truth, self.wanted = truth[:count], truth[count:]
-        self.usable = right[:count] & right[count:] & (self.truth != self.wanted)
+        self.truth, self.wanted, _ = np.split(truth, 3)
+        right = said(tell(model, vectors, 2, "paintings")) == truth
+        self.usable = right[:count] & right[count:2 * count] & (self.truth != self.wanted)
 
-    @torch.inference_mode()
-    def encode(self, scenes):
-        size = self.model.config.image_size
-        pixels = torch.stack([preprocess(Image.fromarray(picture), size)
-                              for picture in painted(scenes)])
-        return torch.cat([self.model.encode_image(part) for part in pixels.split(BATCH)])
+    def told(self, group, donor, some):
+        """What the first of some pairs are told to be with a group of the donor's vectors."""
+        rows = [transplanted(self.first[i], donor[i], [group]) for i in some]
+        return said(tell(self.model, torch.cat(rows), 2, f"vectors {group}"))
 
-    @torch.inference_mode()
-    def describe(self, vectors, what):
-        """Image vectors (N, Q, D) -> what the answers name, of said()."""
-        texts, progress = [], Progress(what, len(vectors), "descriptions")
-        for part in vectors.split(BATCH):
-            embeds = self.model.embed_ids([self.ids] * len(part), part)
-            texts += answers(self.model, embeds, LONGEST, temperature=0)
-            progress.show(len(texts))
-        return said(texts)
-
-    def moved(self, group, pairs):
-        """Whether a group of vectors makes the attributes of some pairs the other painting's: bool
-        (pairs, attributes)."""
-        rows = [transplanted(self.first[i], self.other[i], [group]) for i in pairs]
-        return self.describe(torch.cat(rows), f"vectors {group}") == self.wanted[pairs]
-
-    def disturbed(self, vector):
-        """Whether the double's vector makes the attributes others than they are."""
-        rows = [transplanted(a, b, [[vector]]) for a, b in zip(self.first, self.double, strict=True)]
-        return self.describe(torch.cat(rows), f"placebo {vector}") != self.truth
+    def moved(self, group, some):
+        """Whether a group of vectors makes attributes the other's: (pairs, attributes), bool."""
+        return self.told(group, self.other, some) == self.wanted[some]
 
 
 def greedy_group(pairs, column, shares, tuned):
@@ -112,37 +89,34 @@ def greedy_group(pairs, column, shares, tuned):
 def share_text(hits, usable):
     """The share of the usable that hit, with Wilson's interval of 95 %, as a text."""
     n, k, z = int(usable.sum()), int((hits & usable).sum()), 1.96
-    if n == 0:
-        return "no pair"
-    centre, spread = k + z * z / 2, z * (k * (n - k) / n + z * z / 4) ** 0.5
-    low, high = ((centre + sign * spread) / (n + z * z) for sign in (-1, 1))
-    return f"{100 * k / n:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+    centre, spread = k + z * z / 2, z * (k * (n - k) / max(n, 1) + z * z / 4) ** 0.5
+    low, high = (100 * (centre + sign * spread) / (n + z * z) for sign in (-1, 1))
+    return f"{100 * k / max(n, 1):.0f} % ({low:.0f} to {high:.0f})"
 
 
 def tables(model, count):
     """(rows of texts, shares (Q, attributes)): what each vector moves in `count` pairs."""
     pairs, every, columns = Pairs(model, count), np.arange(count), range(len(ATTRIBUTES))
     queries, usable = list(range(model.config.queries)), pairs.usable
-    singles = np.stack([pairs.moved([i], every) for i in queries])
-    placebo = np.stack([pairs.disturbed(i) for i in queries])
-    at_once = pairs.moved(queries, every)
-    tuned, rest, group_cells = every[:count // 4], every[count // 4:], []
+    tuned, rest = every[:count // 4], every[count // 4:]
+    singles = np.stack([pairs.moved([i], every) for i in queries])      # (Q, pairs, attributes)
+    placebo = np.stack([pairs.told([i], pairs.double, every) != pairs.truth for i in queries])
 
-    def means(hits, some=every):                              # (Q, pairs, attributes) -> (Q, ...)
+    def means(hits, some):                                    # -> (Q, attributes)
         return (hits & usable)[:, some].sum(axis=1) / usable[some].sum(axis=0).clip(1)
 
-    for a in columns:
-        group = greedy_group(pairs, a, means(singles, tuned)[:, a], tuned)
-        share = share_text(pairs.moved(group, rest)[:, a], usable[rest, a])
-        group_cells.append(f"{', '.join(map(str, group))}: {share}")
-    rows = [[f"vector {i}", *(share_text(singles[i][:, a], usable[:, a]) for a in columns)]
-            for i in queries]
-    rows.append(["all at once", *(share_text(at_once[:, a], usable[:, a]) for a in columns)])
-    rows.append(["a group", *group_cells])
-    rows.append(["placebo, mean (largest)", *(
-        f"{100 * means(placebo)[:, a].mean():.1f} % ({100 * means(placebo)[:, a].max():.1f})"
-        for a in columns)])
-    return [*rows, ["pairs counted", *usable.sum(axis=0)]], means(singles)
+    hits = {f"vector {i}": singles[i] for i in queries}
+    hits["all at once"] = pairs.moved(queries, every)
+    rows = [[name, *(share_text(each[:, a], usable[:, a]) for a in columns)]
+            for name, each in hits.items()]
+    groups = [greedy_group(pairs, a, means(singles, tuned)[:, a], tuned) for a in columns]
+    rows.append(["a group", *(
+        f"{group}: {share_text(pairs.moved(group, rest)[:, a], usable[rest, a])}"
+        for a, group in enumerate(groups))])
+    worst = means(placebo, every).argmax(axis=0)
+    rows.append(["placebo, the largest of all", *(
+        share_text(placebo[worst[a]][:, a], usable[:, a]) for a in columns)])
+    return [*rows, ["pairs counted", *usable.sum(axis=0)]], means(singles, every)
 
 
 def heat_map(shares):
@@ -151,11 +125,10 @@ def heat_map(shares):
     draw = ImageDraw.Draw(image)
     for (row, column), share in np.ndenumerate(shares):
         x, y = 80 + 80 * column, 24 + 22 * row
-        colour = tuple(int(255 - share * (255 - c)) for c in (40, 104, 168))
-        draw.rectangle((x, y, x + 78, y + 20), colour)
-        draw.text((x + 40, y + 10), f"{100 * share:.0f}", "black", anchor="mm")
-        draw.text((x + 40, 12), ATTRIBUTES[column], "black", anchor="mm")
-        draw.text((8, y + 10), f"vector {row}", "black", anchor="lm")
+        draw.rectangle((x, y, x + 78, y + 20), tuple(int(255 - share * c) for c in (215, 151, 87)))
+        for at, text in (((x + 40, y + 10), f"{100 * share:.0f}"), ((x + 40, 12),
+                         ATTRIBUTES[column]), ((40, y + 10), f"vector {row}")):
+            draw.text(at, text, "black", anchor="mm")
     return image
 
 
@@ -164,7 +137,7 @@ def main(args):
     print(markdown_table(["B's instead", *ATTRIBUTES], rows))
     if args.map:
         with written_beside(args.map) as path:
-            heat_map(shares).save(path, format="PNG", optimize=True)
+            heat_map(shares).save(path, format="PNG")
 
 
 if __name__ == "__main__":
@@ -172,6 +145,6 @@ if __name__ == "__main__":
                                      description=__doc__.partition("\n\n")[2])
     model_flags(parser)
     parser.add_argument("--pairs", type=number(int, 4, 10000), default=200, metavar="N",
-                        help="pairs of paintings; default: %(default)s")
+                        help="default: %(default)s")
     parser.add_argument("--map", type=Path, metavar="FILE.png", help="draw the table too")
     run_command(main, parser)
