@@ -1,10 +1,12 @@
-"""How well a model sees the gallery, on held-out paintings: `python -m gallery.score`.
+"""How well a model sees the gallery, on fresh paintings: `python -m gallery.score`.
 
-It prints how many attributes the model's texts name rightly; what of that is left when the image
-vectors are replaced; how much the queries of one picture differ; and whether the Q-Former looks at
-the subject.
+1,000 paintings of seen pairs of subject and style, and 1,000 of unseen ones, which nobody had seen
+when the recipes were made. It prints what a model's texts have right, with 95 % intervals over
+pairs; how much the queries of one picture differ, and whether they look at the subject; and what
+is still named when the image vectors are replaced.
 """
 import argparse
+from collections import Counter
 
 import numpy as np
 import torch
@@ -14,14 +16,15 @@ from PIL import Image
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, preprocess
 from common.command_line import Progress, run_command
 from common.models import answers, load, model_flags
-from gallery import words
+from common.page import markdown_table
+from common.paired import paired_difference
 from gallery.album import painted
-from gallery.attention import recorded_attention
+from gallery.attention import watched
 from gallery.painting import render
 from gallery.scenes import COMPOSITIONS, SEEN_PAIRS, THINGS, UNSEEN_PAIRS, random_scenes
+from gallery.words import mentioned, named
 
-ATTRIBUTES = ("subject", "style", "palette", "mood")
-EXTRAS = ("composition", "things")
+ATTRIBUTES, MEAN = ("subject", "style", "palette", "mood"), "mean of the four"
 PAIRS = {"seen pairs": SEEN_PAIRS, "unseen pairs": UNSEEN_PAIRS}
 BATCH = 50                                                    # pictures that are worked on at once
 
@@ -29,88 +32,92 @@ BATCH = 50                                                    # pictures that ar
 
 
 def held_out(pairs, count=200):
-    """Scenes that no training sees: new pictures, and with UNSEEN_PAIRS new pairs too."""
+    """Scenes that no training sees, but that were in sight when the recipes were made."""
     return random_scenes(count, "held out", pairs)
 
 
-def pixels_of(model, pictures):
-    """uint8 (N, S, S, 3) -> what the model is given of them, batches of (B, 3, S, S)."""
+@torch.inference_mode()
+def seen(model, pictures):
+    """Pictures, uint8 (N, S, S, 3) -> their queries (N, Q, D of the Q-Former), and where these look
+    (N, Q, P); see `watched`."""
+    parts, size = [], model.config.image_size
     for start in range(0, len(pictures), BATCH):
-        yield torch.stack([preprocess(Image.fromarray(picture), model.config.image_size)
-                           for picture in pictures[start:start + BATCH]])
+        pixels = torch.stack([preprocess(Image.fromarray(picture), size)
+                              for picture in pictures[start:start + BATCH]])
+        patches = model.vit(pixels.to(model.vit.pos_embed.device, model.vit.pos_embed.dtype))
+        parts.append(watched(model.qformer, model.ln_vision(patches.to(model.qformer.queries))))
+    return [torch.cat(part) for part in zip(*parts, strict=True)]
 
 
 @torch.inference_mode()
-def describe_vectors(model, image_embeds, stage, what=None):
-    """What the model says at temperature 0 to image vectors (N, Q, D); see `describe`."""
-    if stage == 1:
-        prompt, max_new_tokens = IMAGE_MARK, 40
-    else:
-        prompt, max_new_tokens = chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"]), 160
-    progress = Progress(what, len(image_embeds), "pictures") if what else None
-    texts = []
-    for batch in image_embeds.split(BATCH):
-        embeds = torch.cat([model.embed_prompt(prompt, image[None]) for image in batch])
-        texts += answers(model, embeds, max_new_tokens=max_new_tokens, temperature=0)
-        if progress:
+def tell(model, queries, stage, what=None):
+    """What a model says of pictures, by their queries (N, Q, D of the Q-Former), at temperature 0:
+    N captions of stage 1, or descriptions of stage 2. what: the name of the progress line."""
+    prompt, longest = IMAGE_MARK, 40
+    if stage == 2:
+        question = f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"
+        prompt, longest = chat_prompt([question], model.config.prompt), 160
+    texts, ids = [], model.prompt_ids(prompt)
+    progress = Progress(what, len(queries), "pictures")
+    for batch in queries.split(BATCH):
+        vectors = model.proj(batch).to(model.llama.embed.weight)
+        embeds = model.embed_ids([ids] * len(batch), vectors)
+        texts += answers(model, embeds, longest, temperature=0)
+        if what:
             progress.show(len(texts))
-    if stage == 1:                                            # a caption is the first line
-        return [text.partition("\n")[0] for text in texts]
-    return texts
+    return texts if stage == 2 else [text.partition("\n")[0] for text in texts]
 
 
-@torch.inference_mode()
-def describe(model, pictures, stage, what=None):
-    """What the model says of each picture at temperature 0.
-
-    Args:
-        pictures: uint8 (N, S, S, 3).
-        stage: 1 for a caption, 2 for a description.
-        what: the name of the progress line; None shows none.
-
-    Returns:
-        N strings.
-    """
-    image_embeds = torch.cat([model.encode_image(pixels) for pixels in pixels_of(model, pictures)])
-    return describe_vectors(model, image_embeds, stage, what)
+def describe(model, pictures, stage):
+    """What a model says of pictures, uint8 (N, S, S, 3), at temperature 0: N texts; see `tell`."""
+    return tell(model, seen(model, pictures)[0], stage)
 
 
 # ---- What is right in it
 
 
-def named_rightly(scenes, texts):
-    """{attribute: the share of texts that name it rightly}, and the mean of those as "all"."""
-    shares = {}
-    for attribute in ATTRIBUTES:
-        right = [words.named(text)[attribute] == scene.attributes[attribute]
-                 for scene, text in zip(scenes, texts, strict=True)]
-        shares[attribute] = sum(right) / len(right)
-    return shares | {"all": sum(shares.values()) / len(shares)}
-
-
-def extras_rightly(scenes, texts):
-    """The shares of texts that name the right place of the subject, and exactly the things shown.
-
-    A caption of stage 1 need not name the place.
-    """
-    pairs = list(zip(scenes, texts, strict=True))
-    places = [words.mentioned(text, COMPOSITIONS) == {scene.composition} for scene, text in pairs]
-    things = [words.mentioned(text, THINGS) == set(scene.things) for scene, text in pairs]
-    return {"composition": sum(places) / len(pairs), "things": sum(things) / len(pairs)}
+def rightly(scenes, texts):
+    """{what: 0 or 1, whether each text has it right, (N,)}: the four attributes, their mean, all
+    four at once; the place of the subject; all and only the things shown, NaN where none are; that
+    there are none, NaN where some are. A caption of stage 1 need not name the place."""
+    pairs = [(scene, text, named(text)) for scene, text in zip(scenes, texts, strict=True)]
+    right = {name: np.array([found[name] == scene.attributes[name] for scene, _, found in pairs],
+                            dtype=float) for name in ATTRIBUTES}
+    right |= {MEAN: sum(right.values()) / 4, "all four": np.prod(list(right.values()), axis=0)}
+    right["place"] = np.array([mentioned(text, COMPOSITIONS) == {scene.composition}
+                               for scene, text, _ in pairs], dtype=float)
+    things = np.array([mentioned(text, THINGS) == set(scene.things) for scene, text, _ in pairs])
+    some = np.array([len(scene.things) > 0 for scene in scenes])
+    return right | {"things, where some are shown": np.where(some, things, np.nan),
+                    "no things, where none are": np.where(some, np.nan, things)}
 
 
 def score(model, stage):
-    """{"seen pairs": shares, "unseen pairs": shares} on 200 held-out paintings each.
-
-    The shares are those of named_rightly and extras_rightly.
-    """
+    """{pairs: {what: the share of texts that have it right}} of the held-out paintings."""
     shares = {}
     for name, pairs in PAIRS.items():
         scenes = held_out(pairs)
-        what = f"describing held-out paintings, {name}"
-        texts = describe(model, painted(scenes), stage, what)
-        shares[name] = named_rightly(scenes, texts) | extras_rightly(scenes, texts)
+        queries, _ = seen(model, painted(scenes))
+        right = rightly(scenes, tell(model, queries, stage, f"describing {name}"))
+        shares[name] = {what: float(np.nanmean(values)) for what, values in right.items()}
     return shares
+
+
+def over_pairs(scenes, values):
+    """The mean of values (N,) over pairs of subject and style, with its interval, as a text."""
+    known = ~np.isnan(values)
+    names = np.array([f"{scene.subject} {scene.style}" for scene in scenes])[known]
+    _, place, sizes = np.unique(names, return_inverse=True, return_counts=True)
+    means = [100 * np.bincount(place, values[known]) / sizes]
+    mean, low, high, *_ = paired_difference(means, [np.zeros(len(sizes))])
+    return f"{mean:.1f} %" if low is None else f"{mean:.1f} % ({low:.1f} to {min(100, high):.1f})"
+
+
+def chance(scenes):
+    """The share of attributes that a perfect description of a random other painting has right."""
+    same = [count * (count - 1) for name in ATTRIBUTES
+            for count in Counter(scene.attributes[name] for scene in scenes).values()]
+    return sum(same) / (4 * len(scenes) * (len(scenes) - 1))
 
 
 # ---- How the queries see
@@ -118,102 +125,60 @@ def score(model, stage):
 
 def mean_cosine(queries):
     """The mean cosine of two different queries of one picture; queries (N, Q, D)."""
-    unit = F.normalize(queries, dim=-1)
-    count = queries.shape[1]
-    total = (unit @ unit.mT).sum(dim=(1, 2)) - count          # without each with itself
-    return (total / (count * (count - 1))).mean().item()
+    unit, count = F.normalize(queries, dim=-1), queries.shape[1]
+    return ((unit @ unit.mT).mean().item() * count - 1) / (count - 1)    # none with itself
 
 
-def subject_cells(scenes, patches_across, size=112):
-    """Which patches show the subject, bool (N, P - 1): those it covers by more than 15 %."""
+def subject_cells(scenes, across, size=112):
+    """Which patches show the subject, bool (N, across^2): those it covers by more than 15 %."""
     outlines = [render(scene, size).per_shape(lambda shape: shape.subject) for scene in scenes]
-    outlines = torch.from_numpy(np.stack(outlines)).float()
-    return F.adaptive_avg_pool2d(outlines, patches_across).flatten(1) > 0.15
+    covered = F.adaptive_avg_pool2d(torch.from_numpy(np.stack(outlines)).float(), across)
+    return covered.flatten(1) > 0.15
 
 
 def pointing(attention, cells):
-    """How often the strongest patch of query 0 shows the subject, and how often a random one does.
-
-    attention (N, Q, P): of the last cross-attention layer, mean over heads; cells of subject_cells.
-    """
+    """How often the strongest patch of query 0 shows the subject, and how often the one patch does
+    that shows it most often. attention (N, Q, P), cells (N, P - 1) of subject_cells."""
     strongest = attention[:, 0, 1:].argmax(dim=1, keepdim=True).cpu()    # 0 is the class token
-    return cells.gather(1, strongest).float().mean().item(), cells.float().mean().item()
-
-
-@torch.inference_mode()
-def seen_by(model, pictures):
-    """The queries (N, Q, D) and the attention (N, Q, P) of pictures, uint8 (N, S, S, 3)."""
-    queries, attention = [], []
-    for pixels in pixels_of(model, pictures):
-        pixels = pixels.to(model.vit.pos_embed.device)
-        patches = model.ln_vision(model.vit(pixels))
-        with recorded_attention() as weights:
-            queries.append(model.qformer(patches))
-        to_patches = [row for row in weights if row.shape[-1] == patches.shape[1]]
-        attention.append(to_patches[-1].mean(dim=1))
-    return torch.cat(queries), torch.cat(attention)
-
-
-def replaced(image_embeds):
-    """Image vectors (N, Q, D) replaced: by their mean over the queries; by the next picture's."""
-    mean = image_embeds.mean(dim=1, keepdim=True).expand_as(image_embeds)
-    return {"their mean": mean, "another painting's": image_embeds.roll(-1, dims=0)}
-
-
-def shared(scenes):
-    """Of named_rightly, what perfect descriptions of the next scene would reach: chance."""
-    others = scenes[1:] + scenes[:1]
-    return named_rightly(scenes, [", ".join(other.attributes.values()) for other in others])
-
-
-def whole_score(model, stage):
-    """(the shares of `score`, shares with replaced vectors, what the queries do), each by row."""
-    shares, without, looks = {}, {}, {}
-    for name, pairs in PAIRS.items():
-        scenes = held_out(pairs)
-        queries, attention = seen_by(model, painted(scenes))
-        with torch.inference_mode():
-            image_embeds = model.proj(queries)
-        texts = describe_vectors(model, image_embeds, stage, f"describing {name}")
-        shares[name] = named_rightly(scenes, texts) | extras_rightly(scenes, texts)
-        for which, vectors in replaced(image_embeds).items():
-            texts = describe_vectors(model, vectors, stage, f"{name}, {which}")
-            without[f"{name}, {which}"] = named_rightly(scenes, texts)
-        without[f"{name}, chance"] = shared(scenes)
-        cells = subject_cells(scenes, model.config.image_size // model.config.patch_size)
-        looks[name] = (mean_cosine(queries), *pointing(attention, cells))
-    return shares, without, looks
+    return cells.gather(1, strongest).float().mean().item(), cells.float().mean(dim=0).max().item()
 
 
 # ---- The tables
 
 
-def table(shares, title="named rightly"):
-    """Shares by row and column, such as `score` returns, as a Markdown table."""
-    columns = list(next(iter(shares.values())))
-    lines = [f"| {title} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in shares.items():
-        cells = [f"{100 * row[column]:.1f} %" for column in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def looks_table(looks):
-    """What the queries do, as a Markdown table."""
-    lines = ["| queries | mean cosine | look at the subject | by chance |", "|---|---|---|---|"]
-    for name, (cosine, hits, chance) in looks.items():
-        lines.append(f"| {name} | {cosine:.3f} | {100 * hits:.1f} % | {100 * chance:.1f} % |")
-    return "\n".join(lines)
+def table(columns, title="named rightly"):
+    """{column: {row: a share or a text}} as a Markdown table."""
+    def cell(value):
+        return value if isinstance(value, str) else f"{100 * value:.1f} %"
+    rows = next(iter(columns.values()))
+    return markdown_table((title, *columns), ([row, *(cell(column[row]) for column in
+                                                      columns.values())] for row in rows))
 
 
 def main(args):
-    model = load(args)
-    shares, without, looks = whole_score(model, args.stage)
-    print(table(shares))
-    print()
-    print(table(without, "named rightly, with the image vectors replaced by"))
-    print()
-    print(looks_table(looks))
+    model, right, replaced, looks = load(args), {}, {}, {}
+    for name, pairs in PAIRS.items():
+        scenes = [scene for number in range(5)
+                  for scene in random_scenes(200, f"exhibition {number}", pairs)]
+        queries, attention = seen(model, painted(scenes))
+        found = rightly(scenes, tell(model, queries, args.stage, f"describing {name}"))
+        right[name] = {what: over_pairs(scenes, values) for what, values in found.items()}
+
+        across = model.config.image_size // model.config.patch_size
+        hits, best = pointing(attention, subject_cells(scenes, across))
+        looks[name] = {"mean cosine of two": f"{mean_cosine(queries):.3f}",
+                       "the strongest patch of the first shows the subject": hits,
+                       "the best fixed patch does": best}
+
+        few, replaced[name] = queries[:200], {}
+        order = torch.randperm(len(few), generator=torch.Generator().manual_seed(0))
+        for what, vectors in (("their mean", few.mean(dim=1, keepdim=True).expand_as(few)),
+                              ("those of a random other", few[order.roll(1)[order.argsort()]])):
+            found = rightly(scenes[:200], tell(model, vectors, args.stage, f"{name}, {what}"))
+            replaced[name][what] = found[MEAN].mean()
+        replaced[name]["(a random other's truth)"] = chance(scenes)
+    print(table(right), table(looks, "queries"),
+          table(replaced, f"{MEAN}, the vectors replaced by"), sep="\n\n")
 
 
 if __name__ == "__main__":
