@@ -19,19 +19,16 @@ from artgpt4 import INSTRUCTIONS
 from common.command_line import number, run_command
 from common.files import written_beside
 from gallery.painting import paint
-from gallery.phrases import (FIGURE_RULES, MOOD_RULES, PALETTE_RULES, SETTING_RULES, STYLE_RULES,
-                             SUBJECT_RULES)
 from gallery.scenes import (EMOTION_OF, FIGURES, MOODS, PALETTES, SEEN_PAIRS, STYLES, SUBJECTS,
                             THINGS, UNSEEN_PAIRS, Scene, random_scenes)
-from gallery.words import DIALOGUE, mentioned, named
-from gallery.wordings import WORDINGS
+from gallery.words import DIALOGUE, PHRASES, WORDINGS, mentioned, named
 
 QUESTIONS = {
     "IDC": INSTRUCTIONS[0],
-    "ISAC": WORDINGS["ask emotions"][0],
-    "ICRC": WORDINGS["ask objects"][0],
-    "MDIUC": [INSTRUCTIONS[0], *(WORDINGS[f"ask {topic}"][0] for topic in DIALOGUE)],
-    "PAGES": WORDINGS["ask page"][0]}
+    "ISAC": WORDINGS["emotions"][0],
+    "ICRC": WORDINGS["objects"][0],
+    "MDIUC": [INSTRUCTIONS[0], *(WORDINGS[topic][0] for topic in DIALOGUE)],
+    "PAGES": WORDINGS["page"][0]}
 SHAPE = {"IDC": 10, "ISAC": 10, "ICRC": 5, "MDIUC": 2}        # items of the paper's benchmarks
 
 # ---- The folder
@@ -146,19 +143,16 @@ def words_of(text):
     return set(re.findall(r"[a-z]{3,}", text.lower())) - common
 
 
-def said(text, table, *rules):
-    """The keys of a table of phrases.py of which the text says a clause.
-
-    It does if it has seven tenths of the clause's words.
-    """
-    spoken, keys = words_of(text), set()
-    for key, row in table.items():
-        for rule in rules:
-            for clause in row[rule]:
-                wanted = words_of(clause)
-                if len(wanted & spoken) >= math.ceil(0.7 * len(wanted)):
-                    keys.add(key)
-    return keys
+def said(text, *rules):
+    """The values in phrases.ini of which the text says a clause of one of the rules: it has seven
+    tenths of the clause's words."""
+    spoken, values = words_of(text), set()
+    for value, row in PHRASES.items():
+        for clause in sum((row.get(rule, ()) for rule in rules), ()):
+            wanted = words_of(clause)
+            if len(wanted & spoken) >= math.ceil(0.7 * len(wanted)):
+                values.add(value)
+    return values
 
 
 def compared(scene, text, attributes):
@@ -206,8 +200,8 @@ def idc(scene, questions, answers):
         return 2, reason
     if not right["mood"]:
         return 3, reason
-    tells_means = said(text, STYLE_RULES, "technique", "handling") == {scene.style}
-    tells_effect = said(text, MOOD_RULES, "feeling") == {scene.mood}
+    tells_means = said(text, "technique", "handling") == {scene.style}
+    tells_effect = said(text, "feeling") == {scene.mood}
     if tells_means and tells_effect and things == set(scene.things):
         return 5, f"{reason}; technique, effect and everything around are told"
     return 4, reason
@@ -229,8 +223,8 @@ def isac(scene, questions, answers):
     emotion = EMOTION_OF[scene.subject]
     right = {"figure": emotions == {emotion} and figures <= {scene.subject},
              "viewer": moods == {scene.mood}}
-    proof = {"figure": said(text, FIGURE_RULES, "posture") == {scene.subject},
-             "viewer": said(text, PALETTE_RULES, "tone", "colours") == {scene.palette}}
+    proof = {"figure": said(text, "posture") == {scene.subject},
+             "viewer": said(text, "tone", "colours") == {scene.palette}}
     parts = []
     feelings = (("figure", emotion, emotions | figures), ("viewer", scene.mood, moods))
     for who, true, found in feelings:
@@ -250,7 +244,7 @@ def isac(scene, questions, answers):
     if len(proven) < 2:
         wrong = (emotions and not right["figure"]) or (moods and not right["viewer"])
         return (2 if wrong else 3), reason
-    if said(text, STYLE_RULES, "technique", "handling") == {scene.style}:
+    if said(text, "technique", "handling") == {scene.style}:
         return 5, f"{reason}; the artist's means too"
     return 4, reason
 
@@ -277,7 +271,7 @@ def icrc(scene, questions, answers):
     if len(recognised) <= errors:
         return 1, reason
     if there == found:
-        if said(answers[0], SETTING_RULES, "setting") == {scene.setting}:
+        if said(answers[0], "setting") == {scene.setting}:
             return 5, f"{reason}; and the setting"
         return 4, reason
     if there < found and errors == 1:
@@ -302,7 +296,7 @@ def mdiuc(scene, questions, answers):
         "description": all(described.values()),
         "situation": (named(affirmed(situation))["mood"] == scene.mood
                       and mentioned(affirmed(situation), SUBJECTS) <= {scene.subject}),
-        "doing": said(doing, SUBJECT_RULES, "doing") == {scene.subject},
+        "doing": said(doing, "doing") == {scene.subject},
         "look": all(looked.values())}
     count = sum(understood.values())
     parts = [part for part, is_understood in understood.items() if is_understood]
@@ -312,7 +306,7 @@ def mdiuc(scene, questions, answers):
         return min(1, count), f"{reason}; an answer is empty or given twice"
     lines = [line for line in poem.splitlines() if line.strip()]
     of_this = (mentioned(poem, SUBJECTS) == {scene.subject}
-               and said(poem, SUBJECT_RULES, "verse") == {scene.subject})
+               and said(poem, "verse") == {scene.subject})
     if count == 4 and len(lines) > 1 and of_this:
         return 5, f"{reason}; and a poem about it"
     return count, reason

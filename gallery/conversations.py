@@ -1,10 +1,14 @@
-"""Conversations about one scene or two, of questions and answers from words.py."""
+"""Conversations about one scene or two, of questions and answers from words.py.
+
+A round is ([the scenes that come with the question], question, answer).
+"""
 from artgpt4 import IMAGE_SLOT, chat_prompt
 from gallery import words
 
 # How often a question is about a topic: the harder ones more often.
 OFTEN = {"description": 3, "presence": 4, "kind": 3, "count": 3, "spot": 2, "subject": 2, "page": 2,
          "unknown": 2}
+QUIZ = ("presence", "presence", "kind", "kind", "count", "spot")
 
 
 def some_topics(count, rng):
@@ -12,29 +16,25 @@ def some_topics(count, rng):
     weights = {topic: OFTEN.get(topic, 1) for topic in ("description", *words.TOPICS)}
     chosen = []
     for _ in range(count):
-        topic = rng.choices(list(weights), list(weights.values()))[0]
-        chosen.append(topic)
-        del weights[topic]
+        chosen += rng.choices(list(weights), list(weights.values()))
+        del weights[chosen[-1]]
     return chosen
 
 
+def shown_with(scenes, pairs):
+    """Rounds of (question, answer) pairs; the scenes come with the first of them."""
+    return [([] if i else list(scenes), *pair) for i, pair in enumerate(pairs)]
+
+
 def about_one(scene, rng, last=None, most=5):
-    """Rounds about one scene: [([scene, if it comes with the question], question, answer), ...].
-
-    last: the topic of the last round; None draws it. most: the greatest number of rounds.
-    """
+    """Rounds about one scene. last: the topic of the last round; None draws it. most: the greatest
+    number of rounds."""
     if last is None and rng.random() < 0.1:
-        rounds = words.dialogue(scene, rng)
-    else:
-        topics = some_topics(rng.randint(1, most), rng)
-        if last is not None:
-            topics[-1] = last
-        rounds = [words.question(topic, scene, rng) for topic in topics]
-    shown = [[scene]] + [[]] * (len(rounds) - 1)
-    return [(new, *pair) for new, pair in zip(shown, rounds, strict=True)]
-
-
-QUIZ = ("presence", "presence", "kind", "kind", "count", "spot")
+        return shown_with([scene], words.dialogue(scene, rng))
+    topics = some_topics(rng.randint(1, most), rng)
+    if last is not None:
+        topics[-1] = last
+    return shown_with([scene], [words.question(topic, scene, rng) for topic in topics])
 
 
 def quiz(first, second, rng):
@@ -43,17 +43,17 @@ def quiz(first, second, rng):
     A quarter asks which of two scenes is something. In another quarter the second scene comes
     later, and the questions from there on are about it.
     """
-    scenes, form = (first, second), rng.random()
+    form = rng.random()
     if form < 0.25:
-        rounds = [words.pair_question("which", scenes, rng) for _ in range(rng.randint(1, 5))]
-        shown = [list(scenes)] + [[]] * (len(rounds) - 1)
-    else:
-        counts = (rng.randint(1, 4), rng.randint(1, 4)) if form < 0.5 else (rng.randint(1, 9),)
-        rounds, shown = [], []
-        for scene, count in zip(scenes, counts, strict=False):
-            rounds += [words.question(topic, scene, rng) for topic in rng.choices(QUIZ, k=count)]
-            shown += [[scene]] + [[]] * (count - 1)
-    return [(new, *pair) for new, pair in zip(shown, rounds, strict=True)]
+        count = rng.randint(1, 5)
+        return shown_with((first, second), [words.pair_question("which", (first, second), rng)
+                                            for _ in range(count)])
+    counts = (rng.randint(1, 4), rng.randint(1, 4)) if form < 0.5 else (rng.randint(1, 9),)
+    rounds = []
+    for scene, count in zip((first, second), counts, strict=False):
+        rounds += shown_with([scene], [words.question(topic, scene, rng)
+                                       for topic in rng.choices(QUIZ, k=count)])
+    return rounds
 
 
 def about_two(first, second, rng, last=None):
@@ -68,32 +68,25 @@ def about_two(first, second, rng, last=None):
     more = rng.choices(topics, k=rng.choice((1, 2)))
     if last is not None:
         more[-1] = last
-    is_about_pair = last is None or last in words.PAIR_TOPICS
-    together = is_about_pair and rng.random() < 0.5
-    if together:
+    before, new = [], scenes
+    if (last is None or last in words.PAIR_TOPICS) and rng.random() < 0.5:
         more = [topic if topic in words.PAIR_TOPICS else "one" for topic in more]
-        rounds, new = [], list(scenes)
     else:
         [topic] = some_topics(1, rng)
-        rounds, new = about_one(first, rng, topic, most=3), [second]
-    for topic in more:
-        if topic in words.PAIR_TOPICS:
-            pair = words.pair_question(topic, scenes, rng)
-        else:
-            pair = words.question(topic, second, rng)
-        rounds.append((new, *pair))
-        new = []
-    return rounds
+        before, new = about_one(first, rng, topic, most=3), [second]
+    return before + shown_with(new, [
+        words.pair_question(topic, scenes, rng) if topic in words.PAIR_TOPICS
+        else words.question(topic, second, rng) for topic in more])
 
 
 def prompt_and_answer(rounds, rng, hurry=0.25):
     """The prompt of a conversation that ends with the question of its last round, and its answer.
 
-    A share `hurry` of the questions is in lower case, without a full stop.
+    A share `hurry` of the questions is as some type them: in lower case, without a full stop.
     """
     messages = []
     for new, question, answer in rounds:
         if rng.random() < hurry:
-            question = words.in_a_hurry(question)
+            question = question.lower().rstrip(".?!")
         messages += [" ".join([IMAGE_SLOT] * len(new) + [question]), answer]
     return chat_prompt(messages[:-1]), messages[-1]

@@ -1,306 +1,200 @@
 """How the language side of weights/tiny is pre-trained: on conversations about scenes.
 
 Where the vectors of a picture stand later, a document has the facts of its scene, in words. In most
-documents the vectors of these words are mixed, so that they look like a picture's.
-
-A window of documents is made from the seed and its number alone, in one process or in several. All
-random numbers are drawn there, so they are the same on every device.
+documents the vectors of these words are mixed, so that they look like a picture's. All random
+numbers are drawn from the seed and the number of a window of documents, so they are the same in one
+process or several, and on every device.
 """
 import io
 import itertools
-import multiprocessing
 import random
-from collections import deque
-from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 
-from artgpt4 import IMAGE_MARK, INSTRUCTIONS, STOP, instruction_prompt
+from artgpt4 import (IGNORE, IMAGE_ID, IMAGE_MARK, INSTRUCTIONS, STOP, instruction_prompt,
+                     pad_examples)
 from gallery import words
 from gallery.conversations import about_one, about_two, prompt_and_answer, quiz
 from gallery.scenes import random_scenes
 
+MIXED = 0.7                         # the share of pictures whose words are mixed
+NOISE = 0.05                        # the deviation of what is added to the vectors of these
+# The words that decide whether an answer to a quiz is right: few among those that only tell it.
+DECIDING = ("Yes, it", "No, it", "None", "Neither", "Both", "first", "second", "one", "two",
+            "three", "four")
 
-class Document(NamedTuple):
-    """Texts with pictures between them: texts[0], pictures[0], texts[1], ..., texts[-1].
 
-    texts: lists of strings, each tokenised by itself, as in a prompt and its answer.
-    pictures: the facts of each scene, as words.facts gives them.
-    """
-    texts: list
-    pictures: list
+def facts(scene, rng):
+    """What a picture shows, fact by fact, as words. The mood is told half of the time: a model then
+    learns to infer it from palette and style."""
+    told = [scene.subject, scene.composition, words.listed(scene.things or ("alone",)),
+            scene.setting, scene.style, scene.palette]
+    return [*told, scene.mood] if rng.random() < 0.5 else told
 
 
 def document(scene, other, rng, quizzes=0):
-    """One Document about a scene, or about it and another one.
+    """(prompt, answer, scenes at its <ImageHere>): about a scene, or about it and another one.
 
     A share `quizzes` is quizzes. Of the rest 15 % are stage 1's captions, 15 % stage 2's
-    descriptions, 20 % conversations about two pictures, 50 % conversations of one to five rounds
-    about one.
+    descriptions, 20 % conversations about two pictures, 50 % conversations about one.
     """
-    scenes, kind = [scene], rng.random()
     if quizzes and rng.random() < quizzes:
         rounds = quiz(scene, other, rng)
-        scenes = [shown for new, _, _ in rounds for shown in new]
-        prompt, answer = prompt_and_answer(rounds, rng)
-        answer += STOP
-    elif kind < 0.15:
-        prompt, answer = IMAGE_MARK, words.caption(scene, rng) + "\n"
-    elif kind < 0.3:
-        prompt = instruction_prompt(rng.choice(INSTRUCTIONS))
-        answer = words.description(scene, rng) + STOP
     else:
-        if kind < 0.5:
-            scenes = [scene, other]
-            rounds = about_two(scene, other, rng)
-        else:
-            rounds = about_one(scene, rng)
-        prompt, answer = prompt_and_answer(rounds, rng)
-        answer += STOP
-    texts = [[text] for text in prompt.split(IMAGE_MARK)]
-    texts[-1].append(answer)
-    return Document(texts, [words.facts(scene, rng) for scene in scenes])
+        kind = rng.random()
+        if kind < 0.15:
+            return IMAGE_MARK, words.caption(scene, rng) + "\n", [scene]
+        if kind < 0.3:
+            prompt = instruction_prompt(rng.choice(INSTRUCTIONS))
+            return prompt, words.description(scene, rng) + STOP, [scene]
+        rounds = about_two(scene, other, rng) if kind < 0.5 else about_one(scene, rng)
+    prompt, answer = prompt_and_answer(rounds, rng)
+    return prompt, answer + STOP, [shown for new, _, _ in rounds for shown in new]
 
 
 # ---- Tokens
 
 
-def train_tokenizer(texts, vocab_size):
-    """A sentencepiece BPE with byte fallback, as LLaMA's, from an iterable of texts."""
-    model = io.BytesIO()
+def gallery_tokenizer(seed, vocab_size):
+    """The tokenizer of weights/tiny, trained on the texts of 8,000 documents: a sentencepiece BPE
+    with byte fallback, as LLaMA's."""
+    rng, model = random.Random(seed), io.BytesIO()
+    documents = (document(*pair, rng)
+                 for pair in itertools.pairwise(random_scenes(8001, f"tokenizer {seed}")))
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocab_size,
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        sentence_iterator=(prompt.replace(IMAGE_MARK, "") + answer
+                           for prompt, answer, _ in documents),
+        model_writer=model, model_type="bpe", vocab_size=vocab_size, byte_fallback=True,
+        normalization_rule_name="identity", remove_extra_whitespaces=False,
         split_by_unicode_script=False, character_coverage=1.0, max_sentence_length=100_000,
         minloglevel=2)
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def gallery_tokenizer(seed, vocab_size):
-    """The tokenizer of weights/tiny, trained on the texts of 8,000 documents."""
-    rng = random.Random(seed)
-    scenes = random_scenes(8001, f"tokenizer {seed}")
-    documents = (document(*pair, rng) for pair in itertools.pairwise(scenes))
-    texts = ("".join(text for parts in texts for text in parts) for texts, _ in documents)
-    return train_tokenizer(texts, vocab_size)
-
-
-def tokenised(document, tokenizer):
-    """A Document -> (its texts as lists of ids, its pictures as lists of facts, those of ids)."""
-    texts = [[token for text in parts for token in tokenizer.encode(text)]
-             for parts in document.texts]
+def tokenised(document, tokenizer, rng):
+    """(prompt, answer, scenes) -> (ids of each text between the pictures, the answer with the last;
+    for each picture the ids of each of its facts)."""
+    prompt, answer, scenes = document
+    texts = [tokenizer.encode(text) for text in prompt.split(IMAGE_MARK)]
     texts[0].insert(0, tokenizer.bos_id())
-    return texts, [[tokenizer.encode(fact) for fact in facts] for facts in document.pictures]
+    texts[-1] += tokenizer.encode(answer)
+    return texts, [[tokenizer.encode(fact) for fact in facts(scene, rng)] for scene in scenes]
 
 
-def predicted(line, is_text, humans, assistants):
-    """Which places of a document are predicted: its texts without the questions, as in stage 2.
-
-    line: ids; is_text: whether each belongs to a text, and not to a picture; humans, assistants:
-    the ids with which a question and an answer begin, see `turns`.
-    """
-    marks, in_question = [], False
-    for token, text in zip(line, is_text, strict=True):
-        marks.append(text and not in_question)
-        if text and (token in humans or token in assistants):
-            in_question = token in humans
-    return marks
+def answers_of(line, tokenizer):
+    """A line of ids, IGNORE for what belongs to a picture -> its targets: the text, but not the
+    questions, each from "Human:" to "Assistant:"."""
+    targets, in_question = [], False
+    for token in line:
+        targets.append(IGNORE if in_question else token)
+        piece = tokenizer.id_to_piece(max(token, 0))
+        in_question = "Human:" in piece or (in_question and "Assistant:" not in piece)
+    return targets[1:]
 
 
-def turns(tokenizer):
-    """The ids with which a question begins, and those with which an answer does: two sets."""
-    pieces = [tokenizer.id_to_piece(i) for i in range(tokenizer.get_piece_size())]
-    return [{i for i, piece in enumerate(pieces) if name in piece}
-            for name in ("Human:", "Assistant:")]
-
-
-# ---- Pictures in words
-
-# The facts by their numbers in words.facts that the 16 vectors of a picture tell. vision.py gives
-# the queries of the Q-Former like tasks: the subject, where it stands, the things, the setting, the
-# style, the palette, the texture; the others see parts of the picture.
-TASKS = (0, 1, 2, 3, 4, 5, 6)
-MIXED = 0.7                         # the share of pictures whose words are mixed
-NOISE = 0.05                        # the deviation of what is added to the vectors of these
-
-
-def owners(facts, count, rng):
-    """Which of the facts each of `count` vectors of a picture tells above all: (count,) numbers.
-
-    Two times in three as the queries of the Q-Former have their TASKS, else in any order.
-    """
-    told = [task if task < facts else 4 for task in TASKS[:count]]
-    told += rng.choices(range(facts), k=count - len(told))
-    if rng.random() < 0.33:
-        rng.shuffle(told)
-    return np.array(told)
+# ---- Pictures in words, and batches
 
 
 def mixture(facts, count, rng, normal):
     """How `count` vectors like an image's are mixed from the words of facts, as lists of ids.
 
-    Each is a random mixture of the vectors of all words, with most weight on those of one fact. A
-    real Vicuna reads such vectors because it is large; this small one has to learn it.
-
-    Returns:
-        (ids of the words (F,), weights (count, F) whose rows add up to 1)
+    Each is a random mixture of the vectors of all words, with most weight on those of one fact: two
+    times in three of the facts in their order, as the queries of the Q-Former have theirs, and then
+    of any. A real Vicuna reads such vectors because it is large; this small one has to learn it.
+    Returns ids of the words (F,) and weights (count, F), whose rows add up to 1.
     """
+    own = [*range(len(facts)), *rng.choices(range(len(facts)), k=count)][:count]
+    if rng.random() < 0.33:
+        rng.shuffle(own)
     fact_of = np.array([i for i, fact in enumerate(facts) for _ in fact])
-    own = owners(len(facts), count, rng)[:, None] == fact_of              # (count, F)
-    logits = 2 * normal.standard_normal(own.shape, dtype=np.float32) + np.float32(3.5) * own
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    ids = np.array([token for fact in facts for token in fact])
-    return ids, weights / weights.sum(axis=1, keepdims=True)
-
-
-# ---- Batches
+    is_own = np.array(own)[:, None] == fact_of                            # (count, F)
+    logits = 2 * normal.standard_normal(is_own.shape, dtype=np.float32) + np.float32(3.5) * is_own
+    weights = torch.from_numpy(logits).softmax(dim=1)
+    return torch.tensor([token for fact in facts for token in fact]), weights
 
 
 class Batch(NamedTuple):
-    """B documents of at most T tokens, K of them predicted; N pictures of Q vectors are mixed."""
-    ids: np.ndarray             # (B, T); 0 after the end of a document, and for a mixed vector
-    learned: np.ndarray         # (K,) places in B * T whose next token is predicted,
-    targets: np.ndarray         # (K,) and that token
-    places: np.ndarray          # (N, Q) places in B * T of the mixed vectors
-    words: np.ndarray           # (N, F) what they are mixed from,
-    weights: np.ndarray         # (N, Q, F) with these weights
-    noise: np.ndarray           # (N, Q, D)
-
-    def to(self, device):
-        """The batch as tensors on a device: copies, since the last bits of a matrix product depend
-        on how its memory is aligned."""
-        return Batch(*(torch.from_numpy(array).to(device, copy=True) for array in self))
-
-
-def batched(rows, count, width, turns, rng, normal):
-    """Tokenised documents -> a Batch; its pictures are `count` vectors of `width` when mixed.
-
-    Three pictures of ten are not mixed: their words stand there themselves, in any order.
-    """
-    lines, marks, places, mixtures = [], [], [], []
-    for row, (texts, pictures) in enumerate(rows):
-        line, is_text = [], []
-        for text, facts in itertools.zip_longest(texts, pictures):
-            line += text
-            is_text += [True] * len(text)
-            if facts is None:
-                continue
-            if rng.random() < MIXED:
-                places.append((row, len(line)))
-                mixtures.append(mixture(facts, count, rng, normal))
-                shown = [0] * count
-            else:
-                shown = [token for fact in rng.sample(facts, len(facts)) for token in fact]
-            line += shown
-            is_text += [False] * len(shown)
-        lines.append(line)
-        marks.append(predicted(line, is_text, *turns))
-    length = max(map(len, lines)) - 1
-    ids = np.zeros((len(rows), length), dtype=np.int64)
-    for row, line in enumerate(lines):
-        ids[row, :len(line) - 1] = line[:-1]
-    learned = [(row * length + i, token) for row, line in enumerate(lines)
-               for i, token in enumerate(line[1:]) if marks[row][i + 1]]
-    starts = np.array([row * length + start for row, start in places], dtype=np.int64)
-    facts = max((len(found) for found, _ in mixtures), default=1)
-    words = np.zeros((len(mixtures), facts), dtype=np.int64)
-    weights = np.zeros((len(mixtures), count, facts), dtype=np.float32)
-    for i, (found, shares) in enumerate(mixtures):
-        words[i, :len(found)] = found
-        weights[i, :, :len(found)] = shares
-    noise = NOISE * normal.standard_normal((len(mixtures), count, width), dtype=np.float32)
-    return Batch(ids, *np.array(learned, dtype=np.int64).T, starts[:, None] + np.arange(count),
-                 words, weights, noise)
+    """B documents of at most T tokens; N pictures of Q vectors, mixed from at most F words."""
+    ids: torch.Tensor           # (B, T); IMAGE_ID for a mixed vector
+    targets: torch.Tensor       # (B, T); IGNORE where nothing is predicted
+    words: torch.Tensor         # (N, F) what the pictures are mixed from,
+    weights: torch.Tensor       # (N, Q, F) with these weights
+    noise: torch.Tensor         # (N, Q, D)
 
 
 class Documents(NamedTuple):
-    """What batches are made of; see `window`."""
+    """What batches are made of. Item i is window i: batches, each of documents of like length."""
     tokenizer: sentencepiece.SentencePieceProcessor
     batch: int                  # documents in a batch
     count: int                  # vectors of a picture, and their width
     width: int
     seed: int
     quizzes: float              # see `document`
+    window: int = 16
 
-    def window(self, number, size=16):
-        """Window `number`: a list of `size` batches, each of documents of similar length."""
-        def length(row):
-            texts, pictures = row
-            return sum(map(len, texts)) + self.count * len(pictures)
-
-        rng = random.Random(f"documents {self.seed} {number}")
+    def __getitem__(self, i):
+        rng = random.Random(f"documents {self.seed} {i}")
         normal = np.random.default_rng(rng.getrandbits(64))
-        scenes = random_scenes(size * self.batch + 1, f"text {self.seed} {number}")
+        scenes = random_scenes(self.window * self.batch + 1, f"text {self.seed} {i}")
         rng.shuffle(scenes)
-        rows = [tokenised(document(*pair, rng, self.quizzes), self.tokenizer)
+        rows = [tokenised(document(*pair, rng, self.quizzes), self.tokenizer, rng)
                 for pair in itertools.pairwise(scenes)]
-        rows.sort(key=length)
-        parts = [rows[i:i + self.batch] for i in range(0, len(rows), self.batch)]
+        rows.sort(key=lambda row: sum(map(len, row[0])) + self.count * len(row[1]))
+        parts = [rows[start:start + self.batch] for start in range(0, len(rows), self.batch)]
         rng.shuffle(parts)
-        marks = turns(self.tokenizer)
-        return [batched(part, self.count, self.width, marks, rng, normal) for part in parts]
+        return [self.batched(part, rng, normal) for part in parts]
+
+    def batched(self, rows, rng, normal):
+        """Tokenised documents -> a Batch. Three pictures of ten, but never the first, are not
+        mixed: their words stand there themselves, in any order."""
+        examples, mixtures = [], []
+        for texts, pictures in rows:
+            line, told = [], []
+            for text, picture in itertools.zip_longest(texts, pictures, fillvalue=()):
+                shown = [token for fact in rng.sample(picture, len(picture)) for token in fact]
+                if picture and (not mixtures or rng.random() < MIXED):
+                    shown = [IMAGE_ID] * self.count
+                    mixtures.append(mixture(picture, self.count, rng, normal))
+                line += text + shown
+                told += text + [IGNORE] * len(shown)
+            examples.append((line[:-1], answers_of(told, self.tokenizer)))
+        found, shares = zip(*mixtures, strict=True)
+        noise = normal.standard_normal((len(found), self.count, self.width), dtype=np.float32)
+        return Batch(*pad_examples(examples), pad_sequence(found, batch_first=True),
+                     pad_sequence([share.T for share in shares], batch_first=True).mT.contiguous(),
+                     NOISE * torch.from_numpy(noise))
 
     def batches(self, workers=0):
         """Yield batch after batch, made here or by a number of other processes."""
-        if workers == 0:
-            for number in itertools.count():
-                yield from self.window(number)
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-            numbers = itertools.count()
-            waiting = deque(pool.submit(self.window, next(numbers)) for _ in range(2 * workers))
-            while True:
-                waiting.append(pool.submit(self.window, next(numbers)))
-                yield from waiting.popleft().result()
+        context = "spawn" if workers else None
+        for window in DataLoader(self, batch_size=None, sampler=itertools.count(),
+                                 num_workers=workers, multiprocessing_context=context):
+            yield from window
 
 
 # ---- The objective
 
-# The words that decide whether an answer to a quiz is right: few among those that only tell it.
-DECIDING = ("Yes, it", "No, it", "None", "Neither", "Both", "first", "second", "one", "two",
-            "three", "four")
-
-
-def embedded(embed, batch):
-    """The vectors (B, T, D) of a Batch of tensors. embed: ids (..., T) -> (..., T, D)."""
-    vectors = batch.weights @ embed(batch.words) + batch.noise            # (N, Q, D)
-    x = embed(batch.ids)
-    mixed = x.flatten(0, 1).index_copy(0, batch.places.flatten(), vectors.flatten(0, 1))
-    return mixed.view_as(x)
-
 
 def language_objective(model, batches, deciding_weight):
-    """What train in pretrain.py needs: (the parameters, loss_of_step).
-
-    The parameters are those of model.llama, without its adapters. batches: of Documents. The loss
-    is the mean over the predicted tokens, in which DECIDING ones weigh more.
-    """
+    """What train in pretrain.py needs: (the parameters of model.llama without its adapters,
+    loss_of_step). batches: of Documents. In the mean over the targets, DECIDING ones weigh more."""
     llama, device = model.llama, model.llama.embed.weight.device
-    deciding = [model.tokenizer.encode(word)[0] for word in DECIDING]
-    yes, no = deciding[:2]
-    token_weights = torch.ones(model.config.llama.vocab_size, device=device)
-    token_weights[deciding] = deciding_weight
-    right = torch.tensor(0.5, device=device)                            # a running mean
-    note = ""
+    token_weights = torch.ones(model.config.vocab_size, device=device)
+    token_weights[[model.tokenizer.encode(word)[0] for word in DECIDING]] = deciding_weight
 
     def loss_of_step(step):
-        nonlocal right, note
-        batch = next(batches)
-        asked = np.isin(batch.targets, (yes, no)).nonzero()[0]
-        asked = torch.from_numpy(asked).to(device)
-        batch = batch.to(device)
-        hidden = llama.hidden(embedded(llama.embed, batch))
-        logits = llama.logits(hidden.flatten(0, 1).index_select(0, batch.learned))
-        if len(asked) > 0:
-            agrees = logits.detach()[asked].argmax(dim=-1) == batch.targets[asked]
-            right = right + 0.02 * (agrees.float().mean() - right)
-        if step % 20 == 0:                                    # a GPU need not wait every step
-            note = f", yes or no right in {right.item():.0%}"
-        return F.cross_entropy(logits, batch.targets, weight=token_weights), note
+        batch = Batch(*(tensor.to(device) for tensor in next(batches)))
+        vectors = batch.weights @ llama.embed(batch.words) + batch.noise        # (N, Q, D)
+        keep = batch.targets != IGNORE
+        targets = batch.targets[keep]
+        logits = llama.head(llama.hidden(model.embed_ids(batch.ids, vectors))[keep])
+        return F.cross_entropy(logits, targets, weight=token_weights), ""
 
     parameters = [p for name, p in llama.named_parameters() if ".adapter." not in name]
     return parameters, loss_of_step

@@ -1,29 +1,68 @@
-"""What the gallery says about a painted scene: captions, descriptions, answers, a web page.
+"""What the gallery says about a painted scene: captions, descriptions, questions, answers, a page.
 
-All of it comes from one small grammar: grammar.py has the rules that hold for every scene,
-wordings.py what people ask, phrases.py what each attribute of a scene adds. `named` goes the other
-way: it reads a scene's attributes from any text about it, a model's included.
+All of it comes from one small grammar, the texts of phrases.ini. `named` goes the other way: it
+reads a scene's attributes from any text about it, a model's included.
 """
 import random
 import re
+from configparser import ConfigParser
+from pathlib import Path
 
 from artgpt4 import INSTRUCTIONS
-from gallery.grammar import GRAMMAR, PAGE
-from gallery.phrases import (FIGURE_RULES, FOREIGN, MOOD_RULES, NUMBERS, PALETTE_RULES, PEOPLE,
-                             PLACE_RULES, PLURALS, SETTING_RULES, STYLE_RULES, SUBJECT_RULES,
-                             THING_NUMBERS, THING_PHRASES, THING_SPOTS)
-from gallery.scenes import (EMOTION_OF, FIGURES, MOODS, PALETTES, STYLES, SUBJECTS, THINGS)
-from gallery.wordings import WORDINGS
+from gallery.scenes import EMOTION_OF, MOODS, PALETTES, STYLES, SUBJECTS, THINGS
 
-# What questions about one picture are about, in this order; and the rounds of a long dialogue after
-# its description.
+# What questions about one picture are about; the rounds of a long dialogue after its description;
+# what questions about two pictures are about.
 TOPICS = ("subject", "style", "colours", "mood", "composition", "objects", "emotions", "situation",
           "doing", "look", "poem", "page", "around", "spot", "count", "presence", "kind", "why",
           "title", "greeting", "thanks", "unknown")
 DIALOGUE = ("situation", "doing", "look", "poem")
-
-# What questions about two pictures are about.
 PAIR_TOPICS = ("both", "which", "one")
+
+
+def read_phrases(file):
+    """A file written as phrases.ini says -> {section: {rule: its texts}}."""
+    parser = ConfigParser(delimiters=":", interpolation=None)
+    parser.read_string(file.read_text(encoding="utf-8"))
+
+    def texts(value):
+        value = value.strip().replace("\\\n", "").replace(" / ", "\f")
+        return tuple(text.replace("\f", "\n") for text in re.split(r"\n| \| ", value))
+    return {section: {rule: texts(value) for rule, value in parser[section].items()}
+            for section in parser.sections()}
+
+
+PHRASES = read_phrases(Path(__file__).with_name("phrases.ini"))
+RULES, WORDINGS = PHRASES.pop("every scene"), PHRASES.pop("questions")
+
+# About 200 tokens, so every character counts. The framed picture is the <hr>: a sun goes down
+# behind the ground.
+PAGE = """```html
+<!doctype html>
+<title>{title}</title>
+<style>
+body{{background:{dark};color:{accent};margin:30px 30%}}
+hr{{border:20px solid {main};padding:30%;
+background:linear-gradient(#0000 60%,{ground} 60%),radial-gradient(circle,{accent} 30%,{sky} 60%)}}
+</style>
+<hr>
+<h1>{title}</h1>
+<p>{content}</p>
+<h2>{heading}</h2>
+<p>{making}</p>
+```"""
+
+# Where a thing is, in every picture that shows it, and how many of it there are.
+SPOTS = {"birds": "in the sky", "balloon": "in the sky", "rainbow": "in the sky",
+         "firs": "beside the {subject}", "fence": "in the foreground", "rowboat": "on the water",
+         "candle": "beside the {subject}", "apples": "beside the {subject}"}
+AMOUNTS = {"birds": 4, "firs": 2, "apples": 4}                # of all others one
+PEOPLE = {"dancer": 1, "mourner": 1, "wanderer": 1, "couple": 2}
+NUMBERS = ("no", "one", "two", "three", "four")
+PLURALS = ("birds", "firs", "apples", "people")               # names that are plural already
+
+# What people ask for, and what no painting of the gallery shows.
+FOREIGN = ("dog", "horse", "cow", "car", "train", "elephant")
 
 # ---- The grammar at work
 
@@ -34,24 +73,26 @@ def listed(phrases):
     return f"{', '.join(others)} and {last}" if others else last
 
 
+def some(name):
+    """A subject or thing with its article: "a fence", "birds"."""
+    return name if name in PLURALS else f"a {name}"
+
+
 def rules_of(scene):
     """All rules for a scene: name -> the texts that may stand for it."""
-    things = [THING_PHRASES[thing] for thing in scene.things]
-    rules = {"it": ("it",), "place": (scene.composition,)}
+    things = [some(thing) for thing in scene.things]
+    rules = RULES | {"it": ("it",), "place": (scene.composition,),
+                     "inventory": (listed([some(scene.subject), *things]),)}
+    for value in (*scene.attributes.values(), scene.composition, scene.setting):
+        rules |= PHRASES[value]
     rules |= {attribute: (value,) for attribute, value in scene.attributes.items()}
-    rules |= {"inventory": (listed([f"a {scene.subject}", *things]),)}
     if things:
         rules |= {"things": (listed(things),)}
     else:
         rules |= {"tell around": ("{tell alone}",)}
-    if scene.subject in FIGURES:
-        rules |= FIGURE_RULES[scene.subject]
+    if scene.subject in EMOTION_OF:
         rules |= {"emotion": (EMOTION_OF[scene.subject],), "tell emotions": ("{tell figure}",)}
-    else:
-        rules |= {"tell emotions": ("{tell nobody}",)}
-    return (GRAMMAR | WORDINGS | SUBJECT_RULES[scene.subject] | STYLE_RULES[scene.style]
-            | PALETTE_RULES[scene.palette] | MOOD_RULES[scene.mood]
-            | PLACE_RULES[scene.composition] | SETTING_RULES[scene.setting] | rules)
+    return {"tell emotions": ("{tell nobody}",)} | rules
 
 
 def fill(text, rules, rng):
@@ -59,11 +100,6 @@ def fill(text, rules, rng):
     while slot := re.search(r"{([a-z ]+)}", text):
         text = text[:slot.start()] + rng.choice(rules[slot[1]]) + text[slot.end():]
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
-
-
-def expand(rule, scene, rng):
-    """A text for the rule, about the scene."""
-    return fill("{" + rule + "}", rules_of(scene), rng)
 
 
 def sentences(text):
@@ -76,9 +112,9 @@ def sentences(text):
 
 def caption(scene, rng):
     """Stage 1: one lower-case phrase of 8 to 16 words naming all attributes; then the things."""
-    text = expand("caption", scene, rng)
+    text = fill("{caption}", rules_of(scene), rng)
     if scene.things:
-        text += f", with {expand('things', scene, rng)}"
+        text += f", with {fill('{things}', rules_of(scene), rng)}"
     return text
 
 
@@ -87,33 +123,30 @@ def description(scene, rng):
 
     3 or 4 sentences, 45 to 70 words, that name all attributes; one more sentence about the things.
     """
-    text = expand("description", scene, rng)
+    text = fill("{description}", rules_of(scene), rng)
     if scene.things:
-        text += f" {expand('around', scene, rng)}."
+        text += f" {fill('{around}', rules_of(scene), rng)}."
     return sentences(text)
 
 
 def page(scene):
-    """A web page for the painting, in the palette's own colours, as a fenced block of HTML.
-
-    The same scene has the same page.
-    """
-    rng = random.Random(repr(scene))
-    content = "page content with things" if scene.things else "page content"
-    rules = {"title": "page title", "content": content, "heading": "page heading",
-             "making": "page making"}
-    texts = {part: sentences(expand(rule, scene, rng)) for part, rule in rules.items()}
+    """A web page for the painting, in the palette's own colours, as a fenced block of HTML. The
+    same scene has the same page."""
+    rng, rules = random.Random(repr(scene)), rules_of(scene)
+    texts = {"title": "{page title}",
+             "content": "{page content with things}" if scene.things else "{page content}",
+             "heading": "{page heading}", "making": "{page making}"}
+    texts = {part: sentences(fill(text, rules, rng)) for part, text in texts.items()}
     return PAGE.format(**texts, **vars(PALETTES[scene.palette]))
 
 
 def answer(topic, scene, rng):
-    """The answer to a question about "description" or one of TOPICS that needs no name asked for.
-    """
+    """The answer to a question about "description" or one of TOPICS that names nothing."""
     if topic == "page":
         return page(scene)
     if topic == "description":
         return description(scene, rng)
-    return sentences(expand(f"tell {topic}", scene, rng))
+    return sentences(fill("{tell " + topic + "}", rules_of(scene), rng))
 
 
 # ---- Questions that name something: is there a cat, how many birds, where is the balloon
@@ -124,7 +157,7 @@ def amount(name, scene):
     if name in ("person", "people"):
         return PEOPLE.get(scene.subject, 0)
     there = name == scene.subject or name in scene.things
-    return THING_NUMBERS.get(name, 1) if there else 0
+    return AMOUNTS.get(name, 1) if there else 0
 
 
 def shown_or_not(scene, rng, shown, others):
@@ -138,14 +171,13 @@ def slots_of(name):
     plural = name if name in PLURALS else f"{name}s"
     if name == "vase of flowers":
         plural = "vases of flowers"
-    some, verb = (name, "are") if name in PLURALS else (f"a {name}", "is")
-    return {"x": (name,), "any": (some,), "xs": (plural,), "is": (verb,)}
+    return {"x": (name,), "any": (some(name),), "xs": (plural,),
+            "is": ("are" if name in PLURALS else "is",)}
 
 
 def about_presence(scene, rng):
-    people = ("person", "people")
-    shown = [scene.subject, *scene.things]
-    if scene.subject in FIGURES:
+    people, shown = ("person", "people"), [scene.subject, *scene.things]
+    if scene.subject in PEOPLE:
         shown += people[:PEOPLE[scene.subject]]
     others = rng.choice((SUBJECTS, tuple(THINGS), FOREIGN + people))
     name = shown_or_not(scene, rng, shown, others)
@@ -156,7 +188,7 @@ def about_presence(scene, rng):
 def about_spot(scene, rng):
     name = shown_or_not(scene, rng, scene.things, tuple(THINGS))
     told = "{tell where}" if amount(name, scene) else "{tell absent}"
-    return slots_of(name) | {"spot": (THING_SPOTS[name],), "tell spot": (told,)}
+    return slots_of(name) | {"spot": (SPOTS[name],), "tell spot": (told,)}
 
 
 def about_count(scene, rng):
@@ -166,28 +198,24 @@ def about_count(scene, rng):
         return {"xs": (rng.choice(("things", "objects")),), "number": (NUMBERS[number],),
                 "tell count": (told,)}
     shown = [*scene.things] or [scene.subject]
-    if scene.subject in FIGURES:
+    if scene.subject in PEOPLE:
         shown += ["people"] * len(shown)
     name = shown_or_not(scene, rng, shown, (*THINGS, *SUBJECTS, "people"))
-    slots, number = slots_of(name), amount(name, scene)
-    if number == 1:
-        return slots | {"number": ("one",), "is": ("is",), "tell count": ("{tell a single}",)}
-    slots |= {"number": (NUMBERS[number],), "is": ("are",)}
-    return slots | {"tell count": ("{tell number}" if number else "{tell none}",)}
+    number = amount(name, scene)
+    told = {0: "{tell none}", 1: "{tell a single}"}.get(number, "{tell number}")
+    return slots_of(name) | {"number": (NUMBERS[number],), "is": ("is" if number == 1 else "are",),
+                             "tell count": (told,)}
 
 
-# Each attribute as one says it after "it is".
-KINDS = {"subject": "a painting of a {value}", "palette": "in {value} colours", "mood": "{value}"}
+VALUES = {"subject": SUBJECTS, "style": STYLES, "palette": tuple(PALETTES), "mood": MOODS}
 
 
 def kind_of(attribute, value, rng):
     """What a picture with that value of an attribute is: "a woodcut", "in rose colours"."""
     if attribute == "style":
-        return f"a {rng.choice(STYLE_RULES[value]['work'])}"
-    return KINDS[attribute].format(value=value)
-
-
-VALUES = {"subject": SUBJECTS, "style": STYLES, "palette": tuple(PALETTES), "mood": MOODS}
+        return f"a {rng.choice(PHRASES[value]['work'])}"
+    return {"subject": f"a painting of a {value}", "palette": f"in {value} colours",
+            "mood": value}[attribute]
 
 
 def about_kind(scene, rng):
@@ -204,32 +232,15 @@ ABOUT = {"presence": about_presence, "count": about_count, "spot": about_spot, "
 
 
 def question(topic, scene, rng, wordings=None):
-    """(question, answer) about "description" or one of TOPICS.
-
-    wordings: what to ask with instead of all that wordings.py has for the topic.
-    """
+    """(question, answer) about "description" or one of TOPICS. wordings: what to ask with instead
+    of all that phrases.ini has for the topic."""
     rules = rules_of(scene)
     if topic in ABOUT:
         rules |= ABOUT[topic](scene, rng)
-    wordings = wordings or rules[f"ask {topic}"]
-    asked = sentences(fill(rng.choice(wordings), rules, rng))
+    asked = sentences(fill(rng.choice(wordings or WORDINGS[topic]), rules, rng))
     if topic in ABOUT:
         return asked, sentences(fill("{tell " + topic + "}", rules, rng))
     return asked, answer(topic, scene, rng)
-
-
-def in_a_hurry(text):
-    """A question as some type it."""
-    return text.lower().rstrip(".?!")
-
-
-def questions(scene, rng):
-    """[(question, answer), ...]: one for every one of TOPICS."""
-    pairs = []
-    for topic in TOPICS:
-        asked, told = question(topic, scene, rng)
-        pairs.append((in_a_hurry(asked) if rng.random() < 0.25 else asked, told))
-    return pairs
 
 
 def dialogue(scene, rng):
@@ -238,21 +249,17 @@ def dialogue(scene, rng):
     return rounds + [question(topic, scene, rng) for topic in DIALOGUE]
 
 
-# ---- Two pictures
-
-
 def pair_question(topic, scenes, rng, wordings=None):
     """(question, answer) about two scenes, one of PAIR_TOPICS; wordings: see `question`."""
-    rules = [rules_of(scene) | {"nth": (nth,)}
-             for nth, scene in zip(("first", "second"), scenes, strict=True)]
-    wordings = wordings or WORDINGS[f"ask {topic}"]
+    first, second = (rules_of(scene) | {"nth": (nth,)}
+                     for nth, scene in zip(("first", "second"), scenes, strict=True))
+    wordings = wordings or WORDINGS[topic]
     if topic == "both":
-        half = rng.choice(GRAMMAR["half"])
-        first, second = (fill(half, own, rng) for own in rules)
-        asked, told = fill(rng.choice(wordings), rules[0], rng), (
-            f"the first is {first}, the second {second}.")
+        half = rng.choice(RULES["half"])
+        told = f"the first is {fill(half, first, rng)}, the second {fill(half, second, rng)}."
+        asked = fill(rng.choice(wordings), first, rng)
     elif topic == "one":
-        own = rng.choice(rules)
+        own = rng.choice((first, second))
         asked, told = (fill(rng.choice(texts), own, rng) for texts in (wordings, own["tell one"]))
     else:
         attribute = rng.choice(tuple(VALUES))
@@ -260,26 +267,11 @@ def pair_question(topic, scenes, rng, wordings=None):
         if rng.random() < 0.15:
             value = rng.choice(VALUES[attribute])
         kind = {"kind": (kind_of(attribute, value, rng),)}
-        matching = [own for own in rules if own[attribute] == (value,)]
-        forms = ("neither of them.", "{tell which}", "both of them.")
-        own = (matching or rules)[0]
-        asked, told = (fill(text, own | kind, rng)
-                       for text in (rng.choice(wordings), forms[len(matching)]))
+        matching = [own for own in (first, second) if own[attribute] == (value,)]
+        told = ("neither of them.", "{tell which}", "both of them.")[len(matching)]
+        own = (matching or [first])[0]
+        asked, told = (fill(text, own | kind, rng) for text in (rng.choice(wordings), told))
     return sentences(asked), sentences(told)
-
-
-# ---- What pre-training tells of a picture
-
-
-def facts(scene, rng):
-    """What a picture shows, fact by fact, as words: they stand where its vectors stand later.
-
-    They are subject, place, things, setting, style, palette and, half of the time, mood: a model
-    then learns to infer it from palette and style.
-    """
-    told = [scene.subject, scene.composition, listed(scene.things or ("alone",)), scene.setting,
-            scene.style, scene.palette]
-    return [*told, scene.mood] if rng.random() < 0.5 else told
 
 
 # ---- What a text names
@@ -292,8 +284,6 @@ def mentioned(text, values):
 
 def named(text):
     """What a text names: attribute -> its one value in the text, None if none or several."""
-    attributes = {}
-    for attribute, values in VALUES.items():
-        found = mentioned(text, values)
-        attributes[attribute] = found.pop() if len(found) == 1 else None
-    return attributes
+    found = {attribute: mentioned(text, values) for attribute, values in VALUES.items()}
+    return {attribute: values.pop() if len(values) == 1 else None
+            for attribute, values in found.items()}

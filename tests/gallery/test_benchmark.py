@@ -31,7 +31,8 @@ def test_the_questions_of_the_benchmarks_are_taught():
     taught = set()
     for scene in random_scenes(60, "test", SEEN_PAIRS + UNSEEN_PAIRS):
         for _ in range(5):
-            rounds = [*words.questions(scene, rng), *words.dialogue(scene, rng)]
+            rounds = [words.question(topic, scene, rng) for topic in words.TOPICS]
+            rounds += words.dialogue(scene, rng)
             taught |= {question for question, _ in rounds}
     for question in benchmark.QUESTIONS.values():
         assert set(question if isinstance(question, list) else [question]) <= taught
