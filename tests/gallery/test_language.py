@@ -47,10 +47,8 @@ def test_each_vector_of_a_picture_in_words_tells_one_fact_above_all(tiny):
     facts = [tiny.tokenizer.encode(fact) for fact in ("cat", "far away", "birds", "land", "oil")]
     shares = []
     for seed in range(20):
-        ids, weights = language.mixture(facts, 16, random.Random(seed), np.random.default_rng(seed))
-        assert ids.tolist() == sum(facts, []) and weights.shape == (16, len(ids))
-        shares += [max(part.sum().item() for part in row.split([len(fact) for fact in facts]))
-                   for row in weights]
+        _, weights = language.mixture(facts, 16, random.Random(seed), np.random.default_rng(seed))
+        shares += [max(part.sum() for part in row.split(list(map(len, facts)))) for row in weights]
     assert sum(shares) / len(shares) > 0.7                    # of equal weights 0.2 to 0.4
 
 
