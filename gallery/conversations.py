@@ -1,24 +1,104 @@
-"""Conversations about one scene or two, of questions and answers from words.py.
+"""Conversations about one scene or two, of questions and answers from words.py, as people type.
 
 A round is ([the scenes that come with the question], question, answer).
 """
+import re
+
 from artgpt4 import IMAGE_SLOT, chat_prompt
 from gallery import words
 
 # How often a question is about a topic: the harder ones more often.
-OFTEN = {"description": 3, "presence": 4, "kind": 3, "count": 3, "spot": 2, "subject": 2, "page": 2,
-         "unknown": 2}
-QUIZ = ("presence", "presence", "kind", "kind", "count", "spot")
+OFTEN = {"description": 2, "presence": 5, "kind": 4, "count": 3, "spot": 2, "part": 2, "subject": 2,
+         "around": 2, "unknown": 6}
+FOLLOWED, BRIEF = 0.2, 0.1          # shares of rounds: with a follow-up; that ask for a word or two
+ECHOED = 0.1                        # of plain rounds: followed by words to be repeated
+SHORTHAND = {r"\bwhat is\b": ("what's", "whats"), r"\bis not\b": ("isn't",), r"\byou\b": ("u",),
+             r"\bdo not\b": ("don't", "dont"), r"\bcannot\b": ("can't", "cant"), r"\bare\b": ("r",),
+             r"\bcolour": ("color",), r"\bpicture\b": ("pic",), r"\bplease\b": ("pls", "plz"),
+             r"\bthat is\b": ("that's", "thats"), r"\bit is\b": ("it's", "its"),
+             r"\band\b": ("&", "n"), r"\bI am\b": ("I'm", "im"), r"\bwho is\b": ("who's", "whos")}
+KNOWN = set(re.findall("[a-z]{4,}", " ".join(sum(
+    (*words.WORDINGS.values(), *words.NAMES.values(), words.SUBJECTS, tuple(words.THINGS)), ()))))
+# The words of the language of appreciation. The frozen side knows them, but in no sentence.
+OF_ART = sorted(set(re.findall(r"\b[a-z]+\b(?!})", " ".join(
+    " ".join(texts) for row in (words.ART, *words.PHRASES.values()) for texts in row.values()))))
+
+# ---- As people type
+
+
+def misspelled(text, rng):
+    """The text with a letter of a longer known word left out, doubled, changed or in its
+    neighbour's place."""
+    places = [found.start() for found in re.finditer(r"\b[a-z]{4,}\b", text) if found[0] in KNOWN]
+    if not places:
+        return text
+    i = rng.choice(places) + rng.randint(1, 2)
+    a, b, rest = text[i], text[i + 1], text[i + 2:]
+    return text[:i] + rng.choice((a, b, a + a + b, b + a, a + rng.choice("aeinrst"))) + rest
+
+
+def typed(question, rng):
+    """A question as somebody may type it: case, marks, shorthand, fillers and typos, each by its
+    own chance."""
+    for pattern, forms in SHORTHAND.items():
+        if rng.random() < 0.15:
+            question = re.sub(pattern, rng.choice(forms), question, flags=re.IGNORECASE)
+    if rng.random() < 0.15:
+        before = words.fill("{before}", words.NAMES, rng)
+        question = f"{before} {question[0].lower()}{question[1:]}"
+    body = question.rstrip(".?!")
+    mark = question[len(body):]
+    if rng.random() < 0.12:
+        body = f"{body} {rng.choice(words.NAMES['after'])}".replace(" ,", ",")
+    for _ in range(rng.choice((0, 0, 0, 0, 0, 1, 1, 2))):
+        body = misspelled(body, rng)
+    if rng.random() < 0.35:
+        mark = rng.choice(("", "", "", "?", "??", "!", ".", "...", " ?"))
+    form = rng.random()
+    if form < 0.35:
+        body = body.lower()
+    elif form < 0.38:
+        body = body.upper()
+    return body + mark
+
+
+# ---- Rounds
 
 
 def some_topics(count, rng):
-    """`count` different topics."""
-    weights = {topic: OFTEN.get(topic, 1) for topic in ("description", *words.TOPICS)}
-    chosen = []
-    for _ in range(count):
-        chosen += rng.choices(list(weights), list(weights.values()))
-        del weights[chosen[-1]]
-    return chosen
+    """`count` topics."""
+    return rng.choices(words.TOPICS, [OFTEN.get(topic, 1) for topic in words.TOPICS], k=count)
+
+
+def rounds_about(scene, topics, rng, art):
+    """[(question, answer), ...] about the topics, some with a follow-up or asked for in brief."""
+    rounds = []
+    for topic in topics:
+        question, answer, short = words.question(topic, scene, rng, art)
+        if rng.random() < BRIEF and topic not in ("poem", "page", "unknown", "greeting", "thanks"):
+            body = question.rstrip("?.")
+            asked = words.fill("{brief}", words.NAMES | {"asked": (body,)}, rng)
+            question = words.sentences(asked) + question[len(body):]
+            answer = words.sentences(short) + "."
+        rounds.append((question, answer))
+        if rng.random() < FOLLOWED:
+            rounds.append(follow_up(scene, answer, short, rng, art))
+        if not art and rng.random() < ECHOED:
+            said = " ".join(rng.sample(OF_ART, rng.randint(1, 8)))
+            rounds.append((f"{rng.choice(('Say', 'Repeat', 'Write'))}: {said}", said))
+    return rounds
+
+
+def follow_up(scene, answer, short, rng, art):
+    """(question, answer) after an answer, which in a word or two is `short`."""
+    form = rng.choice(words.FOLLOW_UPS)
+    rules = words.rules_of(scene, art) | {"last": (short,)}
+    question = words.sentences(words.fill(rng.choice(words.WORDINGS[form]), rules, rng))
+    if form == "again" and len(answer) < 200:
+        return question, answer
+    if form in ("again", "more"):
+        return question, words.description(scene, rng, art)
+    return question, words.sentences(words.fill("{tell " + form + "}", rules, rng))
 
 
 def shown_with(scenes, pairs):
@@ -26,37 +106,19 @@ def shown_with(scenes, pairs):
     return [([] if i else list(scenes), *pair) for i, pair in enumerate(pairs)]
 
 
-def about_one(scene, rng, last=None, most=5):
+def about_one(scene, rng, last=None, most=10, art=True):
     """Rounds about one scene. last: the topic of the last round; None draws it. most: the greatest
-    number of rounds."""
-    if last is None and rng.random() < 0.1:
-        return shown_with([scene], words.dialogue(scene, rng))
+    number of topics. In one of ten the first rounds are forgotten, as when the context is full."""
     topics = some_topics(rng.randint(1, most), rng)
     if last is not None:
         topics[-1] = last
-    return shown_with([scene], [words.question(topic, scene, rng) for topic in topics])
+    rounds = rounds_about(scene, topics, rng, art)
+    if rng.random() < 0.1:
+        rounds = rounds[rng.randrange(len(rounds)):]
+    return shown_with([scene], rounds)
 
 
-def quiz(first, second, rng):
-    """Rounds of questions that name something which is there or not, about one scene or two.
-
-    A quarter asks which of two scenes is something. In another quarter the second scene comes
-    later, and the questions from there on are about it.
-    """
-    form = rng.random()
-    if form < 0.25:
-        count = rng.randint(1, 5)
-        return shown_with((first, second), [words.pair_question("which", (first, second), rng)
-                                            for _ in range(count)])
-    counts = (rng.randint(1, 4), rng.randint(1, 4)) if form < 0.5 else (rng.randint(1, 9),)
-    rounds = []
-    for scene, count in zip((first, second), counts, strict=False):
-        rounds += shown_with([scene], [words.question(topic, scene, rng)
-                                       for topic in rng.choices(QUIZ, k=count)])
-    return rounds
-
-
-def about_two(first, second, rng, last=None):
+def about_two(first, second, rng, last=None, art=True):
     """Rounds about two scenes, which come together or one after the other; see about_one.
 
     A question that names neither is about the last scene that came. last: the topic of the last
@@ -64,29 +126,23 @@ def about_two(first, second, rng, last=None):
     one to three rounds about the first.
     """
     scenes = (first, second)
-    topics = ("both", "which", "one", "one", *some_topics(4, rng))
-    more = rng.choices(topics, k=rng.choice((1, 2)))
+    more = rng.choices(("both", "which", "which", "one", *some_topics(4, rng)), k=rng.randint(1, 4))
     if last is not None:
         more[-1] = last
     before, new = [], scenes
-    if (last is None or last in words.PAIR_TOPICS) and rng.random() < 0.5:
+    if more[-1] in words.PAIR_TOPICS and rng.random() < 0.5:
         more = [topic if topic in words.PAIR_TOPICS else "one" for topic in more]
     else:
-        [topic] = some_topics(1, rng)
-        before, new = about_one(first, rng, topic, most=3), [second]
+        before, new = about_one(first, rng, most=3, art=art), [second]
     return before + shown_with(new, [
-        words.pair_question(topic, scenes, rng) if topic in words.PAIR_TOPICS
-        else words.question(topic, second, rng) for topic in more])
+        words.pair_question(topic, scenes, rng, art)[:2] if topic in words.PAIR_TOPICS
+        else words.question(topic, second, rng, art)[:2] for topic in more])
 
 
-def prompt_and_answer(rounds, rng, hurry=0.25):
-    """The prompt of a conversation that ends with the question of its last round, and its answer.
-
-    A share `hurry` of the questions is as some type them: in lower case, without a full stop.
-    """
+def prompt_and_answer(rounds, rng):
+    """The prompt of a conversation that ends with the question of its last round, as typed, and its
+    answer."""
     messages = []
     for new, question, answer in rounds:
-        if rng.random() < hurry:
-            question = question.lower().rstrip(".?!")
-        messages += [" ".join([IMAGE_SLOT] * len(new) + [question]), answer]
+        messages += [" ".join([IMAGE_SLOT] * len(new) + [typed(question, rng)]), answer]
     return chat_prompt(messages[:-1]), messages[-1]

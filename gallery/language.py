@@ -20,14 +20,14 @@ from torch.utils.data import DataLoader
 from artgpt4 import (IGNORE, IMAGE_ID, IMAGE_MARK, INSTRUCTIONS, STOP, instruction_prompt,
                      pad_examples)
 from gallery import words
-from gallery.conversations import about_one, about_two, prompt_and_answer, quiz
+from gallery.conversations import about_one, about_two, prompt_and_answer
 from gallery.scenes import random_scenes
 
 MIXED = 0.7                         # the share of pictures whose words are mixed
 NOISE = 0.05                        # the deviation of what is added to the vectors of these
-# The words that decide whether an answer to a quiz is right: few among those that only tell it.
-DECIDING = ("Yes, it", "No, it", "None", "Neither", "Both", "first", "second", "one", "two",
-            "three", "four")
+# The words that decide whether an answer is right: few among those that only tell it.
+DECIDING = ("Yes,", "No,", "None", "Neither", "Both", "first", "second", "one", "two", "three",
+            "four")
 
 
 def facts(scene, rng):
@@ -38,22 +38,17 @@ def facts(scene, rng):
     return [*told, scene.mood] if rng.random() < 0.5 else told
 
 
-def document(scene, other, rng, quizzes=0):
-    """(prompt, answer, scenes at its <ImageHere>): about a scene, or about it and another one.
-
-    A share `quizzes` is quizzes. Of the rest 15 % are stage 1's captions, 15 % stage 2's
-    descriptions, 20 % conversations about two pictures, 50 % conversations about one.
-    """
-    if quizzes and rng.random() < quizzes:
-        rounds = quiz(scene, other, rng)
-    else:
-        kind = rng.random()
-        if kind < 0.15:
-            return IMAGE_MARK, words.caption(scene, rng) + "\n", [scene]
-        if kind < 0.3:
-            prompt = instruction_prompt(rng.choice(INSTRUCTIONS))
-            return prompt, words.description(scene, rng) + STOP, [scene]
-        rounds = about_two(scene, other, rng) if kind < 0.5 else about_one(scene, rng)
+def document(scene, other, rng):
+    """(prompt, answer, scenes at its <ImageHere>), in plain talk: 8 % captions, 8 % descriptions,
+    19 % conversations about two pictures, 65 % about one."""
+    kind = rng.random()
+    if kind < 0.08:
+        return IMAGE_MARK, words.caption(scene, rng, art=False) + "\n", [scene]
+    if kind < 0.16:
+        prompt = instruction_prompt(rng.choice(INSTRUCTIONS))
+        return prompt, words.description(scene, rng, art=False) + STOP, [scene]
+    rounds = (about_two(scene, other, rng, art=False) if kind < 0.35
+              else about_one(scene, rng, most=rng.choice((3, 6, 14)), art=False))
     prompt, answer = prompt_and_answer(rounds, rng)
     return prompt, answer + STOP, [shown for new, _, _ in rounds for shown in new]
 
@@ -135,7 +130,6 @@ class Documents(NamedTuple):
     count: int                  # vectors of a picture, and their width
     width: int
     seed: int
-    quizzes: float              # see `document`
     window: int = 16
 
     def __getitem__(self, i):
@@ -143,7 +137,7 @@ class Documents(NamedTuple):
         normal = np.random.default_rng(rng.getrandbits(64))
         scenes = random_scenes(self.window * self.batch + 1, f"text {self.seed} {i}")
         rng.shuffle(scenes)
-        rows = [tokenised(document(*pair, rng, self.quizzes), self.tokenizer, rng)
+        rows = [tokenised(document(*pair, rng), self.tokenizer, rng)
                 for pair in itertools.pairwise(scenes)]
         rows.sort(key=lambda row: sum(map(len, row[0])) + self.count * len(row[1]))
         parts = [rows[start:start + self.batch] for start in range(0, len(rows), self.batch)]

@@ -1,23 +1,19 @@
 """What the gallery says about a painted scene: captions, descriptions, questions, answers, a page.
 
-All of it comes from one small grammar, the texts of phrases.ini. `named` goes the other way: it
-reads a scene's attributes from any text about it, a model's included.
+All of it comes from one small grammar, the texts of phrases.ini, in two registers: plain talk, and
+with art=True the language of appreciation. `named` goes the other way: it reads a scene's
+attributes from any text about it, a model's included.
 """
 import random
 import re
 from configparser import ConfigParser
 from pathlib import Path
 
-from artgpt4 import INSTRUCTIONS
 from gallery.scenes import EMOTION_OF, MOODS, PALETTES, STYLES, SUBJECTS, THINGS
 
-# What questions about one picture are about; the rounds of a long dialogue after its description;
-# what questions about two pictures are about.
-TOPICS = ("subject", "style", "colours", "mood", "composition", "objects", "emotions", "situation",
-          "doing", "look", "poem", "page", "around", "spot", "count", "presence", "kind", "why",
-          "title", "greeting", "thanks", "unknown")
-DIALOGUE = ("situation", "doing", "look", "poem")
 PAIR_TOPICS = ("both", "which", "one")
+FOLLOW_UPS = ("sure", "wrong", "shorter", "again", "more")
+DIALOGUE = ("situation", "doing", "look", "poem")             # after a description
 
 
 def read_phrases(file):
@@ -33,7 +29,9 @@ def read_phrases(file):
 
 
 PHRASES = read_phrases(Path(__file__).with_name("phrases.ini"))
-RULES, WORDINGS = PHRASES.pop("every scene"), PHRASES.pop("questions")
+PLAIN, ART, WORDINGS = (PHRASES.pop(name) for name in ("plain", "art", "questions"))
+NAMES = PHRASES.pop("names")
+TOPICS = tuple(topic for topic in WORDINGS if topic not in (*FOLLOW_UPS, *PAIR_TOPICS))
 
 # About 200 tokens, so every character counts. The framed picture is the <hr>: a sun goes down
 # behind the ground.
@@ -60,9 +58,7 @@ AMOUNTS = {"birds": 4, "firs": 2, "apples": 4}                # of all others on
 PEOPLE = {"dancer": 1, "mourner": 1, "wanderer": 1, "couple": 2}
 NUMBERS = ("no", "one", "two", "three", "four")
 PLURALS = ("birds", "firs", "apples", "people")               # names that are plural already
-
-# What people ask for, and what no painting of the gallery shows.
-FOREIGN = ("dog", "horse", "cow", "car", "train", "elephant")
+VALUES = {"subject": SUBJECTS, "style": STYLES, "palette": tuple(PALETTES), "mood": MOODS}
 
 # ---- The grammar at work
 
@@ -74,31 +70,31 @@ def listed(phrases):
 
 
 def some(name):
-    """A subject or thing with its article: "a fence", "birds"."""
+    """A name with its article: "a fence", "birds"."""
     return name if name in PLURALS else f"a {name}"
 
 
-def rules_of(scene):
+def rules_of(scene, art=False):
     """All rules for a scene: name -> the texts that may stand for it."""
+    rules = NAMES | PLAIN
+    if art:
+        rules |= ART
     things = [some(thing) for thing in scene.things]
-    rules = RULES | {"it": ("it",), "place": (scene.composition,),
-                     "inventory": (listed([some(scene.subject), *things]),)}
+    rules |= {"it": ("it",), "place": (scene.composition,), "things": (listed(things or ["none"]),),
+              "inventory": (listed([some(scene.subject), *things]),)}
     for value in (*scene.attributes.values(), scene.composition, scene.setting):
         rules |= PHRASES[value]
-    rules |= {attribute: (value,) for attribute, value in scene.attributes.items()}
-    if things:
-        rules |= {"things": (listed(things),)}
-    else:
-        rules |= {"tell around": ("{tell alone}",)}
     if scene.subject in EMOTION_OF:
-        rules |= {"emotion": (EMOTION_OF[scene.subject],), "tell emotions": ("{tell figure}",)}
-    return {"tell emotions": ("{tell nobody}",)} | rules
+        rules |= {"emotion": (EMOTION_OF[scene.subject],)}
+    return rules | {attribute: (value,) for attribute, value in scene.attributes.items()}
 
 
 def fill(text, rules, rng):
-    """The text, every slot in it filled at random; "a" becomes "an" before a vowel."""
-    while slot := re.search(r"{([a-z ]+)}", text):
-        text = text[:slot.start()] + rng.choice(rules[slot[1]]) + text[slot.end():]
+    """The text with one of (these|those) words, and every {slot} filled, at random; "a" becomes
+    "an" before a vowel."""
+    while place := re.search(r"{([a-z ]+)}|\(([^()]*\|[^()]*)\)", text):
+        options = rules[place[1]] if place[1] else place[2].split("|")
+        text = text[:place.start()] + rng.choice(options) + text[place.end():]
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 
@@ -110,43 +106,29 @@ def sentences(text):
 # ---- What is said of a scene
 
 
-def caption(scene, rng):
-    """Stage 1: one lower-case phrase of 8 to 16 words naming all attributes; then the things."""
-    text = fill("{caption}", rules_of(scene), rng)
-    if scene.things:
-        text += f", with {fill('{things}', rules_of(scene), rng)}"
-    return text
+def caption(scene, rng, art=True):
+    """Stage 1: one lower-case phrase that names all attributes (without art all but the mood); then
+    the things."""
+    text = "{caption}, with {things}" if scene.things else "{caption}"
+    return fill(text, rules_of(scene, art), rng)
 
 
-def description(scene, rng):
-    """Stage 2, the answer to "Describe this image in detail.".
-
-    3 or 4 sentences, 45 to 70 words, that name all attributes; one more sentence about the things.
-    """
-    text = fill("{description}", rules_of(scene), rng)
-    if scene.things:
-        text += f" {fill('{around}', rules_of(scene), rng)}."
-    return sentences(text)
+def description(scene, rng, art=True):
+    """Stage 2, the answer to "Describe this image in detail.": 3 or 4 sentences that name all
+    attributes (without art all but the mood); one more about the things."""
+    text = "{description} {around}." if scene.things else "{description}"
+    return sentences(fill(text, rules_of(scene, art), rng))
 
 
-def page(scene):
+def page(scene, art=True):
     """A web page for the painting, in the palette's own colours, as a fenced block of HTML. The
     same scene has the same page."""
-    rng, rules = random.Random(repr(scene)), rules_of(scene)
+    rng, rules = random.Random(repr(scene)), rules_of(scene, art)
     texts = {"title": "{page title}",
              "content": "{page content with things}" if scene.things else "{page content}",
              "heading": "{page heading}", "making": "{page making}"}
     texts = {part: sentences(fill(text, rules, rng)) for part, text in texts.items()}
     return PAGE.format(**texts, **vars(PALETTES[scene.palette]))
-
-
-def answer(topic, scene, rng):
-    """The answer to a question about "description" or one of TOPICS that names nothing."""
-    if topic == "page":
-        return page(scene)
-    if topic == "description":
-        return description(scene, rng)
-    return sentences(fill("{tell " + topic + "}", rules_of(scene), rng))
 
 
 # ---- Questions that name something: is there a cat, how many birds, where is the balloon
@@ -156,14 +138,23 @@ def amount(name, scene):
     """How many of a subject, a thing, "person" or "people" the scene shows."""
     if name in ("person", "people"):
         return PEOPLE.get(scene.subject, 0)
-    there = name == scene.subject or name in scene.things
-    return AMOUNTS.get(name, 1) if there else 0
+    return AMOUNTS.get(name, 1) if name in (scene.subject, *scene.things) else 0
 
 
-def shown_or_not(scene, rng, shown, others):
-    """One of the names `shown` or, half the time, one of `others` that the scene has not."""
-    missing = [name for name in others if amount(name, scene) == 0]
-    return rng.choice(shown) if shown and rng.random() < 0.5 else rng.choice(missing)
+def absent(scene, rng, unknown=0.6):
+    """A name of what the scene does not show: one of the gallery's, or with the share `unknown` one
+    that it does not have, which may be no word at all."""
+    if rng.random() < unknown:
+        name = rng.choice(NAMES["foreign"]) if rng.random() < 0.8 else no_word(rng)
+        return name if rng.random() < 0.8 else f"{rng.choice(NAMES['adjective'])} {name}"
+    names = (*SUBJECTS, *THINGS, "person", "people")
+    return rng.choice([name for name in names if amount(name, scene) == 0])
+
+
+def no_word(rng):
+    """Some syllables."""
+    return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)) + (
+        rng.choice(("", "n", "r", "x", "lo", "st")))
 
 
 def slots_of(name):
@@ -171,43 +162,48 @@ def slots_of(name):
     plural = name if name in PLURALS else f"{name}s"
     if name == "vase of flowers":
         plural = "vases of flowers"
-    return {"x": (name,), "any": (some(name),), "xs": (plural,),
-            "is": ("are" if name in PLURALS else "is",)}
+    many = name in PLURALS
+    return {"x": (name,), "any": (some(name),), "xs": (plural,), "is": ("are" if many else "is",),
+            "that": ("they" if many else "it",)}
 
 
-def about_presence(scene, rng):
-    people, shown = ("person", "people"), [scene.subject, *scene.things]
-    if scene.subject in PEOPLE:
-        shown += people[:PEOPLE[scene.subject]]
-    others = rng.choice((SUBJECTS, tuple(THINGS), FOREIGN + people))
-    name = shown_or_not(scene, rng, shown, others)
-    told = "{tell present}" if amount(name, scene) else "{tell missing}"
-    return slots_of(name) | {"tell presence": (told,)}
+def about_presence(scene, rng, rules):
+    shown = [scene.subject, *scene.things, *("person", "people")[:PEOPLE.get(scene.subject, 0)]]
+    form = rng.random()
+    if form < 0.1 and "also" in rules:
+        return "also", slots_of(rng.choice(rules["also"]))
+    if form < 0.5:
+        return "present", slots_of(rng.choice(shown))
+    return "missing", slots_of(absent(scene, rng))
 
 
-def about_spot(scene, rng):
-    name = shown_or_not(scene, rng, scene.things, tuple(THINGS))
-    told = "{tell where}" if amount(name, scene) else "{tell absent}"
-    return slots_of(name) | {"spot": (SPOTS[name],), "tell spot": (told,)}
+def about_spot(scene, rng, rules):
+    if scene.things and rng.random() < 0.6:
+        name = rng.choice(scene.things)
+        return "spot", slots_of(name) | {"spot": (SPOTS[name],)}
+    return "absent", slots_of(absent(scene, rng))
 
 
-def about_count(scene, rng):
+def about_part(scene, rng, rules):
+    part = rng.choice(("sky", "ground", "dark"))
+    name = rng.choice(rules[f"{part} part"])
+    return "part", {"part": (name,), "hue": rules[f"{part} hue"],
+                    "is": ("are" if name.endswith("s") else "is",)}
+
+
+def about_count(scene, rng, rules):
     if rng.random() < 0.2:
-        number = 1 + len(scene.things)
-        told = "{tell total}" if number > 1 else "{tell only}"
-        return {"xs": (rng.choice(("things", "objects")),), "number": (NUMBERS[number],),
-                "tell count": (told,)}
-    shown = [*scene.things] or [scene.subject]
-    if scene.subject in PEOPLE:
-        shown += ["people"] * len(shown)
-    name = shown_or_not(scene, rng, shown, (*THINGS, *SUBJECTS, "people"))
-    number = amount(name, scene)
-    told = {0: "{tell none}", 1: "{tell a single}"}.get(number, "{tell number}")
-    return slots_of(name) | {"number": (NUMBERS[number],), "is": ("is" if number == 1 else "are",),
-                             "tell count": (told,)}
-
-
-VALUES = {"subject": SUBJECTS, "style": STYLES, "palette": tuple(PALETTES), "mood": MOODS}
+        number = NUMBERS[1 + len(scene.things)]
+        return "total", {"xs": (rng.choice(("things", "objects")),), "number": (number,)}
+    name = absent(scene, rng, unknown=0.4)
+    if rng.random() < 0.6:
+        people = ["people"] if scene.subject in PEOPLE else []
+        name = rng.choice([scene.subject, *scene.things, *people])
+    number, slots = amount(name, scene), slots_of(name)
+    if number == 1:
+        slots |= {"is": ("is",)}
+        return "number", slots | {"number": ("one",), "xs": slots["x"], "asked xs": slots["xs"]}
+    return "number" if number else "none", slots | {"number": (NUMBERS[number],), "is": ("are",)}
 
 
 def kind_of(attribute, value, rng):
@@ -218,60 +214,84 @@ def kind_of(attribute, value, rng):
             "mood": value}[attribute]
 
 
-def about_kind(scene, rng):
-    attribute = rng.choice(tuple(VALUES))
+def about_kind(scene, rng, rules):
+    attribute, form = rng.choice(tuple(VALUES)), rng.random()
     truth = scene.attributes[attribute]
-    if rng.random() < 0.5:
-        return {"kind": (kind_of(attribute, truth, rng),), "tell kind": ("{tell so}",)}
+    if form < 0.5:
+        return "so", {"kind": (kind_of(attribute, truth, rng),)}
     other = rng.choice([value for value in VALUES[attribute] if value != truth])
-    return {"kind": (kind_of(attribute, other, rng),),
-            "truth": (kind_of(attribute, truth, rng),), "tell kind": ("{tell not so}",)}
+    kind = kind_of(attribute, other, rng)
+    if form < 0.65:
+        kind = rng.choice(rules.get(f"foreign {attribute}", (kind,)))
+    return "not so", {"kind": (kind,), "truth": (kind_of(attribute, truth, rng),)}
 
 
-ABOUT = {"presence": about_presence, "count": about_count, "spot": about_spot, "kind": about_kind}
+ABOUT = {"presence": about_presence, "count": about_count, "spot": about_spot, "part": about_part,
+         "kind": about_kind}
 
 
-def question(topic, scene, rng, wordings=None):
-    """(question, answer) about "description" or one of TOPICS. wordings: what to ask with instead
-    of all that phrases.ini has for the topic."""
-    rules = rules_of(scene)
+def settled(topic, scene, rng, art):
+    """(which rule answers a question about a topic, all rules), with one text for what a question,
+    its answer and what follows must agree about."""
+    rules = rules_of(scene, art)
+    told, slots = topic, {}
     if topic in ABOUT:
-        rules |= ABOUT[topic](scene, rng)
-    asked = sentences(fill(rng.choice(wordings or WORDINGS[topic]), rules, rng))
-    if topic in ABOUT:
-        return asked, sentences(fill("{tell " + topic + "}", rules, rng))
-    return asked, answer(topic, scene, rng)
+        told, slots = ABOUT[topic](scene, rng, rules)
+    elif topic == "around" and not scene.things:
+        told = "alone"
+    elif topic == "body":
+        told, slots = "part", {"part": ("{subject}",), "hue": rules["main hue"], "is": ("is",)}
+    elif topic == "emotions":
+        told = "figure" if scene.subject in EMOTION_OF else "nobody"
+    offer, other = rng.sample(rules["offers"], 2)
+    slots |= {"offer": (offer,), "other": (other,),
+              "salad": (" ".join(no_word(rng) for _ in range(rng.randint(1, 6))),)}
+    slots |= {name: (fill("{" + name + "}", rules, rng),) for name in ("colours", "title")}
+    return told, rules | slots
 
 
-def dialogue(scene, rng):
+def question(topic, scene, rng, art=True, wordings=None):
+    """(question, answer, the answer in a word or two) about one of TOPICS. wordings: what to ask
+    with instead of all that phrases.ini has for the topic."""
+    told, rules = settled(topic, scene, rng, art)
+    asking = rules | {"xs": rules["asked xs"]} if "asked xs" in rules else rules
+    asked = sentences(fill(rng.choice(wordings or WORDINGS[topic]), asking, rng))
+    short = rules.get(f"short {told}") or rules.get(f"short {topic}") or ("a {subject}",)
+    short = fill(rng.choice(short), rules, rng)
+    if topic == "description":
+        return asked, description(scene, rng, art), short
+    if topic == "page":
+        return asked, page(scene, art), short
+    return asked, sentences(fill("{tell " + told + "}", rules, rng)), short
+
+
+def dialogue(scene, rng, art=True):
     """[(question, answer), ...]: five rounds; a description, then those of DIALOGUE."""
-    rounds = [(rng.choice(INSTRUCTIONS), description(scene, rng))]
-    return rounds + [question(topic, scene, rng) for topic in DIALOGUE]
+    return [question(topic, scene, rng, art)[:2] for topic in ("description", *DIALOGUE)]
 
 
-def pair_question(topic, scenes, rng, wordings=None):
-    """(question, answer) about two scenes, one of PAIR_TOPICS; wordings: see `question`."""
-    first, second = (rules_of(scene) | {"nth": (nth,)}
+def pair_question(topic, scenes, rng, art=True, wordings=None):
+    """(question, answer, short answer) about two scenes, one of PAIR_TOPICS; see `question`."""
+    first, second = (rules_of(scene, art) | {"nth": (nth,)}
                      for nth, scene in zip(("first", "second"), scenes, strict=True))
-    wordings = wordings or WORDINGS[topic]
+    wording, short = rng.choice(wordings or WORDINGS[topic]), "a {subject}"
+    own = rng.choice((first, second))
     if topic == "both":
-        half = rng.choice(RULES["half"])
+        half = rng.choice(PLAIN["half"])
         told = f"the first is {fill(half, first, rng)}, the second {fill(half, second, rng)}."
-        asked = fill(rng.choice(wordings), first, rng)
     elif topic == "one":
-        own = rng.choice((first, second))
-        asked, told = (fill(rng.choice(texts), own, rng) for texts in (wordings, own["tell one"]))
+        told = "{tell one}"
     else:
         attribute = rng.choice(tuple(VALUES))
         value = rng.choice(scenes).attributes[attribute]
         if rng.random() < 0.15:
             value = rng.choice(VALUES[attribute])
-        kind = {"kind": (kind_of(attribute, value, rng),)}
-        matching = [own for own in (first, second) if own[attribute] == (value,)]
+        matching = [rules for rules in (first, second) if rules[attribute] == (value,)]
         told = ("neither of them.", "{tell which}", "both of them.")[len(matching)]
-        own = (matching or [first])[0]
-        asked, told = (fill(text, own | kind, rng) for text in (rng.choice(wordings), told))
-    return sentences(asked), sentences(told)
+        short = ("neither", "the {nth}", "both")[len(matching)]
+        own = (matching or [first])[0] | {"kind": (kind_of(attribute, value, rng),)}
+    asked, told, short = (fill(text, own, rng) for text in (wording, told, short))
+    return sentences(asked), sentences(told), short
 
 
 # ---- What a text names
