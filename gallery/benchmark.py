@@ -21,14 +21,18 @@ from common.files import written_beside
 from gallery.painting import paint
 from gallery.scenes import (EMOTION_OF, FIGURES, MOODS, PALETTES, SEEN_PAIRS, STYLES, SUBJECTS,
                             THINGS, UNSEEN_PAIRS, Scene, random_scenes)
-from gallery.words import DIALOGUE, PHRASES, WORDINGS, mentioned, named
+from gallery.words import PHRASES, mentioned, named
 
 QUESTIONS = {
     "IDC": INSTRUCTIONS[0],
-    "ISAC": WORDINGS["emotions"][0],
-    "ICRC": WORDINGS["objects"][0],
-    "MDIUC": [INSTRUCTIONS[0], *(WORDINGS[topic][0] for topic in DIALOGUE)],
-    "PAGES": WORDINGS["page"][0]}
+    "ISAC": "Analyze the emotions expressed by the individuals in the images as well as the "
+            "emotions felt by the viewer observing them.",
+    "ICRC": "Which objects and scenes do you recognise in this image?",
+    "MDIUC": [INSTRUCTIONS[0], "What kind of situation do you think it is in?",
+              "Can you tell me what it is doing or preparing to do?",
+              "Which colours does it have, and how was it painted?",
+              "Write a short poem about it."],
+    "PAGES": "Write a web page for this painting."}
 SHAPE = {"IDC": 10, "ISAC": 10, "ICRC": 5, "MDIUC": 2}        # items of the paper's benchmarks
 
 # ---- The folder

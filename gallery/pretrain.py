@@ -41,7 +41,7 @@ TINY = Config(
     llama_layers=4, llama_heads=4, llama_kv_heads=4, llama_mlp_width=512, context=1024,
     vocab_size=1248, adapter_width=48)
 VISION = ("vit.", "ln_vision.", "qformer.")
-QUIZZES, DECIDING_WEIGHT = 0.5, 8   # of documents that are quizzes; of the words that decide them
+DECIDING_WEIGHT = 4                 # of the words that decide an answer: see language.py
 
 
 def initialise(module):
@@ -126,7 +126,7 @@ def pretrain_side(side, tokenizer, args):
         parts = ("llama.",)
         initialise(model.llama)
         documents = Documents(tokenizer, args.language_batch, TINY.queries, TINY.llama_width,
-                              args.seed, QUIZZES)
+                              args.seed)
         objective = language_objective(model.to(args.device), documents.batches(args.workers),
                                        DECIDING_WEIGHT)
         train(objective, args.language_steps, 2e-3, side)

@@ -13,7 +13,6 @@ from gallery.scenes import EMOTION_OF, MOODS, PALETTES, STYLES, SUBJECTS, THINGS
 
 PAIR_TOPICS = ("both", "which", "one")
 FOLLOW_UPS = ("sure", "wrong", "shorter", "again", "more")
-DIALOGUE = ("situation", "doing", "look", "poem")             # after a description
 
 
 def read_phrases(file):
@@ -185,9 +184,9 @@ def about_spot(scene, rng, rules):
 
 
 def about_part(scene, rng, rules):
-    part = rng.choice(("sky", "ground", "dark"))
+    part, hue = rng.choice((("sky", 0), ("ground", 1), ("dark", 3)))
     name = rng.choice(rules[f"{part} part"])
-    return "part", {"part": (name,), "hue": rules[f"{part} hue"],
+    return "part", {"part": (name,), "hue": (rules["hues"][hue],),
                     "is": ("are" if name.endswith("s") else "is",)}
 
 
@@ -230,32 +229,35 @@ ABOUT = {"presence": about_presence, "count": about_count, "spot": about_spot, "
          "kind": about_kind}
 
 
-def settled(topic, scene, rng, art):
-    """(which rule answers a question about a topic, all rules), with one text for what a question,
-    its answer and what follows must agree about."""
-    rules = rules_of(scene, art)
-    told, slots = topic, {}
+def asked_about(topic, scene, rng, rules):
+    """What a question about a topic asks for -> (the rule that answers it, rules for its slots)."""
     if topic in ABOUT:
-        told, slots = ABOUT[topic](scene, rng, rules)
-    elif topic == "around" and not scene.things:
-        told = "alone"
-    elif topic == "body":
-        told, slots = "part", {"part": ("{subject}",), "hue": rules["main hue"], "is": ("is",)}
-    elif topic == "emotions":
-        told = "figure" if scene.subject in EMOTION_OF else "nobody"
-    offer, other = rng.sample(rules["offers"], 2)
-    slots |= {"offer": (offer,), "other": (other,),
-              "salad": (" ".join(no_word(rng) for _ in range(rng.randint(1, 6))),)}
-    slots |= {name: (fill("{" + name + "}", rules, rng),) for name in ("colours", "title")}
-    return told, rules | slots
+        return ABOUT[topic](scene, rng, rules)
+    if topic == "around" and not scene.things:
+        return "alone", {}
+    if topic == "body":
+        return "part", {"part": ("{subject}",), "hue": (rules["hues"][2],), "is": ("is",)}
+    if topic == "emotions":
+        return ("figure" if scene.subject in EMOTION_OF else "nobody"), {}
+    if topic == "unknown":
+        return topic, {"salad": (" ".join(no_word(rng) for _ in range(rng.randint(1, 6))),)}
+    return topic, {}
 
 
-def question(topic, scene, rng, art=True, wordings=None):
-    """(question, answer, the answer in a word or two) about one of TOPICS. wordings: what to ask
-    with instead of all that phrases.ini has for the topic."""
-    told, rules = settled(topic, scene, rng, art)
-    asking = rules | {"xs": rules["asked xs"]} if "asked xs" in rules else rules
-    asked = sentences(fill(rng.choice(wordings or WORDINGS[topic]), asking, rng))
+def ask(wordings, rules, rng):
+    """A question from one of the wordings."""
+    rules = rules | {"xs": rules.get("asked xs", rules.get("xs"))}
+    return sentences(fill(rng.choice(wordings), rules, rng))
+
+
+def question(topic, scene, rng, art=True):
+    """(question, answer, the answer in a word or two) about one of TOPICS."""
+    rules = rules_of(scene, art)
+    told, slots = asked_about(topic, scene, rng, rules)
+    rules |= slots | {name: (fill("{" + name + "}", rules, rng),) for name in ("colours", "title")}
+    rules |= {name: (offer,) for name, offer in zip(("offer", "other"),
+                                                    rng.sample(rules["offers"], 2), strict=True)}
+    asked = ask(WORDINGS[topic], rules, rng)
     short = rules.get(f"short {told}") or rules.get(f"short {topic}") or ("a {subject}",)
     short = fill(rng.choice(short), rules, rng)
     if topic == "description":
@@ -265,33 +267,32 @@ def question(topic, scene, rng, art=True, wordings=None):
     return asked, sentences(fill("{tell " + told + "}", rules, rng)), short
 
 
-def dialogue(scene, rng, art=True):
-    """[(question, answer), ...]: five rounds; a description, then those of DIALOGUE."""
-    return [question(topic, scene, rng, art)[:2] for topic in ("description", *DIALOGUE)]
-
-
-def pair_question(topic, scenes, rng, art=True, wordings=None):
-    """(question, answer, short answer) about two scenes, one of PAIR_TOPICS; see `question`."""
+def pair_asked_about(topic, scenes, rng, art=True):
+    """What a question about two scenes, one of PAIR_TOPICS, asks for -> (the answer, the same in a
+    word or two, the rules for both)."""
     first, second = (rules_of(scene, art) | {"nth": (nth,)}
                      for nth, scene in zip(("first", "second"), scenes, strict=True))
-    wording, short = rng.choice(wordings or WORDINGS[topic]), "a {subject}"
-    own = rng.choice((first, second))
     if topic == "both":
         half = rng.choice(PLAIN["half"])
         told = f"the first is {fill(half, first, rng)}, the second {fill(half, second, rng)}."
-    elif topic == "one":
-        told = "{tell one}"
-    else:
-        attribute = rng.choice(tuple(VALUES))
-        value = rng.choice(scenes).attributes[attribute]
-        if rng.random() < 0.15:
-            value = rng.choice(VALUES[attribute])
-        matching = [rules for rules in (first, second) if rules[attribute] == (value,)]
-        told = ("neither of them.", "{tell which}", "both of them.")[len(matching)]
-        short = ("neither", "the {nth}", "both")[len(matching)]
-        own = (matching or [first])[0] | {"kind": (kind_of(attribute, value, rng),)}
-    asked, told, short = (fill(text, own, rng) for text in (wording, told, short))
-    return sentences(asked), sentences(told), short
+        return told, "a {subject}", first
+    if topic == "one":
+        return "{tell one}", "a {subject}", rng.choice((first, second))
+    attribute = rng.choice(tuple(VALUES))
+    value = rng.choice(scenes).attributes[attribute]
+    if rng.random() < 0.15:
+        value = rng.choice(VALUES[attribute])
+    matching = [rules for rules in (first, second) if rules[attribute] == (value,)]
+    told = ("neither of them.", "{tell which}", "both of them.")[len(matching)]
+    short = ("neither", "the {nth}", "both")[len(matching)]
+    return told, short, (matching or [first])[0] | {"kind": (kind_of(attribute, value, rng),)}
+
+
+def pair_question(topic, scenes, rng, art=True):
+    """(question, answer, short answer) about two scenes, one of PAIR_TOPICS; see `question`."""
+    told, short, rules = pair_asked_about(topic, scenes, rng, art)
+    asked = ask(WORDINGS[topic], rules, rng)
+    return asked, sentences(fill(told, rules, rng)), fill(short, rules, rng)
 
 
 # ---- What a text names

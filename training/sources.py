@@ -139,7 +139,7 @@ class Gallery(Source):
         else:
             if kind < 0.67:
                 topic = batch_rng.choice(("presence", "kind"))
-            rounds, shown = about_one(scene, rng, topic, most=2), [i]
+            rounds, shown = about_one(scene, rng, topic, most=batch_rng.choice((1, 3, 8))), [i]
         return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)
 
 

@@ -11,7 +11,7 @@ from gallery.scenes import random_scenes
 
 
 def made(model):
-    return language.Documents(model.tokenizer, 2, 16, 192, seed=7, quizzes=0.3)
+    return language.Documents(model.tokenizer, 2, 16, 192, seed=7)
 
 
 def test_batches_are_the_same_for_the_same_seed_in_any_number_of_processes(tiny):
@@ -28,7 +28,7 @@ def test_batches_are_the_same_for_the_same_seed_in_any_number_of_processes(tiny)
 def test_a_document_has_its_pictures_between_its_texts():
     rng = random.Random(0)
     for pair in itertools.pairwise(random_scenes(401, "documents")):
-        prompt, answer, scenes = language.document(*pair, rng, quizzes=0.3)
+        prompt, answer, scenes = language.document(*pair, rng)
         slot = IMAGE_SLOT if prompt.startswith(SYSTEM) else IMAGE_MARK
         assert prompt.count(slot) == len(scenes) > 0 and set(scenes) <= set(pair)
         assert IMAGE_MARK not in answer and answer.endswith(("\n", "###"))
