@@ -25,9 +25,6 @@ from gallery.scenes import random_scenes
 
 MIXED = 0.7                         # the share of pictures whose words are mixed
 NOISE = 0.05                        # the deviation of what is added to the vectors of these
-# The words that decide whether an answer is right: few among those that only tell it.
-DECIDING = ("Yes,", "No,", "None", "Neither", "Both", "first", "second", "one", "two", "three",
-            "four")
 
 
 def facts(scene, rng):
@@ -83,12 +80,12 @@ def tokenised(document, tokenizer, rng):
 
 
 def answers_of(line, tokenizer):
-    """A line of ids, IGNORE for what belongs to a picture -> its targets: the text, but not the
-    questions, each from "Human:" to "Assistant:"."""
-    targets, in_question = [], False
-    for token in line:
+    """A line of ids, IGNORE for what belongs to a picture -> its targets: a caption, or what stands
+    between "Assistant:" and "Human:"."""
+    pieces = [tokenizer.id_to_piece(max(token, 0)) for token in line]
+    in_question, targets = any("Human:" in piece for piece in pieces), []
+    for token, piece in zip(line, pieces, strict=True):
         targets.append(IGNORE if in_question else token)
-        piece = tokenizer.id_to_piece(max(token, 0))
         in_question = "Human:" in piece or (in_question and "Assistant:" not in piece)
     return targets[1:]
 
@@ -175,20 +172,18 @@ class Documents(NamedTuple):
 # ---- The objective
 
 
-def language_objective(model, batches, deciding_weight):
+def language_objective(model, batches):
     """What train in pretrain.py needs: (the parameters of model.llama without its adapters,
-    loss_of_step). batches: of Documents. In the mean over the targets, DECIDING ones weigh more."""
+    loss_of_step). batches: of Documents. All targets weigh the same: when "Yes," and "No," weighed
+    more, they became the reply to whatever was not understood."""
     llama, device = model.llama, model.llama.embed.weight.device
-    token_weights = torch.ones(model.config.vocab_size, device=device)
-    token_weights[[model.tokenizer.encode(word)[0] for word in DECIDING]] = deciding_weight
 
     def loss_of_step(step):
         batch = Batch(*(tensor.to(device) for tensor in next(batches)))
         vectors = batch.weights @ llama.embed(batch.words) + batch.noise        # (N, Q, D)
         keep = batch.targets != IGNORE
-        targets = batch.targets[keep]
         logits = llama.head(llama.hidden(model.embed_ids(batch.ids, vectors))[keep])
-        return F.cross_entropy(logits, targets, weight=token_weights), ""
+        return F.cross_entropy(logits, batch.targets[keep]), ""
 
     parameters = [p for name, p in llama.named_parameters() if ".adapter." not in name]
     return parameters, loss_of_step

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from artgpt4 import ArtGPT4, Config
@@ -41,7 +42,6 @@ TINY = Config(
     llama_layers=4, llama_heads=4, llama_kv_heads=4, llama_mlp_width=512, context=1024,
     vocab_size=1248, adapter_width=48)
 VISION = ("vit.", "ln_vision.", "qformer.")
-DECIDING_WEIGHT = 4                 # of the words that decide an answer: see language.py
 
 
 def initialise(module):
@@ -127,8 +127,7 @@ def pretrain_side(side, tokenizer, args):
         initialise(model.llama)
         documents = Documents(tokenizer, args.language_batch, TINY.queries, TINY.llama_width,
                               args.seed)
-        objective = language_objective(model.to(args.device), documents.batches(args.workers),
-                                       DECIDING_WEIGHT)
+        objective = language_objective(model.to(args.device), documents.batches(args.workers))
         train(objective, args.language_steps, 2e-3, side)
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()
             if name.startswith(parts)}
@@ -139,10 +138,12 @@ def main(args):
     torch.manual_seed(args.seed)
     model = ArtGPT4(TINY, tokenizer)
     spawn = multiprocessing.get_context("spawn")
+    names = ("vision", "language")
+    if args.vision:
+        model.load_state_dict(load_file(args.vision / "vision.safetensors"), strict=False)
+        names = ("language",)
     with ProcessPoolExecutor(2, spawn, end_with_parent) as pool:
-        sides = [pool.submit(pretrain_side, side, tokenizer, args)
-                 for side in ("vision", "language")]
-        for side in sides:
+        for side in [pool.submit(pretrain_side, name, tokenizer, args) for name in names]:
             model.load_state_dict(side.result(), strict=False)
     trainable = model.trainable_names()                       # stays float32
     for name, parameter in model.named_parameters():
@@ -159,6 +160,8 @@ def command_line():
     parser = argparse.ArgumentParser(prog="python -m gallery.pretrain",
                                      description=__doc__.partition("\n")[0])
     count = number(int, 1, 10**6)
+    parser.add_argument("--vision", type=Path, metavar="FOLDER",
+                        help="a weights folder whose vision side is taken as it is")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"),
                         help="weights folder to write (default: %(default)s)")
     for flag, default, what in (

@@ -267,32 +267,25 @@ def question(topic, scene, rng, art=True):
     return asked, sentences(fill("{tell " + told + "}", rules, rng)), short
 
 
-def pair_asked_about(topic, scenes, rng, art=True):
-    """What a question about two scenes, one of PAIR_TOPICS, asks for -> (the answer, the same in a
-    word or two, the rules for both)."""
+def pair_question(topic, scenes, rng, art=True):
+    """(question, answer, short answer) about two scenes, one of PAIR_TOPICS; see `question`."""
     first, second = (rules_of(scene, art) | {"nth": (nth,)}
                      for nth, scene in zip(("first", "second"), scenes, strict=True))
+    own, told, short = rng.choice((first, second)), "{tell one}", "a {subject}"
     if topic == "both":
         half = rng.choice(PLAIN["half"])
         told = f"the first is {fill(half, first, rng)}, the second {fill(half, second, rng)}."
-        return told, "a {subject}", first
-    if topic == "one":
-        return "{tell one}", "a {subject}", rng.choice((first, second))
-    attribute = rng.choice(tuple(VALUES))
-    value = rng.choice(scenes).attributes[attribute]
-    if rng.random() < 0.15:
-        value = rng.choice(VALUES[attribute])
-    matching = [rules for rules in (first, second) if rules[attribute] == (value,)]
-    told = ("neither of them.", "{tell which}", "both of them.")[len(matching)]
-    short = ("neither", "the {nth}", "both")[len(matching)]
-    return told, short, (matching or [first])[0] | {"kind": (kind_of(attribute, value, rng),)}
-
-
-def pair_question(topic, scenes, rng, art=True):
-    """(question, answer, short answer) about two scenes, one of PAIR_TOPICS; see `question`."""
-    told, short, rules = pair_asked_about(topic, scenes, rng, art)
-    asked = ask(WORDINGS[topic], rules, rng)
-    return asked, sentences(fill(told, rules, rng)), fill(short, rules, rng)
+    elif topic == "which":
+        attribute = rng.choice(tuple(VALUES))
+        value = rng.choice(scenes).attributes[attribute]
+        if rng.random() < 0.15:
+            value = rng.choice(VALUES[attribute])
+        matching = [rules for rules in (first, second) if rules[attribute] == (value,)]
+        told = ("neither of them.", "{tell which}", "both of them.")[len(matching)]
+        short = ("neither", "the {nth}", "both")[len(matching)]
+        own = (matching or [first])[0] | {"kind": (kind_of(attribute, value, rng),)}
+    asked = ask(WORDINGS[topic], own, rng)
+    return asked, sentences(fill(told, own, rng)), fill(short, own, rng)
 
 
 # ---- What a text names
