@@ -65,8 +65,7 @@ def forms_of(told, topic, rules):
 def in_both_registers(scene, slots):
     """The rules of a scene in plain talk and in the language of appreciation."""
     for art in (False, True):
-        rules = words.rules_of(scene, art)
-        yield rules | {"offer": rules["offers"], "other": rules["offers"]} | slots
+        yield words.rules_of(scene, art) | slots
 
 
 @cache
@@ -75,7 +74,8 @@ def open_rules(scene):
     kinds = [f"a {work}" for work in words.PHRASES[scene.style]["work"]]
     kinds += [scene.mood, f"a painting of a {scene.subject}", f"in {scene.palette} colours"]
     shown = [words.some(name) for name in (scene.subject, *scene.things)]
-    return {"any": shown, "kind": kinds, "truth": kinds, "hue": words.PHRASES[scene.palette]["hues"], "is": ("is", "are")}
+    return {"any": shown, "kind": kinds, "truth": kinds, "is": ("is", "are"),
+            "hue": words.PHRASES[scene.palette]["hues"]}
 
 
 @cache
@@ -89,7 +89,7 @@ def any_rules():
     names = "|".join(re.sub("^a ", "", words.some(name)) for name in (*SUBJECTS, *THINGS))
     return rules | words.VALUES | {
         "it": ("it", "he", "she"), "place": COMPOSITIONS, "emotion": tuple(EMOTION_OF.values()),
-        "is": ("is", "are"), "offer": rules["offers"], "other": rules["offers"],
+        "is": ("is", "are"),
         "nth": ("first", "second"), "last": (), "things": (), "inventory": (), "number": (),
         "spot": tuple(words.SPOTS.values()), "names": (names,)}
 

@@ -37,7 +37,7 @@ def test_a_verdict_tells_refusals_other_topics_and_nonsense_apart():
 
     assert found("No, I see no dragon, only a tree, birds and a fence.") == "right"
     assert found("No.") == "right"
-    assert found("I do not know that. Ask me about its mood or its colours.") == "refused"
+    assert found("I do not know that. Ask me about its mood or its technique.") == "refused"
     assert found("I see a tree to the left. It stands on open land.") == "off topic"
     assert found("Yes, I see birds.") == "off topic"
     assert found("It is a woodcut.") == "false"
