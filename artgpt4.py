@@ -545,7 +545,7 @@ class ArtGPT4(nn.Module):
         state = load_file(file)
         finite = all(tensor.isfinite().all() for tensor in state.values())
         if state.keys() != set(self.trainable_names()) or not finite:
-            raise ValueError(f"{file}: not all trainable parameters of this model, alone and finite")
+            raise ValueError(f"{file}: not all trainable parameters and these alone, finite")
         return state
 
     def load_adapter(self, file):
