@@ -48,6 +48,10 @@ def open_llm(path, delta_path):
         rows = llm.shape("llama.embed.weight")[0]
         llm.config = (llm.config.get("text_config") or {}) | {"vocab_size": rows}
     sizes = llama_sizes(llm.config, llm.config_file)
+    layers = llm.count("llama.blocks.0.attn_norm.weight")
+    if layers != sizes["llama_layers"]:
+        raise ValueError(f"{llm.config_file}: num_hidden_layers is {sizes['llama_layers']}, but the "
+                         f"tensors are of {layers} blocks")
     check_frequencies(llm, sizes)
     if delta_path:
         base, before, llm = llm, sizes, open_checkpoint(delta_path, "delta")
@@ -105,7 +109,7 @@ def check_tokenizer(file, llm, rows):
     with an embedding of that many rows."""
     check_file(file)
     try:
-        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+        tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes() or b"empty")
     except (RuntimeError, ValueError):
         raise ValueError(f"{file}: {what_it_is(file) or 'no sentencepiece model'}") from None
     pieces, special = tokenizer.get_piece_size(), [tokenizer.bos_id(), tokenizer.eos_id()]
@@ -141,6 +145,8 @@ def fit_vit(vit, sizes, image_size):
         prefix = f"blocks.{sizes['vit_layers']}."
         vit.tensors = {name: stored for name, stored in vit.tensors.items()
                        if not name.startswith(prefix)}
+    if image_size is not None and image_size % sizes["patch_size"]:
+        raise ValueError(f"--image-size {image_size} is no multiple of {sizes['patch_size']}")
     if image_size is not None:
         name, = their_names(vit.kind, "vit.pos_embed")
         trained, grid = vit.tensors[name], image_size // sizes["patch_size"]
@@ -370,6 +376,11 @@ def main(arguments=None):
     run_command(command, make_parser(), arguments)
 
 
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # as Ctrl-C: nothing is left
+def run():
+    """main() as a process of its own, in which SIGTERM is as Ctrl-C: nothing is left."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main()
+
+
+if __name__ == "__main__":
+    run()

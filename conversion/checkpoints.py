@@ -138,24 +138,25 @@ def half_split(weight, head_dim):
 def joined(name, parts, head_dim):
     """The Stored of one tensor, from its part in each shard. Raises ValueError if the parts are not
     of one model."""
-    first, is_norm = parts[0], len(parts[0].shape) == 1       # which every shard holds whole
+    first, is_norm = parts[0], len(parts[0].shape) != 2       # which every shard holds whole
     is_rotated = name.endswith(("wq.weight", "wk.weight"))
+    dim = int(name.endswith(("tok_embeddings.weight", "wo.weight", "w2.weight")))
     for part in parts[1:]:
-        same = part.shape == first.shape and part.dtype == first.dtype
-        if same and (is_norm or is_rotated):
-            same = torch.equal(part.read(), first.read()) == is_norm
-        if not same:
+        fits = len(part.shape) == len(first.shape) and part.dtype == first.dtype and (
+            is_norm or part.shape[1 - dim] == first.shape[1 - dim])
+        if fits and (is_norm or is_rotated):
+            fits = torch.equal(part.read(), first.read()) == is_norm
+        if not fits:
             raise ValueError(f"{part.where}: does not belong to {first.where}: they are shards of "
                              "different models, or copies")
     if is_norm:
         return first
-    dim = int(name.endswith(("tok_embeddings.weight", "wo.weight", "w2.weight")))
 
     def read():
         weight = torch.cat([part.read() for part in parts], dim)
         return half_split(weight, head_dim) if is_rotated else weight
     shape = list(first.shape)
-    shape[dim:dim + 1] = [len(parts) * size for size in shape[dim:dim + 1]]
+    shape[dim] = sum(part.shape[dim] for part in parts)
     return Stored(first.where, tuple(shape), first.dtype, read)
 
 
@@ -174,7 +175,7 @@ def open_meta(folder):
     values["model_type"] = "llama"
 
     def rows(name):                                           # of all shards together
-        return len(shards) * shards[0][name].shape[0] if name in shards[0] else None
+        return sum(max(shard[name].shape[:1], default=0) for shard in shards if name in shard)
     if values.get("vocab_size") in (None, -1):
         values["vocab_size"] = rows("output.weight")
     values["intermediate_size"] = rows("layers.0.feed_forward.w1.weight")

@@ -251,7 +251,7 @@ def llama_sizes(values, file):
         kinds = (int, float) if isinstance(example, float) else (int,)
         if type(value) not in kinds or not low <= value <= high:
             raise ValueError(f"{file}: {key} is {json.dumps(value)}; of the 13B it is {example}")
-        sizes[ours] = value
+        sizes[ours] = type(example)(value)
     width, heads = sizes["llama_width"], sizes["llama_heads"]
     if width % (2 * heads) or heads % sizes["llama_kv_heads"]:
         raise ValueError(f"{file}: num_attention_heads is {heads}; expected heads of an even size "
