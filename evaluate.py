@@ -14,7 +14,7 @@ import itertools
 import json
 from pathlib import Path
 
-from common.command_line import number, run_command
+from common.command_line import Misuse, number, run_command
 from common.models import model_flags
 from conversation.rounds import setting
 from evaluation.answers import answer_all, named_models, read_items, written_answers
@@ -46,6 +46,8 @@ def main(args):
     elif args.judge_together:
         groups = [(item, pair) for item in items for pair in itertools.permutations(
             [column.answers[item.name] for column in columns], 2)]
+        if not groups:
+            raise Misuse("--judge-together needs two models")
     if judge:
         judge_all(judge, groups, args.repeats, args.out / "scores.jsonl")
     facts = [f"Benchmark: {args.folder}, {len(items)} items"]

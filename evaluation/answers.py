@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from common.command_line import Misuse, Progress
+from common.command_line import Misuse, Progress, printable
 from common.files import check_file, is_picture, open_image, read_json, read_text
 from common.models import TINY, load
 from conversation.rounds import SETTINGS, Conversation, plain, read_about
@@ -123,8 +123,7 @@ def read_items(folder):
             items.append(Item(benchmark, number, picture, tuple(rounds),
                               zlib.crc32(picture.read_bytes())))
     if not items:
-        raise ValueError(f"{folder}: no benchmark folder; expected are numbered pictures in "
-                         f"{', '.join(BENCHMARKS)}, such as {folder / 'IDC' / '1.jpg'}")
+        raise ValueError(f"{folder}: no numbered pictures such as {folder / 'IDC' / '1.jpg'}")
     return items
 
 
@@ -228,8 +227,9 @@ def answer_all(items, models, args, settings):
     for name, folder, adapter in models:
         made_by = version(folder, adapter), args.int8, args.vision_int8, args.dtype, settings
         flags = argparse.Namespace(**vars(args) | {"weights": folder, "adapter": adapter})
-        knows, model = read_about(folder)["knows"], None
-        columns.append(Column(name, f"answered here by {adapter or folder} ({how}). {knows}", {}))
+        path, knows = os.path.relpath(adapter or folder), printable(read_about(folder)["knows"])
+        columns.append(Column(name, f"answered here by {path} ({how}). {knows}", {}))
+        model = None
         for item in items:
             id = digest(made_by, item.name, item.questions, item.checksum)
             if id not in known:
