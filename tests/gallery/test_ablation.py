@@ -1,14 +1,40 @@
-"""gallery/ablation.py: which runs there are, that finished ones are kept, tables of raw scores."""
+"""gallery/ablation.py: what the arms train, which runs there are, tables of raw scores."""
 import json
-import shutil
 
 import pytest
+import torch
 
+from artgpt4 import IMAGE_MARK, ArtGPT4
 from common.command_line import run_command
+from common.models import TINY
 from gallery import ablation
-from gallery.arms import ARMS
 from gallery.score import ATTRIBUTES
-from tests.common.html_elements import Elements
+
+
+@pytest.mark.parametrize("arm", ablation.ARMS)
+def test_an_arm_starts_as_minigpt4_and_every_trained_parameter_moves(arm):
+    torch.manual_seed(1)
+    model = ArtGPT4.from_pretrained(TINY, dtype=torch.float32, adapter=False)
+    pixels = torch.randn(2, 3, model.config.image_size, model.config.image_size)
+    goal = sum(model.get_parameter(name).numel() for name in model.trainable_names())
+
+    def logits():
+        with torch.no_grad():
+            prompt = f"{IMAGE_MARK} a painting of"
+            return model.llama(model.embed_prompt(prompt, model.encode_image(pixels[:1])))
+    before = logits()
+    parameters = ablation.attach(model, arm)
+    torch.testing.assert_close(logits(), before, atol=1e-5, rtol=0)
+    size = sum(p.numel() for p in parameters) / goal
+    assert size < 0.3 if arm in ("projection", "norms") else abs(size - 1) < 0.02
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    start = [p.detach().clone() for p in parameters]
+    for _ in range(2):                                        # behind a zero matrix: in the second
+        optimizer.zero_grad()
+        model.loss(pixels, ["a lighthouse", "two birds"]).backward()
+        optimizer.step()
+    assert not [p.shape for p, old in zip(parameters, start, strict=True) if torch.equal(p, old)]
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
 def run_ablation(tmp_path, *flags):
@@ -16,98 +42,76 @@ def run_ablation(tmp_path, *flags):
     run_command(ablation.main, ablation.command_line(), list(map(str, arguments)))
 
 
+class InThisProcess:
+    """A ProcessPoolExecutor that starts no process."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, *args):
+        value = function(*args)
+        return type("Done", (), {"result": staticmethod(lambda: value)})
+
+
 @pytest.fixture
 def trained(monkeypatch):
     """The runs that are made; none trains. An arm is right where its best rate and seed say so."""
     made = []
 
-    def one_run(name, factor, seed, sweep, args):
-        made.append((name, round(factor, 2), seed))
-        right = "1" if (factor == 3) == (name == "mlp") else "0"
-        if name == "artgpt4" and not sweep:
-            right = "1"
+    def one_run(run, args):
+        made.append(run)
+        arm, factor, seed, sweep = run
+        right = "1" if (factor == 3) == (arm == "mlp") or (arm == "artgpt4" and not sweep) else "0"
         kinds = ["unseen pairs"] if sweep else ["unseen pairs", "seen pairs"]
         rightly = {kind: dict.fromkeys(ATTRIBUTES, f"{right}1{seed % 2}") for kind in kinds}
-        return {"arm": name, "factor": factor, "seed": seed, "sweep": sweep, "parameters": 100608,
-                "rates": [factor * 3e-3] * 2, "losses": {1: [2.0, 1.0], 2: [1.5, 0.5 + factor]},
-                "rightly": rightly}
+        return {"arm": arm, "factor": factor, "seed": seed, "sweep": sweep, "parameters": 100608,
+                "rates": [factor * 3e-3] * 2, "rightly": rightly,
+                "losses": {1: [2.0, 1.0], 2: [1.5, 0.5 + factor]}}
 
     monkeypatch.setattr(ablation, "one_run", one_run)
-    monkeypatch.setattr(ablation, "FACTORS", (1 / 3, 1, 3))
+    monkeypatch.setattr(ablation, "FACTORS", (1, 3))
+    monkeypatch.setattr(ablation, "ProcessPoolExecutor", InThisProcess)
     return made
 
 
-def test_each_arm_is_swept_then_trained_at_its_best_rate_with_every_seed(
+def test_each_arm_is_swept_then_trained_at_its_best_rate_and_finished_runs_are_kept(
         tmp_path, trained, capsys):
-    flags = ("--arms", "projection", "mlp", "--seeds", 1, 2)
+    flags = ("--arms", "artgpt4", "mlp", "--seeds", 1, 2)
     run_ablation(tmp_path, *flags)
-    sweep = [(name, factor, ablation.SWEEP_SEED)
-             for name in ("projection", "mlp") for factor in (0.33, 1, 3)]
-    assert trained[:6] == sweep
-    assert trained[6:] == [("projection", 0.33, 1), ("mlp", 3, 1), ("projection", 0.33, 2),
-                           ("mlp", 3, 2)]
+    assert trained == [
+        *((arm, factor, ablation.SWEEP_SEED, True) for arm in ("artgpt4", "mlp")
+          for factor in (1, 3)),
+        *((arm, factor, seed, False) for seed in (1, 2)
+          for arm, factor in (("artgpt4", 1), ("mlp", 3)))]
     printed = capsys.readouterr().out
     (tmp_path / "runs" / "mlp-3-2.json").unlink()
     run_ablation(tmp_path, *flags)
-    assert trained[10:] == [("mlp", 3, 2)]                    # finished runs are kept
-    assert capsys.readouterr().out == printed
+    assert trained[8:] == [("mlp", 3, 2, False)]
     run_ablation(tmp_path, "--table")
-    assert capsys.readouterr().out == printed and len(trained) == 11
-
-
-def test_tables_and_curves_are_made_from_the_raw_scores_alone(tmp_path, trained, capsys):
-    run_ablation(tmp_path, "--seeds", 1, 2, 3)
-    printed = capsys.readouterr().out
-    for name in ("ArtGPT-4", "MLP after it", "LoRA on q and v", "image positions alone"):
-        assert name in printed
-    row = [line for line in printed.splitlines() if "(MiniGPT-4)" in line][0]
-    assert "| 100,608 | 1e-03 and 1e-03 |" in row
-    assert "ArtGPT-4 minus the arm, unseen pairs" in printed and "(66.7" not in row
-    html = (tmp_path / "scores.html").read_text()
-    page = Elements(html)
-    assert page.tags.count("polyline") == len(ARMS) and page.tags.count("table") == 3
-    raw = json.loads((tmp_path / "scores.json").read_text())
-    assert len(raw["runs"]) == len(ARMS) * (3 + 3) and "weights" in raw["identity"]
-
-
-def test_the_sweep_is_in_no_result(trained, tmp_path):
-    run_ablation(tmp_path, "--arms", "artgpt4", "--seeds", 1)
-    runs = json.loads((tmp_path / "scores.json").read_text())["runs"]
-    assert ablation.matrix(runs, "artgpt4", "unseen pairs") == [[1, 1, 1]]
-
-
-def test_the_sweep_alone_has_a_table_and_later_runs_continue_from_the_kept_scores(
-        tmp_path, trained, capsys):
-    run_ablation(tmp_path, "--arms", "norms", "--seeds")
-    printed = capsys.readouterr().out
-    assert "Sweep" in printed and "each seed" not in printed
-    shutil.rmtree(tmp_path / "runs")
-    run_ablation(tmp_path, "--arms", "norms", "--seeds", 4)
-    sweep = [("norms", factor, ablation.SWEEP_SEED) for factor in (0.33, 1, 3)]
-    assert trained == [*sweep, ("norms", 0.33, 4)]
-
-
-def test_the_seed_of_the_sweep_is_no_seed_of_a_result(trained, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run_ablation(tmp_path, "--seeds", 1, ablation.SWEEP_SEED)
-    assert "1000 is the seed of the sweep" in capsys.readouterr().err and not trained
-
-
-def test_runs_of_other_settings_are_not_mixed(trained, tmp_path, capsys):
-    run_ablation(tmp_path, "--arms", "norms", "--seeds", 1)
-    with pytest.raises(SystemExit):
-        run_ablation(tmp_path, "--arms", "norms", "--seeds", 1, "--pictures", 20)
-    assert "a run with other weights, recipes or settings" in capsys.readouterr().err
+    assert capsys.readouterr().out == 2 * printed
+    results, differences, sweep = printed.strip().split("\n\n")
+    row = "| projection, norms and adapters (ArtGPT-4) | 100,608 | 3e-03 and 3e-03 | 83.3 % "
+    assert results.splitlines()[2].startswith(row + "(100.0, 66.7) | 83.3 % | 83.3 % | 83.3 % | 1.500 |")
+    assert len(differences.splitlines()) == 3 and "0.0 % | 66.7 %" not in sweep
+    run_ablation(tmp_path, "--table")
+    for flags, code in ((("--seeds", ablation.SWEEP_SEED), 2), (("--pictures", 20), 1)):
+        with pytest.raises(SystemExit) as ended:              # a run of other settings is kept
+            run_ablation(tmp_path, *flags)
+        assert ended.value.code == code
 
 
 def test_a_run_of_two_steps_has_losses_scores_and_its_size(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ablation, "FACTORS", (1,))
-    run_ablation(tmp_path, "--arms", "shuffled", "--seeds", 1, "--pictures", 2, "--paintings", 4,
-                 "--steps", 2, "--workers", 0)
-    sweep, run = json.loads((tmp_path / "scores.json").read_text())["runs"]
+    args = ablation.command_line().parse_args(
+        "--pictures 2 --paintings 4 --steps 2".split())
+    run = json.loads(json.dumps(ablation.one_run(("shuffled", 1, 1, False), args)))
     assert run["parameters"] == 100608 and run["seed"] == 1 and not run["sweep"]
     assert [len(losses) for losses in run["losses"].values()] == [1, 1]
     assert set(run["rightly"]) == {"seen pairs", "unseen pairs"}
-    assert set(sweep["rightly"]) == {"unseen pairs"}
     assert all(len(digits) == 2 for digits in run["rightly"]["seen pairs"].values())
