@@ -24,7 +24,8 @@ from artgpt4 import INSTRUCTIONS, preprocess
 from common.command_line import Misuse, Progress, number, printable, run_command
 from common.files import is_picture, open_image, pictures_below
 from common.models import describe, load, model_flags
-from conversation.rounds import SETTINGS, Conversation, plain, read_about, read_talk, setting
+from conversation.rounds import (
+    NO_TALK, SETTINGS, Conversation, plain, read_about, read_talk, setting)
 from conversation.terminal import Session, named_pictures, typed_path
 from gallery.familiarity import read_measure, unfamiliar
 from gallery.painting import paint
@@ -50,21 +51,21 @@ def pictures_and_question(texts):
     question or None: what is no file, and has a space in it or ends with a question mark."""
     files, collection, question = [], False, None
     for text in texts:
-        path, found = Path(text), [] if os.path.exists(text) else matching(text)
-        if not os.path.exists(text) and not found:
-            if question is None and re.search(r"\S\s+\S|[?？]$", text):
-                question = text
-                continue
-            path = typed_path(text)
-        if path.is_dir():
+        path = typed_path(text)
+        found = [] if os.path.exists(path) else matching(text)
+        if os.path.isdir(path):
             found, left_out = pictures_below(path)
             for reason, count in left_out.items():
                 print(f"{printable(path)}: {count} left out: {reason}", file=sys.stderr)
             if not found:
                 raise ValueError(f"{path}: a folder without pictures")
-        elif not (found or path == STDIN or is_picture(path) or os.path.exists(path)):
-            raise ValueError(f"{text}: no such file; a question is one argument in quotation "
-                             "marks, or follows --prompt")
+        elif not (found or path == STDIN or os.path.exists(path)):
+            if question is None and re.search(r"\S\s+\S|[?？]$", text):
+                question = text
+                continue
+            if not is_picture(path):
+                raise ValueError(f"{text}: no such file; a question is one argument in quotation "
+                                 "marks, or follows --prompt")
         collection = collection or bool(found)
         files += found or [path]
     return files, collection, question
@@ -153,14 +154,15 @@ def main(args):
         files += more
     alone = collection or args.each
     check(args, files, alone)
-    rounds, waiting, settings, other = read_talk(args.resume) if args.resume else ([], [], {}, "")
+    saved = read_talk(args.resume) if args.resume else NO_TALK
     given = [text.partition("=")[::2] for text in args.set]
     given += [(name, getattr(args, name)) for name in FLAGS if getattr(args, name) is not None]
-    settings |= dict(setting(name, value) for name, value in given)
+    settings = saved["settings"] | dict(setting(name, value) for name, value in given)
     if not (files or args.resume or args.surprise):
         files = sorted(SAMPLES.glob("*.png"))[:1]
         print(f"no picture given: this is about {files[0]}", file=sys.stderr)
-    old, images = [file for round in rounds for file in round.images] + waiting, []
+    rounds, waiting, images = saved["rounds"], saved["images"], []
+    old = [file for round in rounds for file in round.images] + waiting
     if not (alone or args.json):                              # their errors, before a model loads
         images = [(open_picture(file), file) for file in map(Path, [*old, *files])]
 
@@ -176,8 +178,8 @@ def main(args):
     for image, file in images:
         session.add(image, file if file == STDIN else file.resolve())
     talk.rounds, talk.waiting = rounds, talk.waiting[len(old) - len(waiting):]
-    if other not in ("", name):
-        session.say(f"{args.resume}: the answers so far are by {other}, those to come by {name}")
+    if saved["model"] not in ("", name):
+        session.say(f"{args.resume}: the answers so far are by {saved['model']}, not by {name}")
     if args.prompt:
         session.ask(args.prompt)
         return

@@ -9,6 +9,7 @@ prompt is still built and tokenised as a whole, as the released code does it; th
 cache holds already is then skipped.
 """
 import argparse
+import functools
 import json
 import os
 import re
@@ -139,9 +140,9 @@ class Conversation:
                 raise ValueError("no question has an answer yet")
             *earlier, last = self.rounds
         rounds = [*earlier, replace(last, images=last.images + self.waiting)]
-        ids, reserve = self.prompt_ids(rounds), min(self.settings["max_new_tokens"],
-                                                    self.context // 2)
-        while self.forgotten < len(earlier) and len(ids) + reserve > self.context:
+        ids = self.prompt_ids(rounds)
+        most = self.context - min(self.settings["max_new_tokens"], self.context // 2)
+        while self.forgotten < len(earlier) and len(ids) > most:
             self.forgotten += 1
             ids = self.prompt_ids(rounds)
         room, known = self.room(ids), 0                       # the last id's logits are needed
@@ -166,19 +167,34 @@ class Conversation:
             if said:
                 self.rounds, self.waiting = [*earlier, replace(rounds[-1], answer=said)], []
 
+    @functools.cached_property
+    def endings(self):
+        """The tokens with which an answer can end: EOS, and every piece or byte with a "#"."""
+        tokenizer = self.model.tokenizer
+        pieces = range(tokenizer.get_piece_size())
+        return [tokenizer.eos_id(), *(i for i in pieces if "#" in tokenizer.decode([i]))]
+
+    def adjust(self, logits, chosen):
+        """Logits (B, V) after the ids (B, n) of an answer so far -> with penalties: those of its
+        ids are divided by one (negative ones multiplied); early on no answer can end."""
+        penalty, scores = self.settings["repetition_penalty"], logits.gather(1, chosen)
+        less = torch.where(scores < 0, scores * penalty, scores / penalty)
+        logits = logits.scatter(1, chosen, less)
+        if chosen.shape[1] < self.settings["min_new_tokens"]:
+            logits[:, self.endings] = -torch.inf
+        return logits
+
     def sampling(self):
         """The settings of answers as the flags of ArtGPT4.generate."""
-        chosen = self.settings
-        return {"temperature": chosen["temperature"], "top_p": chosen["top_p"],
-                "generator": self.generator, "adjust": penalties(
-                    self.model, chosen["repetition_penalty"], chosen["min_new_tokens"])}
+        return {"temperature": self.settings["temperature"], "top_p": self.settings["top_p"],
+                "generator": self.generator, "adjust": self.adjust}
 
     def tokens(self, embeds, room):
         """The ids of the answer to what the cache holds and embeds (1, T, D)."""
-        beams, flags = self.settings["beams"], self.sampling()
+        beams = self.settings["beams"]
         if beams > 1:                                         # which draws nothing
-            return beam_search(self.model, embeds, beams, room, self.cache, flags["adjust"])
-        return self.model.generate(embeds, room, self.cache, **flags)
+            return beam_search(self.model, embeds, beams, room, self.cache, self.adjust)
+        return self.model.generate(embeds, room, self.cache, **self.sampling())
 
     @torch.inference_mode()
     def answer_each(self, pixels, question):
@@ -197,31 +213,8 @@ class Conversation:
         return [clean(text).strip() for text in texts], image_embeds.unflatten(0, (batch, images))
 
 
-# ---- Which token is next
-
-def penalties(model, repetition_penalty=1.0, min_new_tokens=0):
-    """A function for ArtGPT4.generate's `adjust`, or None where nothing is to be adjusted.
-
-    It takes logits (B, V) and the ids (B, n) of the answer so far. The logits of those ids are
-    divided by the penalty (negative ones multiplied). Before min_new_tokens no answer can end.
-    """
-    if repetition_penalty == 1 and min_new_tokens == 0:
-        return None
-    pieces, decode = range(model.tokenizer.get_piece_size()), model.tokenizer.decode
-    endings = [model.tokenizer.eos_id(), *(i for i in pieces if "#" in decode([i]))]
-
-    def adjust(logits, chosen):
-        scores = logits.gather(1, chosen)
-        less = torch.where(scores < 0, scores * repetition_penalty, scores / repetition_penalty)
-        logits = logits.scatter(1, chosen, less)
-        if chosen.shape[1] < min_new_tokens:
-            logits[:, endings] = -torch.inf
-        return logits
-    return adjust
-
-
 @torch.inference_mode()
-def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=None):
+def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=lambda logits, _: logits):
     """The ids of the likeliest whole answer that a search with `beams` beams finds: the search of
     transformers' generate with early stopping, which the released code uses.
 
@@ -229,7 +222,7 @@ def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=None):
     finished answers score at least as well as the best unfinished one does so far.
 
     embeds: the prompt, (1, T, D), after the text in cache, a KVCache, which holds it too
-    afterwards, but not the answer. adjust: see penalties.
+    afterwards, but not the answer. adjust: see ArtGPT4.generate.
     """
     logits = model.llama(embeds, cache)[:, -1].expand(beams, -1)
     start = cache.length                                      # before it all beams are the same
@@ -241,9 +234,7 @@ def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=None):
     scores = logits.new_full((beams,), -torch.inf)            # their log-probabilities
     scores[0], finished = 0, []                               # (score, answer)
     for length in range(1, max_new_tokens + 1):
-        if adjust is not None:
-            logits = adjust(logits, rows)
-        totals = logits.log_softmax(dim=-1) + scores[:, None]               # (beams, V)
+        totals = adjust(logits, rows).log_softmax(dim=-1) + scores[:, None]  # (beams, V)
         best, places = totals.flatten().topk(2 * beams)       # half of them may end here
         parents, tokens = places // totals.shape[1], places % totals.shape[1]
         rows = torch.cat((rows[parents], tokens[:, None]), dim=1)           # (2 * beams, length)
@@ -273,24 +264,27 @@ def find_html(text):
     return found[0].strip() + "\n" if found else None
 
 
+def checked(values, usual, file):
+    """A JSON object with its "settings" parsed, if each value is of the kind that it has in
+    `usual`. Raises ValueError, naming the file."""
+    for name, value in usual.items():
+        if type(values.get(name)) is not type(value):
+            raise ValueError(f"{file}: {name!r} should be there, and like {value!r}")
+    try:
+        return values | {"settings": dict(setting(*item) for item in values["settings"].items())}
+    except Misuse as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
 def read_about(folder):
     """What about.json in a weights folder says: "knows", a sentence, "examples" of questions,
     default "settings", and the most "pictures" of a conversation in training. Raises ValueError."""
-    file, usual = Path(folder) / "about.json", {"knows": "", "examples": [], "pictures": 4,
-                                                "settings": {}}
-    about = usual | (read_json(file) if file.exists() else {})
-    for name, value in usual.items():
-        if type(about[name]) is not type(value):
-            raise ValueError(f"{file}: {name} should be like {value!r}")
-    return about | {"settings": settings_of(about, file)}
+    file, usual = Path(folder) / "about.json", {"knows": "", "examples": [], "settings": {},
+                                                "pictures": 4}
+    return checked(usual | (read_json(file) if file.exists() else {}), usual, file)
 
 
-def settings_of(saved, file):
-    """{name: value} of the "settings" in a JSON file. Raises ValueError, naming the file."""
-    try:
-        return dict(setting(name, value) for name, value in saved["settings"].items())
-    except (AttributeError, KeyError, Misuse) as error:
-        raise ValueError(f"{file}: settings: {error}") from None
+NO_TALK = {"model": "", "settings": {}, "images": [], "rounds": []}
 
 
 def to_json(talk, model):
@@ -302,17 +296,15 @@ def to_json(talk, model):
 
 
 def read_talk(file):
-    """A file of to_json -> its rounds, waiting files, settings, model. Raises ValueError."""
-    saved = read_json(file)
+    """What to_json wrote into a file, a dictionary; "rounds" are Rounds. Raises ValueError."""
+    saved = checked(read_json(file), NO_TALK, file)
     try:
         rounds = [Round(**entry) for entry in saved["rounds"]]
-        texts = [saved["model"], *saved["images"]]
-        for round in rounds:
-            texts += [round.question, round.answer, *round.images]
-        "".join(texts)                                        # a TypeError if one is no text
-    except (KeyError, TypeError) as error:
+        "".join(saved["images"] + [text for round in rounds for text in
+                                   (*round.images, round.question, round.answer)])
+        return saved | {"rounds": rounds}
+    except TypeError as error:                                # of join, if one is no text
         raise ValueError(f"{file}: not a conversation that /save wrote ({error})") from None
-    return rounds, saved["images"], settings_of(saved, file), saved["model"]
 
 
 def to_markdown(talk, model, folder):

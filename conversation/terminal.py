@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import os
 import re
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from urllib.parse import unquote
 
 from common.command_line import one_line, printable
 from common.files import is_picture, open_image, written_beside
-from conversation.rounds import SETTINGS, clean, find_html, plain, setting, to_json, to_markdown
+from conversation.rounds import clean, find_html, plain, setting, to_json, to_markdown
 from gallery.familiarity import unfamiliar
 
 WORD = re.compile(r"""(["'])[^"'\n]+\1(?!\w)|(?:\\.|[^\s\\])+""")
@@ -23,8 +22,7 @@ def typed_path(text):
     """The path that a text names, with quotes, escaped spaces or ~, or as a file:// address.
     Raises ValueError for a web address."""
     if not os.path.exists(text):
-        with contextlib.suppress(ValueError):                 # one quotation mark alone is a letter
-            text = " ".join(shlex.split(text))
+        text = re.sub(r"\\(.)", r"\1", text).strip("'\"")
     if re.match("(https?|ftp)://", text, re.IGNORECASE):
         raise ValueError(f"{text}: nothing is downloaded; save the picture, and name its file")
     if text.startswith("file://"):
@@ -191,9 +189,6 @@ class Session:
         left, files = named_pictures(text)
         self.open(files if files and not left else [typed_path(text)])
 
-    def again(self, _):
-        self.ask()
-
     def reset(self, _):
         self.talk.reset()
         self.note("all forgotten but the last picture")
@@ -201,23 +196,22 @@ class Session:
     def set(self, text):
         name, _, value = text.replace("=", " ").partition(" ")
         if value:
-            name, value = setting(name, value)
-            self.talk.set(name, value)
-        for known in [name] if name in SETTINGS else SETTINGS:
-            self.say(f"{known} {self.talk.settings[known]}")
+            self.talk.set(*setting(name, value))
+        self.say(", ".join(f"{name} {value}" for name, value in self.talk.settings.items()))
 
     def save(self, text):
-        file, talk = typed_path(text), self.talk
-        if file.suffix not in (".json", ".md"):
+        file = typed_path(text)
+        if file.suffix == ".json":
+            self.write(file, to_json(self.talk, self.name))
+        elif file.suffix == ".md":
+            self.write(file, to_markdown(self.talk, self.name, file.parent))
+        else:
             raise ValueError(f"{file}: /save writes FILE.md, or FILE.json for --resume")
-        self.write(file, to_json(talk, self.name) if file.suffix == ".json" else
-                   to_markdown(talk, self.name, file.parent))
 
     def page(self, text):
-        html = find_html(self.talk.rounds[-1].answer) if self.talk.rounds else None
-        if html is None:
-            raise ValueError("the last answer has no HTML; "
-                             'ask for some: "Write a web page for this painting."')
+        html = self.talk.rounds and find_html(self.talk.rounds[-1].answer)
+        if not html:
+            raise ValueError('no HTML yet; ask for "a web page for this painting", for example')
         self.write(typed_path(text), html)
 
     def write(self, file, text):
@@ -230,8 +224,7 @@ class Session:
         self.note(f"{printable(file)} written")
 
     def help(self, _):
-        for name, (text, _) in COMMANDS.items():
-            self.say(f"{name} {text}")
+        self.say("\n".join(f"{name} {text}" for name, (text, _) in COMMANDS.items()))
 
     def quit(self, _):
         raise EOFError
@@ -239,9 +232,9 @@ class Session:
 
 COMMANDS = {
     "/image": ("PATH: add pictures; a question may also name them itself", Session.image),
-    "/again": ("answers the last question again (at temperature 0 alike)", Session.again),
+    "/again": ("answers the last question again", lambda session, _: session.ask()),
     "/reset": ("forgets what was said, and all pictures but the last", Session.reset),
-    "/set": ("NAME VALUE: change a setting; without a value it shows them", Session.set),
+    "/set": ("NAME VALUE: change a setting, and show all", Session.set),
     "/save": ("FILE: FILE.md is for reading, FILE.json for --resume", Session.save),
     "/page": ("FILE: write the HTML of the last answer, for a browser", Session.page),
     "/help": ("shows this", Session.help),

@@ -72,7 +72,7 @@ def test_a_session_in_a_terminal(command, picture, talker_weights, tmp_path):
     said = screen.wait_for("^C").strip()
     assert said and "tokens/s" not in screen.wait_for(PROMPT)
     screen.type("\n/set max_new_tokens 9\n")                  # an empty line is no question
-    screen.wait_for("\nmax_new_tokens 9")
+    screen.wait_for("max_new_tokens 9, ")
     screen.wait_for(PROMPT)
     screen.type("half a questi")
     screen.wait_for("half a questi")

@@ -10,7 +10,7 @@ from PIL import Image
 import artgpt4
 from artgpt4 import IMAGE_ID, IMAGE_SLOT, ArtGPT4, KVCache, Llama, chat_prompt
 from conversation.rounds import (
-    Conversation, Round, beam_search, find_html, penalties, plain, read_about, read_talk, to_json)
+    Conversation, Round, beam_search, find_html, plain, read_about, read_talk, to_json)
 from tests.conversation.conftest import say
 
 
@@ -134,9 +134,8 @@ def test_answers_with_the_cache_are_those_of_a_conversation_without_it(talk, pre
 # Settings
 
 def test_the_settings_reach_the_model(talker, talk):
-    adjust = penalties(talker, repetition_penalty=3.0)
     assert say(talk(repetition_penalty=3.0), "What?") == answer_of(
-        talker, talk(), temperature=0, adjust=adjust)
+        talker, talk(), temperature=0, adjust=talk(repetition_penalty=3.0).adjust)
     generator = torch.Generator().manual_seed(5)
     conversation = talk(temperature=2.0, top_p=0.7, seed=5)
     assert say(conversation, "What?") == answer_of(
@@ -229,8 +228,8 @@ def test_a_conversation_with_beams_gives_their_answer_at_any_temperature(talker,
     with torch.inference_mode():
         prompt = chat_prompt([f"{IMAGE_SLOT} What is this?"])
         embeds = talker.embed_prompt(prompt, conversation.image_embeds)
-        cache, adjust = KVCache(talker.llama, 300), penalties(talker, 1e6, 12)
-        ids = beam_search(talker, embeds, 3, 12, cache, adjust)
+        cache = KVCache(talker.llama, 300)
+        ids = beam_search(talker, embeds, 3, 12, cache, talk(**settings).adjust)
     assert len(set(ids)) == 12
     assert say(conversation, "What is this?") == talker.decode(ids)[0].strip()
 
@@ -307,4 +306,4 @@ def test_a_file_that_is_not_a_saved_conversation_is_refused_by_name(tmp_path, te
     with pytest.raises(ValueError, match="talk.json"):
         read_talk(tmp_path / "talk.json")
     (tmp_path / "talk.json").write_text("\ufeff" + to_json(talk(), "name"), encoding="utf-8")
-    assert read_talk(tmp_path / "talk.json")[1] == ["picture.png"]
+    assert read_talk(tmp_path / "talk.json")["images"] == ["picture.png"]
