@@ -136,8 +136,7 @@ def numbered_pictures(folder):
             open_image(file)
             number = int(file.stem)
             if number in found:
-                raise ValueError(f"{file}: picture {number} is there twice, as "
-                                 f"{found[number].name} too")
+                raise ValueError(f"{file}: picture {number} is there twice")
             found[number] = file
     return dict(sorted(found.items()))
 
