@@ -1,17 +1,13 @@
 """ArtGPT-4 against controls of the same size: `python -m gallery.ablation`.
 
-Every arm trains the projection, and something else with as many parameters as ArtGPT-4's adapters
-and norms have, through both stages, with the same data and steps. First a sweep: four rates on a
-seed that no result uses, judged on validation paintings; then five seeds at each arm's best rate.
-The measure was named beforehand: the share of the four attributes that texts about held-out
-paintings of unseen pairs name rightly; so was the first question, whether ArtGPT-4 differs from the
-projection alone (MiniGPT-4). What the frozen ViT and Q-Former find in a painting is computed once.
+Every arm trains the projection, and most as many parameters beside it as ArtGPT-4 does, through
+both stages, with the same data and steps. First a sweep: four rates on a seed that no result uses,
+judged on validation paintings; then five seeds at each arm's best rate. Named beforehand were the
+measure, the share of the four attributes that texts about held-out paintings of unseen pairs name
+rightly, and the first question, whether ArtGPT-4 differs from the projection alone (MiniGPT-4).
 
-    python -m gallery.ablation              all of it, some hours; after an interruption the same
-                                            command continues with the runs that were not finished
-    python -m gallery.ablation --table      the tables from docs/ablation.json alone
-
-OUT has a JSON file for each run. When all are there, docs/ablation.json holds their raw scores.
+OUT has a JSON file for each run; the same command continues after an interruption. When all are
+there, docs/ablation.json holds their raw scores. --table prints its tables again.
 """
 import argparse
 import json
@@ -47,11 +43,9 @@ from gallery.words import caption, description
 STAGES = {1: (660, 32, 3e-3, 40), 2: (525, 16, 1e-3, 240)}   # steps, batch, rate, longest text
 FACTORS = (1 / 3, 1, 3, 9)                                    # of the rates, in the sweep
 SWEEP_SEED = 1000
-EVERY = 15                                                    # steps of a loss that is kept
 MEASURE = "unseen pairs"
 
 # ---- Arms: the label, the beginnings of the names that are trained, what is changed before
-
 
 class LowRank(nn.Module):
     """LoRA on the queries and values of a fused qkv matrix: W x + B A x, B zero at first."""
@@ -113,16 +107,11 @@ def attach(model, arm):
 
 # ---- One run
 
-
-def model_of(args):
-    return ArtGPT4.from_pretrained(args.weights, args.device, torch.float32, adapter=False)
-
-
 @cache
 def pictures_of(weights, device, count, seed, pairs):
-    """(`count` scenes, their queries (count, Q, D of the Q-Former), on the device)."""
+    """(`count` scenes, their queries (count, Q, D of the Q-Former), which no arm changes)."""
     scenes = random_scenes(count, seed, pairs)
-    model = model_of(argparse.Namespace(weights=weights, device=device))
+    model = ArtGPT4.from_pretrained(weights, device, torch.float32)
     return scenes, seen(model, painted(scenes))[0].clone()
 
 
@@ -138,31 +127,27 @@ def text_of(stage, scene, rng, style):
     return prompt, answer + PROMPTS[style][-1]
 
 
-def stage_losses(model, parameters, run, stage, args):
-    """Train one stage of a run, (arm, factor, seed, sweep). Returns a mean loss for each EVERY
-    steps."""
+def train_stage(model, parameters, run, stage, args):
+    """Train one stage of a run: (arm, factor, seed, sweep)."""
     arm, factor, seed, _ = run
     steps, size, rate, longest = STAGES[stage]
     steps, size = (args.steps, 2) if args.steps else (steps, size)
     scenes, queries = pictures_of(args.weights, args.device, args.paintings, "training",
                                   PAIRS["seen pairs"])
-    losses = []
+    style, count = model.config.prompt, model.config.queries
 
     def loss_of_step(step):
         rng = random.Random(f"{seed} {stage} {step}")
         numbers = rng.sample(range(len(scenes)), size)
-        ids, targets = pad_examples([
-            example(model.tokenizer, model.config.queries, *text_of(
-                stage, scenes[i], rng, model.config.prompt), longest) for i in numbers])
+        texts = [text_of(stage, scenes[i], rng, style) for i in numbers]
+        ids, targets = pad_examples([example(model.tokenizer, count, prompt, answer, longest)
+                                     for prompt, answer in texts])
         if arm == "shuffled":
             numbers = numbers[size // 2:] + numbers[:size // 2]
-        loss = model(queries[numbers], ids, targets) / (targets != IGNORE).sum()
-        losses.append(loss.item())
-        return loss, ""
+        return model(queries[numbers], ids, targets) / (targets != IGNORE).sum(), ""
 
     what = f"{arm}, rate x {factor:.2g}, seed {seed}, stage {stage}"
     train((parameters, loss_of_step), steps, factor * rate, what)
-    return [fmean(losses[i:i + EVERY]) for i in range(0, steps, EVERY)]
 
 
 def one_run(run, args):
@@ -170,10 +155,11 @@ def one_run(run, args):
     arm, factor, seed, sweep = run
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    model, found = model_of(args), {}
-    parameters = attach(model, arm)
+    model = ArtGPT4.from_pretrained(args.weights, args.device, torch.float32, adapter=False)
+    parameters, found = attach(model, arm), {}
     model.encode_image = lambda queries: model.proj(queries)  # the towers have done their part
-    losses = {stage: stage_losses(model, parameters, run, stage, args) for stage in STAGES}
+    for stage in STAGES:
+        train_stage(model, parameters, run, stage, args)
     for name in (MEASURE,) if sweep else PAIRS:
         scenes, queries = pictures_of(args.weights, args.device, args.pictures,
                                       "validation" if sweep else "held out", PAIRS[name])
@@ -182,21 +168,18 @@ def one_run(run, args):
                        for attribute in ATTRIBUTES}
     return {"arm": arm, "factor": factor, "seed": seed, "sweep": sweep,
             "parameters": sum(parameter.numel() for parameter in parameters),
-            "rates": [factor * STAGES[stage][2] for stage in STAGES], "losses": losses,
-            "rightly": found}
+            "rates": [factor * STAGES[stage][2] for stage in STAGES], "rightly": found}
 
 
 # ---- All runs
 
-
 def kept_run(run, args):
     """What one_run returns, from the run's file or made now. Raises ValueError, naming the file, if
     it is of other weights or settings."""
-    arm, factor, seed, _ = run
     files = [args.weights / f"{name}.safetensors" for name in ("vision", "llama")]
-    same = [zlib.crc32(file.read_bytes()) for file in files]
-    same += [args.pictures, args.paintings, args.steps]
-    file = args.out / f"{arm}-{factor:.3g}-{seed}.json"
+    same = [*(zlib.crc32(file.read_bytes()) for file in files), args.pictures, args.paintings,
+            args.steps]
+    file = args.out / "{}-{:.3g}-{}.json".format(*run)
     if not file.is_file():
         found = one_run(run, args) | {"identity": same}
         with written_beside(file) as path:
@@ -248,8 +231,7 @@ def tables(runs):
             label, f"{final[0]['parameters']:,}",
             " and ".join(f"{rate:.0e}" for rate in final[0]["rates"]),
             f"{100 * shares[arm].mean():.1f} % ({each})", f"{100 * seen_pairs:.1f} %",
-            f"{100 * digits[:, 0].mean():.1f} %", f"{100 * digits.min(axis=1).mean():.1f} %",
-            f"{fmean(run['losses']['2'][-1] for run in final):.3f}"])
+            f"{100 * digits[:, 0].mean():.1f} %", f"{100 * digits.min(axis=1).mean():.1f} %"])
         if arm != "artgpt4" and "artgpt4" in shares:
             pair = shares["artgpt4"], shares[arm]
             wide = paired_difference(*pair, level=1 - 0.05 / (len(ARMS) - 1))
@@ -257,7 +239,7 @@ def tables(runs):
                                 cells(wide, 1, 100)[1]])
     return "\n\n".join(markdown_table(heading, rows) for heading, rows in (
         (("trained", "parameters", "rates", MEASURE, "seen pairs", f"subject, {MEASURE}",
-          f"all four at once, {MEASURE}", "last loss"), results),
+          f"all four at once, {MEASURE}"), results),
         ((f"ArtGPT-4 minus the arm, {MEASURE}", "points", "95 % interval", "wins, ties, losses",
           "for all at once"), differences),
         (("sweep, one seed", *(f"rates x {factor:.2g}" for factor in FACTORS)), swept)) if rows)

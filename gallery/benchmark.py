@@ -33,7 +33,6 @@ SHAPE = {"IDC": 10, "ISAC": 10, "ICRC": 5, "MDIUC": 2}        # items of the pap
 
 # ---- The folder
 
-
 def held_out_scenes(name, count, subjects, things=0, alone=0.5):
     """`count` scenes that no training set has, each subject about equally often, from seen and
     unseen pairs alike, with at least `things` things; `alone`: see random_scenes."""
@@ -155,7 +154,6 @@ def compared(scene, text, *attributes):
 
 
 # ---- The rules
-
 
 def idc(scene, questions, answers):
     """How complete the description is, and whether it appreciates the painting.
