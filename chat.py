@@ -25,7 +25,7 @@ from common.command_line import Misuse, Progress, number, printable, run_command
 from common.files import is_picture, open_image, pictures_below
 from common.models import describe, load, model_flags
 from conversation.rounds import (
-    NO_TALK, SETTINGS, Conversation, plain, read_about, read_talk, setting)
+    NO_TALK, SETTINGS, Conversation, Round, plain, read_about, read_talk, setting)
 from conversation.terminal import Session, named_pictures, typed_path
 from gallery.familiarity import read_measure, unfamiliar
 from gallery.painting import paint
@@ -175,6 +175,7 @@ def main(args):
         return
     if alone or args.json:
         sys.exit(not label(session, [[file] for file in files] if alone else [files], args))
+    talk.room(talk.prompt_ids([Round(old + files, args.prompt or "")]))   # before they are encoded
     for image, file in images:
         session.add(image, file if file == STDIN else file.resolve())
     talk.rounds, talk.waiting = rounds, talk.waiting[len(old) - len(waiting):]

@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -47,6 +48,20 @@ def named_pictures(text):
     return re.sub("[ \t]+", " ", left).strip() if found else text, found
 
 
+def wrapped(pieces):
+    """Yield pieces of text word by word, each as soon as it is whole. The space before one that
+    does not fit on its line becomes a line break."""
+    column, held = 0, ""
+    for piece in itertools.chain(pieces, " "):                # the space ends the last word
+        *words, held = re.split(r"(?<=\S)(?=\s)", held + piece)
+        for word in words:
+            if "\n" not in word and 0 < column > shutil.get_terminal_size().columns - len(word):
+                word = "\n" + word.lstrip()
+            _, line_break, line = word.rpartition("\n")
+            column = len(line) + (0 if line_break else column)
+            yield word
+
+
 def edit_lines():
     """Let readline, where Python has it, edit the lines of input(), and keep them for the next
     session in a file that only its owner can read."""
@@ -86,7 +101,8 @@ class Session:
 
     def say(self, text):
         """Print a text that is no answer."""
-        print(clean(text), file=sys.stderr)
+        text = clean(text)
+        print("".join(wrapped(text)) if sys.stderr.isatty() else text, file=sys.stderr)
 
     def note(self, text):
         """Print a text for someone who types."""
@@ -118,8 +134,9 @@ class Session:
         pieces = talk.answer(question)
         first = next(pieces, "")
         seconds = time.perf_counter() - start
+        shown = itertools.chain([first], pieces)
         try:
-            for piece in itertools.chain([first], pieces):
+            for piece in wrapped(shown) if self.read else shown:
                 print(piece, end="", file=self.answers, flush=True)
         finally:
             pieces.close()                                    # which keeps the round

@@ -11,7 +11,7 @@ from PIL import Image
 import artgpt4
 from artgpt4 import IMAGE_SLOT, ArtGPT4
 from conversation import terminal
-from conversation.terminal import COMMANDS, named_pictures, typed_path, whole_line
+from conversation.terminal import COMMANDS, named_pictures, typed_path, whole_line, wrapped
 from tests.conversation.conftest import save_model
 
 FIRST = f"{IMAGE_SLOT} A?"
@@ -77,6 +77,15 @@ def test_a_question_may_have_several_lines(lines, whole):
             found.append(whole_line(read))
     assert found == whole
     assert prompts.count("> ") == len(whole) + 1 and set(prompts) <= {"> ", "... "}
+
+
+def test_words_that_do_not_fit_begin_a_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "8")
+    text = "a boat\n\non the sea, wide\nsea immeasurable x"
+    for pieces in ([text], list(text)):
+        assert "".join(wrapped(pieces)) == "a boat\n\non the\nsea,\nwide\nsea\nimmeasurable\nx"
+    words = wrapped(iter(["a bo", "at ", KeyError]))
+    assert [next(words), next(words)] == ["a", " boat"]
 
 
 # Questions
