@@ -3,10 +3,13 @@ for any number of workers and processes. An example is (pixels uint8 (N, S, S, 3
 made in a worker; N is 1, but for a conversation about several pictures.
 """
 import math
+import os
 import random
 import signal
+import sys
+import threading
 from functools import lru_cache, partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, parent_process
 
 import numpy as np
 import torch
@@ -117,18 +120,26 @@ def in_parts(count, examples):
 
 
 def load_data(dataset, workers=0, **options):
-    """A torch DataLoader whose workers are new processes, on any system: nothing is inherited.
-
-    They are started by a server process that ignores Ctrl-C, as they do then; when this process is
-    killed the server ends, and so do they.
-    """
+    """A torch DataLoader whose workers are new processes, on any system: nothing is inherited from
+    this one. They come from a server process that ignores Ctrl-C, as they do then."""
     if workers:
         heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        forkserver.set_forkserver_preload(["training.sources"])
+        forkserver.set_forkserver_preload(["torch"])
         forkserver.ensure_running()
         signal.signal(signal.SIGINT, heard)
     return DataLoader(dataset, num_workers=workers, generator=torch.Generator(),
-                      multiprocessing_context="forkserver" if workers else None, **options)
+                      multiprocessing_context="forkserver" if workers else None,
+                      worker_init_fn=end_with_parent, **options)
+
+
+def end_with_parent(_):
+    """In a worker: end when the process that reads from it has ended, however it did, and say
+    nothing then."""
+    def wait():
+        parent_process().join()
+        os._exit(0)
+    sys.excepthook = lambda *_: None
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def batches(examples, first_step=0, workers=0):

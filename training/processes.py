@@ -41,8 +41,8 @@ def processes(device):
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise ValueError(f"rank {RANK} lost another process of this run and ends too; mend the "
-                         "error of that process, then run the same command with --resume") from error
+        raise ValueError(f"rank {RANK} lost another process of this run and ends too; mend its "
+                         "error, then run the same command with --resume") from error
 
 
 def say(line, file=None):

@@ -45,8 +45,8 @@ def can_resume(folder, resume, overwrite):
     if overwrite or (resume and (saved or not found)):
         return not overwrite and len(saved) > 0
     if found or (log.is_file() and log.stat().st_size > 0):
-        raise ValueError(f"{[*found, log][0]}: the folder holds a run; give another --out, or "
-                         "continue it from its checkpoint with --resume, or delete it with --overwrite")
+        raise ValueError(f"{[*found, log][0]}: the folder holds a run; give another --out, "
+                         "--resume to continue it, or --overwrite to delete it")
     return False
 
 
@@ -196,10 +196,10 @@ class Run:
                 reason = printable(" ".join(str(error).split()) or repr(error))
                 say(f"{file}: damaged ({reason}); using the one before it", sys.stderr)
                 continue
-            name = other[0]
-            raise ValueError(f"{file}: that run has --{name.replace('_', '-')} "
-                             f"{saved['flags'][name]}, this one {self.flags[name]}; resume it with "
-                             "the same value, or give another --out")
+            found = ", ".join(f"{name} {saved['flags'][name]}, not {self.flags[name]}"
+                              for name in other)
+            raise ValueError(f"{file}: that run has {found}; resume it with the same flags, or "
+                             "give another --out")
         raise ValueError(f"{self.folder}: all its checkpoints are damaged; start again with "
                          "--overwrite")
 

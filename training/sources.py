@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from artgpt4 import IMAGE_MARK, INSTRUCTIONS, instruction_prompt, plain
+from artgpt4 import (
+    IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, instruction_prompt, plain,
+)
 from common.command_line import Progress, printable
 from common.files import check_file, is_picture, open_image, pictures_below, read_text
 from gallery import words
@@ -158,6 +160,10 @@ def clean_caption(text, max_words=50):
 class Captioned(Source):
     """A subclass has stream(i), the picture file of a pair, binary, and caption(i), a text."""
 
+    def prompt(self, instruction):
+        """As the released code asks in stage 2."""
+        return instruction_prompt(instruction, self.config.prompt)
+
     def picture(self, i):
         """A large JPEG is decoded at reduced size: once resized, a pixel differs by 0.6 of 255 on
         average."""
@@ -168,7 +174,7 @@ class Captioned(Source):
         if self.stage == 1:
             caption = clean_caption(caption)
         else:
-            prompt = instruction_prompt(batch_rng.choice(INSTRUCTIONS), self.config.prompt)
+            prompt = self.prompt(batch_rng.choice(INSTRUCTIONS))
         if not caption.strip():
             raise ValueError("the caption is empty")
         return [self.picture(i)], prompt, caption
@@ -184,7 +190,8 @@ class Files(Captioned):
         for reason, count in others.items():
             if not reason.lower().startswith(("hidden", ".txt", ".json")):
                 self.left_out[reason] = count
-        if (folder / "filter_cap.json").is_file():
+        self.is_cc_sbu_align = (folder / "filter_cap.json").is_file()
+        if self.is_cc_sbu_align:
             captions = annotations(folder / "filter_cap.json")
             named = {file: file.stem for file in pictures}
         else:
@@ -222,6 +229,12 @@ class Files(Captioned):
         _, caption = self.pairs[i]
         return caption
 
+    def prompt(self, instruction):
+        """Of one's own pictures: as chat.py will ask."""
+        if self.is_cc_sbu_align:
+            return super().prompt(instruction)
+        return chat_prompt([f"{IMAGE_SLOT} {instruction}"], self.config.prompt)
+
     def fingerprint(self):
         crc = 0
         for file, caption in self.pairs:
@@ -250,8 +263,8 @@ def annotations(file):
 
 def index_tar(tar):
     """The samples of a tar file that have a picture and a caption -> int64 (N, 6), the place and
-    the size in bytes of each of PARTS, 0 for one that is not there; and {reason: count} of the
-    others. Raises ValueError for what is no tar file."""
+    the size in bytes of each of PARTS, 0 for one that is not there; and {reason: count} of what is
+    left out."""
     check_file(tar)
     samples, left_out, size = {}, Counter(), os.path.getsize(tar)
     try:
@@ -269,8 +282,7 @@ def index_tar(tar):
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 left_out[f"tar file that is cut short or damaged before its end: {tar}"] += 1
     except tarfile.TarError:
-        raise ValueError(f"{tar}: not a tar file, or compressed; samples are read in place, so "
-                         "decompress it first") from None
+        left_out[f"no tar file, or a compressed one, which cannot be read in place: {tar}"] += 1
     rows = []
     for parts in samples.values():
         if "picture" in parts and len(parts) > 1:
@@ -312,7 +324,10 @@ class Tars(Captioned):
         return tar, content[:tarfile.BLOCKSIZE], content[tarfile.BLOCKSIZE:]
 
     def name(self, i):
-        tar, header, _ = self.read(i, "picture")
+        try:
+            tar, header, _ = self.read(i, "picture")
+        except OSError as error:
+            return printable(f"{error.filename}, sample {i}")
         key, _, _ = header[:100].partition(b"\0")
         return printable(f"{tar.name}:{key.decode('utf-8', 'backslashreplace')}")
 
