@@ -526,6 +526,7 @@ class ArtGPT4(nn.Module):
                 elif dtype and name in parameters and tensor.is_floating_point():
                     tensor = tensor.to(dtype)
                 state[name] = tensor.to(device)
+            file = file.parent
             model.load_state_dict(state, assign=True)         # names what is missing or foreign
         except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError,
                 ValueError) as error:
@@ -543,7 +544,7 @@ class ArtGPT4(nn.Module):
     def read_adapter(self, file):
         """{name: tensor} of an adapter.safetensors: all trainable parameters and nothing else."""
         state = load_file(file)
-        finite = all(tensor.isfinite().all() for tensor in state.values())
+        finite = all(t.is_floating_point() and t.isfinite().all() for t in state.values())
         if state.keys() != set(self.trainable_names()) or not finite:
             raise ValueError(f"{file}: not all trainable parameters and these alone, finite")
         return state
