@@ -27,7 +27,7 @@ from PIL import Image
 
 from artgpt4 import IGNORE, TRAINABLE, normalise
 from common.command_line import Misuse, number, run_command
-from common.files import read_json, save_tensors, written_beside
+from common.files import check_file, read_json, save_tensors, written_beside
 from common.models import TINY, load, load_adapter, model_flags
 from conversion.checkpoints import open_checkpoint, take_adapter
 from gallery import score
@@ -36,8 +36,7 @@ from gallery.scenes import SEEN_PAIRS
 from training.data import Examples, batches, held_out_batches, load_data
 from training.optimizer import optimizer_for, recompute_blocks
 from training.processes import (
-    RANK, UNDER_TORCHRUN, WORLD, accumulating, clip_gradients, gathered, on_rank_0, processes, say,
-    spread, total,
+    RANK, UNDER_TORCHRUN, WORLD, clip_gradients, gathered, on_rank_0, processes, say, spread, total,
 )
 from training.run import Run, can_resume, frozen_checksum
 from training.sources import open_source
@@ -116,10 +115,9 @@ def train(run, module, loader, recipe, validate, show):
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parts, cut, skipped in run.batches(loader):
         rate, loss, tokens = learning_rate(run.step - 1, recipe), 0.0, 0
-        for i, (pixels, ids, targets) in enumerate(parts, 1):
-            with accumulating(module, last=i == len(parts)):
-                summed = module(normalise(pixels), ids, targets)
-                summed.backward()
+        for pixels, ids, targets in parts:
+            summed = module(normalise(pixels), ids, targets)
+            summed.backward()
             loss, tokens = loss + summed.item(), tokens + int((targets != IGNORE).sum())
         loss, tokens, cut, bad, stop, save = total(
             [loss, tokens, cut, len(skipped), len(run.signals), run.save_is_due], summed.device)
@@ -181,7 +179,7 @@ def sample_pictures(args, examples):
     pictures = []
     for i in examples.numbers[:20]:
         with contextlib.suppress(ValueError):
-            pictures.append(np.asarray(examples.source.picture(int(i)).resize((224, 224))))
+            pictures.append(np.asarray(examples.source.picture(i).resize((224, 224))))
     return pictures[:8]
 
 
@@ -270,12 +268,11 @@ def load_model(args, resume):
     file = args.adapter
     if file is None and args.stage == 2:
         file = Path("runs/stage1/adapter.safetensors")
-        if not resume and not file.exists():
-            raise ValueError(f"{file}: no such file; stage 2 starts where stage 1 ended: run stage "
-                             "1 first, or give --init FILE")
-    model = load(args, train=True)
     if file and not resume:
         file = file / "adapter.safetensors" if file.is_dir() else file
+        check_file(file)
+    model = load(args, train=True)
+    if file and not resume:
         if file.suffix == ".safetensors":
             load_adapter(model, file)
         else:
@@ -293,14 +290,14 @@ def training_sets(args, recipe, model):
     load_with_workers = partial(load_data, workers=args.workers)
     source = open_source(args.data, args.stage, model.config, load_with_workers)
     if source.left_out:
-        say(f"{len(source)} pairs; left out: {source.what_is_left_out}", sys.stderr)
+        say(f"{len(source)} pairs; left out: {source.left_out}", sys.stderr)
     if args.val and not WORLD <= args.val < len(source):
         raise ValueError(f"--val is {args.val}; it must be at least {WORLD} and less than the "
                          f"{len(source)} pairs of the data")
     held_out = random.Random(f"{recipe.seed} validation").sample(range(len(source)), args.val)
-    rest, whole = np.setdiff1d(np.arange(len(source)), held_out), replace(recipe, min_crop_area=1)
-    return (Examples(source, rest, recipe.for_pairs(len(rest)), model),
-            Examples(source, sorted(held_out), whole, model))
+    rest, whole = set(range(len(source))).difference(held_out), replace(recipe, min_crop_area=1)
+    return (Examples(source, sorted(rest), recipe.for_pairs(len(rest)), model),
+            Examples(source, held_out, whole, model))
 
 
 def run_stage(args, recipe, out):

@@ -86,13 +86,6 @@ def spread(model, fsdp=False):
     return model
 
 
-def accumulating(module, last):
-    """The context of one part of a batch: DistributedDataParallel communicates in the last only."""
-    if isinstance(module, DistributedDataParallel) and not last:
-        return module.no_sync()
-    return contextlib.nullcontext()
-
-
 def clip_gradients(parameters, max_norm):
     """Scale the gradients down to a norm of at most max_norm. Returns the norm before that."""
     norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -255,8 +255,6 @@ def open_log(folder):
     if RANK > 0:
         return open(os.devnull, "ab+")
     folder.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(file):
-        check_file(file)
     opened = open(file, "ab+")
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
