@@ -222,23 +222,22 @@ def answer_all(items, models, args, settings):
     settings = {name: default for name, (_, default, _) in SETTINGS.items()} | USUAL | settings
     how = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     known = {record["id"]: record["answers"] for record in read_records(file, "id", "answers")}
-    progress = Progress("answers", len(models) * len(items), "items")
     for name, folder, adapter in models:
         made_by = version(folder, adapter), args.int8, args.vision_int8, args.dtype, settings
-        flags = argparse.Namespace(**vars(args) | {"weights": folder, "adapter": adapter})
+        ids = {item: digest(made_by, item.name, item.questions, item.checksum) for item in items}
+        todo = [item for item in items if ids[item] not in known]
+        progress, model = Progress(f"{name}:", len(todo), "items"), None      # one model at a time
+        if todo:
+            model = load(argparse.Namespace(**vars(args) | {"weights": folder, "adapter": adapter}))
+        for done, item in enumerate(todo, start=1):
+            known[ids[item]] = dialogue(model, item, settings)
+            append_record(file, {
+                "id": ids[item], "model": name, "benchmark": item.benchmark, "number": item.number,
+                "questions": item.questions, "answers": known[ids[item]]})
+            progress.show(done)
         path, knows = os.path.relpath(adapter or folder), printable(read_about(folder)["knows"])
-        columns.append(Column(name, f"answered here by {path} ({how}). {knows}", {}))
-        model = None
-        for item in items:
-            id = digest(made_by, item.name, item.questions, item.checksum)
-            if id not in known:
-                model = model or load(flags)
-                known[id] = dialogue(model, item, settings)
-                append_record(file, {
-                    "id": id, "model": name, "benchmark": item.benchmark, "number": item.number,
-                    "questions": item.questions, "answers": known[id]})
-            columns[-1].answers[item.name] = known[id]
-            progress.show((len(columns) - 1) * len(items) + len(columns[-1].answers), name)
+        columns.append(Column(name, f"answered here by {path} ({how}). {knows}",
+                              {item.name: known[ids[item]] for item in items}))
     return columns
 
 

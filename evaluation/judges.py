@@ -49,8 +49,8 @@ def judge_all(judge, groups, repeats, file):
     wanted = {(tuple(answer_id(item, answers) for answers in group), repeat): (item, group)
               for repeat in range(1 if judge.free else repeats) for item, group in groups}
     todo = [key for key in wanted if judge.free or not known.get(key)]
-    progress = Progress("scores", len(wanted), "requests", before=len(wanted) - len(todo))
-    for i, key in enumerate(random.Random(0).sample(todo, len(todo)), start=1):
+    progress = Progress("scores:", len(todo), "requests")
+    for done, key in enumerate(random.Random(0).sample(todo, len(todo)), start=1):
         try:
             verdicts = judge(*wanted[key])
         except Unjudged as error:
@@ -61,7 +61,7 @@ def judge_all(judge, groups, repeats, file):
             append_record(file, {"judge": judge.name, "answers": ids, "repeat": repeat,
                                  "verdicts": verdicts})
         if not judge.free:
-            progress.show(len(wanted) - len(todo) + i)
+            progress.show(done)
     for reason, _ in reasons.most_common(1):
         text = f"{reasons.total()} of {len(wanted)} stay unjudged, most often because: {reason}"
         if reasons.total() == len(wanted) and not judge.free:
