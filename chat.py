@@ -155,8 +155,8 @@ def main(args):
     alone = collection or args.each
     check(args, files, alone)
     saved = read_talk(args.resume) if args.resume else NO_TALK
-    given = [text.partition("=")[::2] for text in args.set]
-    given += [(name, getattr(args, name)) for name in FLAGS if getattr(args, name) is not None]
+    given = [(name, getattr(args, name)) for name in FLAGS if getattr(args, name) is not None]
+    given += [text.partition("=")[::2] for text in args.set]
     settings = saved["settings"] | dict(setting(name, value) for name, value in given)
     if not (files or args.resume or args.surprise):
         files = sorted(SAMPLES.glob("*.png"))[:1]

@@ -1,4 +1,5 @@
 """conversation/rounds.py: prompts, the cache, settings, the context, beams, files."""
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,59 +12,46 @@ import artgpt4
 from artgpt4 import IMAGE_ID, IMAGE_SLOT, ArtGPT4, KVCache, Llama, chat_prompt
 from conversation.rounds import (
     Conversation, Round, beam_search, find_html, plain, read_about, read_talk, to_json)
-from tests.conversation.conftest import say
+
+
+def say(conversation, question=None):
+    """The whole answer to a question, or another one to the last question."""
+    return "".join(conversation.answer(question))
 
 
 @pytest.fixture
 def prefills(monkeypatch):
     """The number of tokens that Llama was given at once, call by call."""
     counts, hidden = [], Llama.hidden
-
-    def counted(self, embeds, cache=None):
-        counts.append(embeds.shape[1])
-        return hidden(self, embeds, cache)
-    monkeypatch.setattr(Llama, "hidden", counted)
+    monkeypatch.setattr(Llama, "hidden", lambda self, embeds, cache=None: (
+        counts.append(embeds.shape[1]) or hidden(self, embeds, cache)))
     return counts
-
-
-def answer_of(talker, talk, max_new_tokens=20, question="What?", **sampling):
-    """The answer to the first question as ArtGPT4.generate gives it, without a conversation."""
-    with torch.inference_mode():
-        embeds = talker.embed_prompt(chat_prompt([f"{IMAGE_SLOT} {question}"]), talk.image_embeds)
-        ids = [int(token) for token in talker.generate(embeds, max_new_tokens, **sampling)]
-    return talker.decode(ids)[0].strip()
 
 
 # The prompt
 
-def test_the_prompt_of_a_dialogue_is_the_golden_one(talker, talk, expected):
-    rounds = [Round(["picture.png"], "What is this?", "A painting."),
-              Round([], "Who painted it?  I like it.")]
-    ids = talk().prompt_ids(rounds)
+def test_the_prompt_of_a_dialogue_is_the_golden_one(model, expected):
+    ids = Conversation(model).prompt_ids([Round(["picture.png"], "What is this?", "A painting."),
+                                          Round([], "Who painted it?  I like it.")])
     golden = [i for segment in expected["dialogue_segments_ids"] for i in segment]
     assert [i for i in ids if i >= 0] == golden
-    assert [i for i in ids if i < 0] == [IMAGE_ID] * talker.config.queries
+    assert [i for i in ids if i < 0] == [IMAGE_ID] * model.config.queries
 
 
-def test_a_dialogue_with_vicuna_v1_has_eos_after_each_answer_and_nowhere_else(
-        talker, talk, monkeypatch):
-    monkeypatch.setattr(talker, "config", replace(talker.config, prompt="vicuna_v1"))
+def test_a_dialogue_with_vicuna_v1_has_eos_after_each_answer_and_nowhere_else(model, monkeypatch):
+    monkeypatch.setattr(model, "config", replace(model.config, prompt="vicuna_v1"))
+    talk, encode, eos = Conversation(model, temperature=0), model.tokenizer.encode, 2
     rounds = [Round(["a.png"], "What is </s> this?", "A boat.\x03</s>"), Round([], "Why?\x03")]
-    encode, eos = talker.tokenizer.encode, 2
-    assert talk().prompt_ids(rounds) == [
+    assert talk.prompt_ids(rounds) == [
         1, *encode("A chat between a curious user and an artificial intelligence assistant. The "
                    "assistant gives helpful, detailed, and polite answers to the user's questions. "
-                   "USER: <Img>"), *[IMAGE_ID] * 6,
+                   "USER: <Img>"), *[IMAGE_ID] * model.config.queries,
         *encode("</Img> What is </s> this? ASSISTANT: A boat.</s>"), eos,
-        *encode("USER: Why? ASSISTANT:")]
-    assert encode("USER: Why? ASSISTANT:") == [               # capitals but A, I, T, W are bytes
-        272, 88, 86, 72, 85, 303, 272, 309, 292, 291, 308,                      # USER: Why?
-        272, 310, 86, 86, 301, 86, 304, 310, 81, 304, 303]                      # ASSISTANT:
+        272, 88, 86, 72, 85, 303, 272, 309, 292, 291, 308,    # USER: Why?, where U S E R are bytes
+        272, 310, 86, 86, 301, 86, 304, 310, 81, 304, 303]    # ASSISTANT:
     words = iter([*encode("A boat."), eos, 300])
     monkeypatch.setattr(artgpt4, "sample", lambda logits, **_: torch.tensor([next(words)]))
-    conversation = talk()
-    assert say(conversation, "What?") == "A boat." and next(words) == 300
-    assert conversation.cached[-1] != eos                     # an answer's end is not in the cache
+    assert say(talk, "What?") == "A boat." and next(words) == 300
 
 
 def test_typed_marks_are_plain_text():
@@ -75,8 +63,8 @@ def test_typed_marks_are_plain_text():
 
 # The cache
 
-def test_a_later_question_costs_its_own_tokens(talker, talk, prefills, monkeypatch):
-    words, encode, conversation = [], talker.tokenizer.encode, talk()
+def test_a_later_question_costs_its_own_tokens(tiny, talk, prefills, monkeypatch):
+    words, encode, conversation = [], tiny.tokenizer.encode, talk()
     monkeypatch.setattr(artgpt4, "sample", lambda logits, **_: torch.tensor([words.pop(0)]))
     for turn in range(10):
         words[:] = encode("A boat.###")
@@ -99,16 +87,15 @@ def test_answers_with_the_cache_are_those_of_a_conversation_without_it(talk, pre
         fresh = talk(**conversation.settings)
         for name in ("image_embeds", "context", "rounds", "waiting", "forgotten"):
             setattr(fresh, name, getattr(conversation, name))
+        prefills.clear()
         pieces = conversation.answer(question)
         said = next(pieces) + next(pieces) if stop else "".join(pieces)
         pieces.close()
-        cost = sum(prefills)
-        whole = say(fresh, question)
+        cost, whole = sum(prefills), say(fresh, question)
         assert whole.startswith(said) if stop else whole == said
         assert cost < sum(prefills) - cost or len(conversation.rounds) == 1
         assert conversation.rounds[-1].answer == said
         assert len(conversation.cached) == conversation.cache.length
-        prefills.clear()
 
     check("What is this?")
     check("Which colours?")
@@ -131,35 +118,20 @@ def test_answers_with_the_cache_are_those_of_a_conversation_without_it(talk, pre
     check("What is this?")
 
 
-# Settings
+# Settings and context
 
-def test_the_settings_reach_the_model(talker, talk):
-    assert say(talk(repetition_penalty=3.0), "What?") == answer_of(
-        talker, talk(), temperature=0, adjust=talk(repetition_penalty=3.0).adjust)
-    generator = torch.Generator().manual_seed(5)
-    conversation = talk(temperature=2.0, top_p=0.7, seed=5)
-    assert say(conversation, "What?") == answer_of(
-        talker, talk(), temperature=2.0, top_p=0.7, generator=generator)
+def test_the_settings_reach_the_model(tiny, talk):
+    for settings in ({"temperature": 2.0, "top_p": 0.7, "seed": 5}, {"repetition_penalty": 3.0},
+                     {"min_new_tokens": 20}):
+        conversation = talk(**settings)
+        flags = conversation.sampling() | {"generator": torch.Generator().manual_seed(5)}
+        with torch.inference_mode():
+            prompt = chat_prompt([f"{IMAGE_SLOT} What?"])
+            embeds = tiny.embed_prompt(prompt, conversation.image_embeds)
+            ids = [int(token) for token in tiny.generate(embeds, 20, **flags)]
+        assert say(conversation, "What?") == tiny.decode(ids)[0].strip()
+    assert conversation.new_tokens == 20
 
-
-def test_the_same_seed_gives_the_same_answers(talk):
-    def two_answers(seed):
-        conversation = talk(seed=seed, temperature=1.0)
-        return [say(conversation, "What?"), say(conversation)]
-    first, second = two_answers(7)
-    assert first != second
-    assert two_answers(7) == [first, second] != two_answers(8)
-
-
-def test_an_answer_is_as_long_as_min_new_tokens_says(talker, talk, monkeypatch):
-    end, letter = talker.tokenizer.eos_id(), talker.tokenizer.encode("a")[-1]
-    monkeypatch.setattr(artgpt4, "sample", lambda logits, **_: torch.tensor(
-        [end if logits[0, end] > -torch.inf else letter]))
-    assert say(talk(), "What?") == ""
-    assert say(talk(min_new_tokens=7), "What?") == " ".join("a" * 7)
-
-
-# The context
 
 def test_rounds_that_the_context_forgets_stay_in_the_transcript(talk):
     conversation = talk()
@@ -172,25 +144,18 @@ def test_rounds_that_the_context_forgets_stay_in_the_transcript(talk):
     assert conversation.forgotten == 1
     assert [(r.question, r.images) for r in conversation.rounds] == [
         ("One?", ["picture.png"]), ("Two?", []), ("Three?", [])]
-    assert conversation.prompt_ids(conversation.rounds) == conversation.prompt_ids(
-        [Round([], "x"), kept[0], Round([], "Three?")])
-
-
-def test_the_longest_answer_reserves_at_most_half_of_the_context(talk):
-    conversation = talk()
-    for question in ("One?", "Two?"):
-        say(conversation, question)
-    conversation.set("max_new_tokens", 2000)
-    conversation.context = 2 * len(conversation.prompt_ids([*conversation.rounds,
-                                                            Round([], "Three?")]))
-    next(conversation.answer("Three?"))
-    assert conversation.forgotten == 0
+    ids = conversation.prompt_ids(conversation.rounds)
+    assert ids == talk().prompt_ids([kept[0], Round([], "Three?")])
+    conversation.set("max_new_tokens", 2000)                  # reserves half of the context
+    conversation.context = 2 * (len(ids) + 30)
+    next(conversation.answer("Four?"))
+    assert conversation.forgotten == 1
 
 
 def test_an_answer_never_passes_the_end_of_the_context(talk):
     prompt = len(talk().prompt_ids([Round(["picture.png"], "One?")]))
     for context, room in ((prompt + 21, 20), (prompt + 20, 20), (prompt + 3, 3)):
-        conversation = talk()
+        conversation = talk(min_new_tokens=20)
         conversation.context = context
         say(conversation, "One?")
         assert conversation.new_tokens == room
@@ -198,12 +163,6 @@ def test_an_answer_never_passes_the_end_of_the_context(talk):
     with pytest.raises(ValueError, match=f"{prompt} tokens.*--each"):
         say(conversation, "One?")
     assert conversation.rounds == before != []
-
-
-def test_the_context_is_2000_tokens_or_what_the_model_has(talker, monkeypatch):
-    assert Conversation(talker).context == 2000
-    monkeypatch.setattr(talker, "config", replace(talker.config, context=256))
-    assert Conversation(talker).context == 256
 
 
 # Beams
@@ -222,21 +181,9 @@ def test_beams_find_the_golden_answer_with_part_of_the_prompt_in_the_cache(
             assert cache.length == embeds.shape[1]
 
 
-def test_a_conversation_with_beams_gives_their_answer_at_any_temperature(talker, talk):
-    settings = {"repetition_penalty": 1e6, "min_new_tokens": 12, "max_new_tokens": 12}
-    conversation = talk(beams=3, temperature=0.7, **settings)
-    with torch.inference_mode():
-        prompt = chat_prompt([f"{IMAGE_SLOT} What is this?"])
-        embeds = talker.embed_prompt(prompt, conversation.image_embeds)
-        cache = KVCache(talker.llama, 300)
-        ids = beam_search(talker, embeds, 3, 12, cache, talk(**settings).adjust)
-    assert len(set(ids)) == 12
-    assert say(conversation, "What is this?") == talker.decode(ids)[0].strip()
-
-
 def search(odds, beams, length):
     """The answer of beams of a model whose next token depends on the answer so far. odds: {answer:
-    {token: probability}}; what is not there is unlikely. Token 0 ends an answer."""
+    {token: probability}}; what is not there is unlikely. Tokens 0, 1 and 2 end an answer."""
     def adjust(_, chosen):
         logits = torch.full((len(chosen), 10), -1e9)
         for row, ids in zip(logits, chosen.tolist(), strict=True):
@@ -257,53 +204,42 @@ def search(odds, beams, length):
 def test_the_answer_with_the_best_mean_log_probability_wins():
     odds = {(): {5: 0.6, 0: 0.4}, (5,): {5: 0.5, 0: 0.5}, (5, 5): {5: 0.9, 0: 0.1}}
     assert search(odds, 2, 3) == [5, 5, 5]     # 0.4; (0.6 0.5) ** 1/2; (0.6 0.5 0.9) ** 1/3
-    assert search(odds, 2, 1) == [5]
     ends = {0: 0.5, 1: 0.3, 2: 0.2}                           # all candidates end at once
-    odds = {(): {5: 0.6, 6: 0.4}, (5,): ends, (6,): ends}
-    assert search(odds, 2, 9) == [5, 0]
+    assert search({(): {5: 0.6, 6: 0.4}, (5,): ends, (6,): ends}, 2, 9) == [5, 0]
     odds = {(): {5: 0.6, 0: 0.2, 1: 0.1, 2: 0.1}, (5,): {6: 1.0}, (5, 6): {0: 1.0}}
     assert search(odds, 2, 9) == [5, 6, 0]                    # one beam goes on alone
 
 
 # Files
 
-@pytest.mark.parametrize("answer, page", [
-    ("Here:\n```html\n<!doctype html>\n<p>A\n```\nI hope. <p>", "<!doctype html>\n<p>A"),
-    ("Sure. <HTML><body>1 < 2</body></HTML> It is <p>.", "<HTML><body>1 < 2</body></HTML>"),
-    ("<h1>A</h1>\n<p>cut of", "<h1>A</h1>\n<p>cut of"),
-    ("1 < 2 and 2 > 1", None),
-])
-def test_the_html_of_an_answer(answer, page):
-    assert find_html(answer) == (page and page + "\n")
+def test_the_html_of_an_answer():
+    page = "<!doctype html>\n<p>A"
+    assert find_html(f"Here:\n```html\n{page}\n```\nI hope. <p>") == f"{page}\n"
+    assert find_html("Sure. <HTML>1 < 2</HTML> It is <p>.") == "<HTML>1 < 2</HTML>\n"
+    assert find_html(page) == f"{page}\n" and find_html("1 < 2 and 2 > 1") is None
 
 
-def test_what_a_weights_folder_says(tmp_path):
-    assert read_about(tmp_path)["pictures"] == 4
-    for about in ('{"settings": {"temperature": "hot"}}', '{"settings": {"warmth": 1}}',
-                  '{"settings": [1]}', '{"knows": 1}', '{"pictures": "two"}', "[]", "{"):
-        (tmp_path / "about.json").write_text(about)
+def test_wrong_json_is_refused_by_the_name_of_its_file(tmp_path):
+    about, saved = tmp_path / "about.json", tmp_path / "talk.json"
+    settings = [{"settings": value} for value in ({"beams": True}, {"warmth": 1}, [1], None)]
+    for value in [{"knows": 1}, {"pictures": "two"}, {"examples": "a"}, [], *settings]:
+        about.write_text(json.dumps(value))
         with pytest.raises(ValueError, match="about.json"):
             read_about(tmp_path)
-    (tmp_path / "about.json").write_text('\ufeff{"settings": {"temperature": 0.5}, "more": 1}',
-                                         encoding="utf-8")
-    assert read_about(tmp_path)["settings"] == {"temperature": 0.5}
+    good, said = {"model": "", "settings": {}, "images": [], "rounds": []}, {"question": "a"}
+    wrong = [good | change for change in [
+        {"images": [1]}, {"images": "a"}, {"model": 1}, {"rounds": [1]}, {"rounds": [said]},
+        {"rounds": [said | {"images": [], "answer": 1}]}, *settings]]
+    for text in ["", "{", "{}", "[]", "[" * 100_000, *map(json.dumps, wrong)]:
+        saved.write_text(text)
+        with pytest.raises(ValueError, match="talk.json"):
+            read_talk(saved)
 
 
-ROUND = '{"images": [], "question": "a", "answer": "b"}'
-
-
-@pytest.mark.parametrize("text", [
-    "", "{", "{}", "[]", "null", "[" * 100_000,
-    '{"rounds": [], "images": [], "model": "", "settings": {"beams": true}}',
-    '{"rounds": [], "images": [], "model": "", "settings": [1]}',
-    '{"rounds": [], "images": [1], "model": "", "settings": {}}',
-    '{"rounds": [], "images": "a", "model": 1, "settings": {}}',
-    '{"rounds": [1], "images": [], "model": "", "settings": {}}',
-    '{"rounds": [' + ROUND.replace('"a"', "1") + '], "images": [], "model": "", "settings": {}}',
-])
-def test_a_file_that_is_not_a_saved_conversation_is_refused_by_name(tmp_path, text, talk):
-    (tmp_path / "talk.json").write_text(text)
-    with pytest.raises(ValueError, match="talk.json"):
-        read_talk(tmp_path / "talk.json")
+def test_a_byte_order_mark_is_no_fault(tmp_path, talk):
+    text = '\ufeff{"settings": {"temperature": 0.5}, "more": 1}'
+    (tmp_path / "about.json").write_text(text, encoding="utf-8")
+    about = {"knows": "", "examples": [], "pictures": 4, "settings": {"temperature": 0.5}}
+    assert read_about(tmp_path) == about | {"more": 1}
     (tmp_path / "talk.json").write_text("\ufeff" + to_json(talk(), "name"), encoding="utf-8")
     assert read_talk(tmp_path / "talk.json")["images"] == ["picture.png"]
