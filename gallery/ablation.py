@@ -195,19 +195,23 @@ def share(rightly):
     return fmean(int(digit) for row in rightly.values() for digit in row)
 
 
-def all_runs(args):
-    """The runs of the sweep and of the comparison: kept ones, or made now, args.jobs at once."""
+def finished(runs, args):
+    """kept_run of each, in turn or args.jobs at once."""
+    if args.jobs == 1:
+        return [kept_run(run, args) for run in runs]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, spawn, end_with_parent) as pool:
-        def finished(runs):
-            return [done.result() for done in [pool.submit(kept_run, run, args) for run in runs]]
-        sweep = finished([(arm, factor, SWEEP_SEED, True) for arm in args.arms
-                          for factor in FACTORS])
-        best = {}
-        for run in sorted(sweep, key=lambda run: share(run["rightly"][MEASURE])):
-            best[run["arm"]] = run["factor"]
-        return sweep + finished([(arm, best[arm], seed, False) for seed in args.seeds
-                                 for arm in args.arms])
+        return list(pool.map(kept_run, runs, [args] * len(runs)))
+
+
+def all_runs(args):
+    """The runs of the sweep, and those of the comparison at each arm's best rate."""
+    sweep, best = finished([(arm, factor, SWEEP_SEED, True) for arm in args.arms
+                            for factor in FACTORS], args), {}
+    for run in sorted(sweep, key=lambda run: share(run["rightly"][MEASURE])):
+        best[run["arm"]] = run["factor"]
+    return sweep + finished([(arm, best[arm], seed, False) for seed in args.seeds
+                             for arm in args.arms], args)
 
 
 def tables(runs):
