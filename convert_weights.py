@@ -24,7 +24,7 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from artgpt4 import PROMPTS, ArtGPT4, Config
 from common.command_line import Misuse, Progress, number, printable, run_command
@@ -33,7 +33,9 @@ from common.int8 import quantise
 from conversion.checkpoints import compare_checksums, open_checkpoint, take, take_adapter
 from conversion.formats import llama_sizes, their_names, vision_sizes
 
-SHARD = 2_000_000_000                                         # bytes, in memory at a time
+SHARD = 4_000_000_000                                         # bytes, which a small machine maps
+PIECE = 2_000_000                                             # bytes written at once: in a cache
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
 # ---- The language model
 
@@ -143,10 +145,12 @@ def convert(args):
     prompt, why = recognised_prompt(llm, extra)
     config = Config(**sizes, prompt=args.prompt or prompt)
 
-    files = plan(config, vit, qformer, (llm, base), adapter)
+    vision, llama, trained = plan(config, vit, qformer, (llm, base), adapter)
+    files = {"vision.safetensors": vision, **in_shards(as_int8(llama) if args.int8 else llama),
+             "adapter.safetensors": trained}
     for checkpoint in filter(None, (vit, qformer, llm, base)):
         compare_checksums(checkpoint.files)
-    write_folder(out, files, config, llm.tokenizer, args.int8)
+    write_folder(out, files, config, llm.tokenizer)
     print(f"prompt format: {config.prompt} ({'as given' if args.prompt else why})")
     if adapter is not None and (extra != 1 or llm.kind == "instructblip_llm"):
         print(f"warning: {printable(adapter.path)} was trained with Vicuna v0, which has one token "
@@ -161,8 +165,9 @@ def convert(args):
 
 
 def plan(config, vit, qformer, language, adapter):
-    """{file: {name: (bytes, function -> tensor)}} of a weights folder, from Checkpoints. language:
-    the model, and the base if it is a delta. Raises ValueError for other names and shapes."""
+    """The tensors of a weights folder, from Checkpoints, as settle() returns them: the picture's
+    side, the language model, what is trained. language: the Checkpoint of the model, and that of
+    the base if it is a delta. Raises ValueError for other names and shapes."""
     llm, base = language
     with torch.device("meta"):
         model = ArtGPT4(config, None)
@@ -191,81 +196,110 @@ def plan(config, vit, qformer, language, adapter):
     trained = {name: llama.get(name, partial(initial, name)) for name in trainable}
     if adapter is not None:
         trained |= take_adapter(adapter, config, trainable)
-    return {"vision.safetensors": settle(vision["vit"]) | settle(vision["qformer"]),
-            **in_shards(settle(llama)), "adapter.safetensors": settle(trained, torch.float32)}
+    return (settle(vision["vit"]) | settle(vision["qformer"]), settle(llama),
+            settle(trained, torch.float32))
 
 
 def settle(tensors, dtype=None):
-    """Functions of a device -> tensor, {name: function}, are tried on "meta" -> {name: (bytes,
-    function -> tensor)}. All get one dtype, float32 if theirs differ, but norms of LLaMA."""
+    """Functions of a device -> tensor, {name: function}, are tried on "meta" -> {name: (tensor on
+    "meta", function -> tensor)}. All get one dtype, float32 if theirs differ, but norms of LLaMA,
+    which compute in float32."""
     tried = {name: read("meta") for name, read in tensors.items()}
     norms = {name for name in tried if re.match(r"llama\..*norm\.weight", name)}
     found = {tensor.dtype for name, tensor in tried.items() if name not in norms}
     common = dtype or (found.pop() if len(found) == 1 else torch.float32)
-    dtypes = {name: tensor.dtype if name in norms and not dtype else common
-              for name, tensor in tried.items()}              # norms compute in float32
+    tried = {name: tensor.to(tensor.dtype if name in norms and not dtype else common)
+             for name, tensor in tried.items()}
 
     def read(name):
-        return tensors[name]("cpu").to(dtypes[name])
-    return {name: (tensor.numel() * dtypes[name].itemsize, partial(read, name))
-            for name, tensor in tried.items()}
+        return tensors[name]("cpu").to(tried[name].dtype)
+    return {name: (tensor, partial(read, name)) for name, tensor in tried.items()}
+
+
+def as_int8(tensors):
+    """What settle() returned, with the matrices of LLaMA's blocks as int8; the float32 scale of
+    their rows follows each."""
+    small, scales = {}, {}
+
+    def matrix(name, read):
+        weight, scale = quantise(read())
+        scales[name] = scale[:, 0]
+        return weight
+    for name, (tensor, read) in tensors.items():
+        if re.match(r"llama\.blocks\.\d+\.(attn|mlp)\.", name):
+            small[name] = tensor.to(torch.int8), partial(matrix, name, read)
+            small[name.replace(".weight", ".scale")] = tensor[:, 0].float(), partial(
+                scales.pop, name)
+        else:
+            small[name] = tensor, read
+    return small
 
 
 def in_shards(tensors):
-    """{file: {name: (bytes, function)}} of the language model: one file, or shards of about SHARD
-    bytes."""
+    """{file: tensors} of the language model: one file, or shards of about SHARD bytes."""
     shards, size = {}, 0
-    for name, (nbytes, read) in tensors.items():
-        shards.setdefault(f"llama-{size // SHARD + 1:05d}.safetensors", {})[name] = nbytes, read
-        size += nbytes
+    for name, (tensor, read) in tensors.items():
+        shards.setdefault(f"llama-{size // SHARD + 1:05d}.safetensors", {})[name] = tensor, read
+        size += tensor.nbytes
     return shards if len(shards) > 1 else {"llama.safetensors": tensors}
 
 
-def write_folder(out, files, config, tokenizer, int8):
+def write_tensors(file, tensors, written):
+    """Write a safetensors file, one tensor after another: save_file needs all of them in memory,
+    and more time. tensors: as settle() returns them. written(bytes, name) is called after each."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, (tensor, _) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape),
+                        "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)                           # the values begin at a multiple of 8
+    with open(file, "wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in list(header)[1:]:
+            value = tensors[name][1]().contiguous()
+            for piece in value.view(-1).view(torch.uint8).split(PIECE):
+                out.write(piece.numpy().data)
+            written(value.nbytes, name)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def write_folder(out, files, config, tokenizer):
     """Write a weights folder, whole or not at all, and print what was written.
 
-    files: {file: {name: (bytes, function -> tensor)}}. tokenizer: the path of its tokenizer.model.
+    files: {file: tensors as settle() returns them}. tokenizer: the path of its tokenizer.model.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f".{escape(out.name)}.*"):
         print(f"{printable(left)}: left by a conversion that was killed, unless one is running; "
               "remove it", file=sys.stderr)
-    total = sum(nbytes for tensors in files.values() for nbytes, _ in tensors.values())
-    progress, done, where = Progress("written", total / 1e9, "GB"), 0, {}
+    sizes = {file: sum(tensor.nbytes for tensor, _ in files[file].values()) for file in files}
+    total, done = sum(sizes.values()), 0
+    progress = Progress("written", total / 1e9, "GB")
+
+    def written(nbytes, name):
+        nonlocal done
+        done += nbytes
+        progress.show(done / 1e9, name)
     with tempfile.TemporaryDirectory(
             prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as beside:
         folder = Path(beside) / out.name
         folder.mkdir()
         free = shutil.disk_usage(folder).free
-        if free < (total / 2 if int8 else total):
+        if free < total:
             raise ValueError(f"{out}: needs {total / 1e9:.2f} GB, but {free / 1e9:.2f} are free")
         for file, tensors in files.items():
-            values, seen = {}, set()
-            for name, (nbytes, read) in tensors.items():
-                value = read()
-                if int8 and re.match(r"llama\.blocks\.\d+\.(attn|mlp)\.", name):
-                    value, scale = quantise(value)
-                    values[name.replace(".weight", ".scale")] = scale[:, 0]
-                if value.data_ptr() in seen:                  # safetensors takes no aliases
-                    value = value.clone()
-                values[name] = value.contiguous()
-                seen.add(value.data_ptr())
-                done += nbytes
-                progress.show(done / 1e9, name)
-            save_file(values, folder / file, {"format": "pt"})
-            where |= dict.fromkeys(values, file)
-        if "llama.safetensors" not in files:
-            where = {name: file for name, file in where.items() if file.startswith("llama-")}
+            write_tensors(folder / file, tensors, written)
+        where = {name: file for file in files if file.startswith("llama-") for name in files[file]}
+        if where:
             index = json.dumps({"metadata": {}, "weight_map": where})
             (folder / "llama.safetensors.index.json").write_text(index)
         shutil.copyfile(tokenizer, folder / "tokenizer.model")
         (folder / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
-        for file in folder.iterdir():
-            with open(file, "rb+") as written:
-                os.fsync(written.fileno())
         folder.rename(out)
-    for file in files:
-        print(f"{printable(out / file)}  {(out / file).stat().st_size / 1e9:.3f} GB")
+    for file, size in sizes.items():
+        print(f"{printable(out / file)}  {size / 1e9:.3f} GB")
 
 
 def export(args):

@@ -190,9 +190,9 @@ def test_the_list_names_two_ways_and_the_command_for_what_is_there(
 
 
 def test_sigterm_leaves_nothing_and_what_kill_leaves_is_named(checkpoints, convert, tmp_path, capfd):
-    slow = ("import convert_weights, time, sys; old = convert_weights.save_file\n"
+    slow = ("import convert_weights, time, sys; old = convert_weights.write_tensors\n"
             "def save(*given): old(*given); print('half', flush=True); time.sleep(60)\n"
-            "convert_weights.save_file = save; convert_weights.main()")
+            "convert_weights.write_tensors = save; convert_weights.main()")
     for number, left in ((signal.SIGTERM, 0), (signal.SIGKILL, 1)):
         process = subprocess.Popen(
             [sys.executable, "-c", slow, "--vit", checkpoints / "eva_vit_g.pth", "--qformer",

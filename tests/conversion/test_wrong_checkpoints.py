@@ -344,7 +344,7 @@ def test_a_full_disk_and_ctrl_c_leave_nothing(refused, convert, tmp_path, monkey
         patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
         assert "0.00 are free" in refused()
     with monkeypatch.context() as patch:
-        patch.setattr(convert_weights, "save_file", fail)
+        patch.setattr(convert_weights, "write_tensors", fail)
         assert "No space left" in refused()
     monkeypatch.setattr(Progress, "show", lambda *_: signal.raise_signal(signal.SIGINT))
     monkeypatch.setattr(signal, "default_int_handler", signal.default_int_handler)
