@@ -250,12 +250,12 @@ def written_answers(texts, items):
         if not file:
             raise Misuse(f"--answers {text}: expected is NAME=FILE")
         check_file(file)
-        known = {(record["benchmark"], record["number"]): record
+        known = {f"{record['benchmark']} {record['number']}": record
                  for record in read_records(Path(file), "benchmark", "number")
                  if record.get("model", name) == name}
         column = Column(name, f"answers from {file}", {})
         for item in items:
-            record = known.pop((item.benchmark, item.number), {})
+            record = known.pop(item.name, {})
             answers = record.get("answers", [record.get("answer")])
             asked = record.get("questions", list(item.questions))
             if asked != list(item.questions) or not isinstance(answers, list) or (

@@ -121,10 +121,10 @@ def write_report(out, items, columns, facts):
     ids = [[answer_id(item, column.answers[item.name]) for item in items] for column in columns]
     names = {id: item.name for row in ids for id, item in zip(row, items, strict=True)}
     for judge, found in read_scores(out / "scores.jsonl").items():
-        for key, row in found.items():
-            if row and names.keys() >= set(key[0]):           # on answers of this report
-                records.setdefault(judge, {})[key] = row
-                for id, verdict in zip(key[0], row, strict=True):
+        for (group, repeat), row in found.items():
+            if row and names.keys() >= set(group):            # on answers of this report
+                records.setdefault(judge, {})[group, repeat] = row
+                for id, verdict in zip(group, row, strict=True):
                     verdicts.setdefault(judge, {}).setdefault(id, []).append(verdict)
     means = {judge: {id: np.mean([score for score, _ in row]) for id, row in found.items()}
              for judge, found in verdicts.items()}

@@ -16,9 +16,9 @@ def test_items_are_the_numbered_pictures_of_any_type_in_order(benchmark_folder, 
     with pytest.raises(ValueError, match=str(tmp_path)):      # none there
         read_items(tmp_path)
     items = read_items(benchmark_folder)
-    assert [(item.name, item.file.name) for item in items] == [
-        ("IDC 1", "1.png"), ("IDC 2", "2.webp"), ("IDC 10", "10.gif"), ("ISAC 1", "1.bmp"),
-        ("ICRC 1", "01.jpg"), ("MDIUC 1", "1.jpeg")]
+    assert [f"{item.name} {item.file.name}" for item in items] == [
+        "IDC 1 1.png", "IDC 2 2.webp", "IDC 10 10.gif", "ISAC 1 1.bmp", "ICRC 1 01.jpg",
+        "MDIUC 1 1.jpeg"]
     assert [len(item.questions) for item in items] == [1, 1, 1, 1, 1, 5]
     assert items[3].questions[0].startswith("Analyze the emotions expressed by the individuals")
 
