@@ -19,7 +19,7 @@ from artgpt4 import INSTRUCTIONS
 from common.command_line import number, run_command
 from common.files import read_json, written_beside
 from gallery.painting import paint
-from gallery.scenes import (EMOTION_OF, FIGURES, MOODS, PALETTES, SEEN_PAIRS, SUBJECTS, THINGS,
+from gallery.scenes import (EMOTION_OF, FIGURES, MOODS, SEEN_PAIRS, SUBJECTS, THINGS,
                             UNSEEN_PAIRS, Scene, random_scenes)
 from gallery.words import DIALOGUE, PHRASES, WORDINGS, mentioned, named
 
@@ -27,8 +27,7 @@ QUESTIONS = {
     "IDC": INSTRUCTIONS[0],
     "ISAC": WORDINGS["emotions"][0],
     "ICRC": WORDINGS["objects"][0],
-    "MDIUC": [INSTRUCTIONS[0], *(WORDINGS[topic][0] for topic in DIALOGUE)],
-    "PAGES": WORDINGS["page"][0]}
+    "MDIUC": [INSTRUCTIONS[0], *(WORDINGS[topic][0] for topic in DIALOGUE)]}
 SHAPE = {"IDC": 10, "ISAC": 10, "ICRC": 5, "MDIUC": 2}        # items of the paper's benchmarks
 
 # ---- The folder
@@ -56,12 +55,9 @@ def items_of(count):
     return counts
 
 
-def scenes(items=27, pages=0):
-    """{("IDC", "1"): Scene, ...}, `items` in the four benchmarks and `pages` in PAGES.
-
-    27 is the paper's number: 10 IDC, 10 ISAC with figures, 5 ICRC with several objects, and 2
-    MDIUC, half of them figures.
-    """
+def scenes(items=27):
+    """{("IDC", "1"): Scene, ...}. 27 is the paper's number: 10 IDC, 10 ISAC with figures, 5 ICRC
+    with several objects, and 2 MDIUC, half of them figures."""
     others = [subject for subject in SUBJECTS if subject not in FIGURES]
     outdoors = [subject for subject in others if subject not in ("vase of flowers", "cat")]
     counts = items_of(items)
@@ -70,19 +66,18 @@ def scenes(items=27, pages=0):
               "ISAC": held_out_scenes("ISAC", counts["ISAC"], FIGURES, alone=1),
               "ICRC": held_out_scenes("ICRC", counts["ICRC"], outdoors, things=2, alone=0),
               "MDIUC": [*held_out_scenes("MDIUC", half, FIGURES),
-                        *held_out_scenes("MDIUC", counts["MDIUC"] - half, others)],
-              "PAGES": held_out_scenes("PAGES", pages, SUBJECTS)}
+                        *held_out_scenes("MDIUC", counts["MDIUC"] - half, others)]}
     return {(benchmark, str(number)): scene
             for benchmark, row in chosen.items() for number, scene in enumerate(row, start=1)}
 
 
-def make(folder, items=27, pages=0):
+def make(folder, items=27):
     """Write the benchmark: IDC/1.png ..., questions.json and, last of all, truth.json.
 
     The bytes are the same each time. Pictures of another benchmark that was made there are removed.
     """
     folder, truths = Path(folder), {}
-    chosen = scenes(items, pages)
+    chosen = scenes(items)
     if (folder / "truth.json").is_file():
         for benchmark, number in truth(folder).keys() - chosen.keys():
             (folder / benchmark / f"{number}.png").unlink(missing_ok=True)
@@ -272,38 +267,13 @@ def mdiuc(scene, questions, answers):
     return count, reason
 
 
-def pages(scene, questions, answers):
-    """A web page: what it says to its reader, and whether it wears the painting's colours.
-
-    0 no page
-    1 a page that does not name the subject, or another one
-    2 the subject
-    3 style, palette and mood too
-    4 and three of the palette's five colours
-    5 all five, with a title and a heading
-    """
-    source = answers[0]
-    if not re.search(r"<(!doctype html|html|body|h1|title)\b.*<", source, re.I | re.S):
-        return 0, "no web page"
-    visible = re.sub(r"<style.*?</style>|<[^>]*>", " ", source, flags=re.I | re.S)
-    right, reason = compared(scene, visible, "subject", "style", "palette", "mood")
-    colours = {colour for colour in vars(PALETTES[scene.palette]).values()
-               if colour in source.lower()}
-    reason += f"; {len(colours)} of 5 colours"
-    if not all(right.values()):
-        return (2 if right["subject"] else 1), reason
-    if len(colours) == 5 and re.search("<title>.*<h1>", source, re.I | re.S):
-        return 5, f"{reason}; title and heading"
-    return (3 if len(colours) < 3 else 4), reason
-
-
-RULES = {"IDC": idc, "ISAC": isac, "ICRC": icrc, "MDIUC": mdiuc, "PAGES": pages}
+RULES = {"IDC": idc, "ISAC": isac, "ICRC": icrc, "MDIUC": mdiuc}
 
 
 def main(args):
-    make(args.folder, args.items, args.pages)
-    print(f"wrote {args.folder}: {args.items} items and {args.pages} web pages to ask for; judge "
-          f"answers with python evaluate.py {args.folder} --judge gallery")
+    make(args.folder, args.items)
+    print(f"wrote {args.folder}: {args.items} items; judge answers to them with python evaluate.py "
+          f"{args.folder} --judge gallery")
 
 
 if __name__ == "__main__":
@@ -312,6 +282,4 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, help="the benchmark folder to make")
     parser.add_argument("--items", type=number(int, 4, 10_000), default=27, metavar="N",
                         help="pictures in the four benchmarks, in the paper's shape; default: 27")
-    parser.add_argument("--pages", type=number(int, 0, 1000), default=0, metavar="N",
-                        help="pictures for which a web page is asked; default: 0")
     run_command(main, parser)
