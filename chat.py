@@ -148,9 +148,10 @@ def main(args):
     with contextlib.suppress(AttributeError):                 # a notebook's stdout is no file
         sys.stdout.reconfigure(errors="replace")
     files, collection, question = pictures_and_question(args.picture)
-    args.prompt = question if args.prompt is None else args.prompt
-    if args.prompt is not None:
-        args.prompt, more = named_pictures(args.prompt)
+    if question is not None and args.prompt is not None:
+        raise Misuse(f"--prompt: there is another question, {question!r}")
+    if question is not None or args.prompt is not None:
+        args.prompt, more = named_pictures(args.prompt or question or "")
         files += more
     alone = collection or args.each
     check(args, files, alone)

@@ -254,15 +254,7 @@ def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=lambda logit
     return answer
 
 
-# ---- Files: what a weights folder says, what /save and /page write
-
-def find_html(text):
-    """The web page in an answer, without the fences or the words around it: from its first tag to
-    its end, or that of its code block, or of the text. None if it has none."""
-    found = re.search(r"(?is)<(!doctype|html|head|title|style|body|main|header|section|article|div"
-                      r"|h1|p)\b.*?(</html>|(?=```)|\Z)", text)
-    return found[0].strip() + "\n" if found else None
-
+# ---- Files: what a weights folder says, what /save writes
 
 def checked(values, usual, file):
     """A JSON object with its "settings" parsed, if each value is of the kind that it has in

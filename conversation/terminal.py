@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from common.command_line import one_line, printable
 from common.files import is_picture, open_image, written_beside
-from conversation.rounds import clean, find_html, plain, setting, to_json, to_markdown
+from conversation.rounds import clean, plain, setting, to_json, to_markdown
 from gallery.familiarity import unfamiliar
 
 WORD = re.compile(r"""(["'])[^"'\n]+\1(?!\w)|(?:\\.|[^\s\\])+""")
@@ -226,10 +226,11 @@ class Session:
             raise ValueError(f"{file}: /save writes FILE.md, or FILE.json for --resume")
 
     def page(self, text):
-        html = self.talk.rounds and find_html(self.talk.rounds[-1].answer)
-        if not html:
+        answer = self.talk.rounds[-1].answer if self.talk.rounds else ""
+        html = re.search(r"(?s)<[!a-zA-Z].*?(?=```|\Z)", answer)   # to the end of its code block
+        if html is None:
             raise ValueError('no HTML yet; ask for "a web page for this painting", for example')
-        self.write(typed_path(text), html)
+        self.write(typed_path(text), html[0].strip() + "\n")
 
     def write(self, file, text):
         """Write a new file, or overwrite one that this session wrote."""

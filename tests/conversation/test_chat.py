@@ -155,6 +155,7 @@ def test_a_broken_or_missing_file_is_one_line_that_names_it(run_chat, picture, t
     ("--temperature", "-1"), ("--temperature", "nan"), ("--max-new-tokens", "0"),
     ("--max-new-tokens", "2.5"), ("--seed", "-1"), ("--seed", "x"), ("--set", "top_p=1.5"),
     ("--set", "beam=2"), ("--dtype", "int4"), ("--device", "abacus"), ("--prompt", "  "),
+    ("--prompt", "Why?", "What is this?"),
     ("--json",), ("--each",), ("--surprise",), ("--batch-size", "0")])
 def test_misuse_is_exit_code_2_and_names_the_flag(run_chat, picture, arguments):
     code, out, err = run_chat(picture, *arguments)

@@ -11,7 +11,7 @@ from PIL import Image
 import artgpt4
 from artgpt4 import IMAGE_ID, IMAGE_SLOT, ArtGPT4, KVCache, Llama, chat_prompt
 from conversation.rounds import (
-    Conversation, Round, beam_search, find_html, plain, read_about, read_talk, to_json)
+    Conversation, Round, beam_search, plain, read_about, read_talk, to_json)
 
 
 def say(conversation, question=None):
@@ -211,13 +211,6 @@ def test_the_answer_with_the_best_mean_log_probability_wins():
 
 
 # Files
-
-def test_the_html_of_an_answer():
-    page = "<!doctype html>\n<p>A"
-    assert find_html(f"Here:\n```html\n{page}\n```\nI hope. <p>") == f"{page}\n"
-    assert find_html("Sure. <HTML>1 < 2</HTML> It is <p>.") == "<HTML>1 < 2</HTML>\n"
-    assert find_html(page) == f"{page}\n" and find_html("1 < 2 and 2 > 1") is None
-
 
 def test_wrong_json_is_refused_by_the_name_of_its_file(tmp_path):
     about, saved = tmp_path / "about.json", tmp_path / "talk.json"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from artgpt4 import IMAGE_SLOT, ArtGPT4
-from conversation import rounds, terminal
+from conversation import rounds
 from conversation.terminal import COMMANDS, named_pictures, typed_path, whole_line, wrapped
 
 FIRST = f"{IMAGE_SLOT} A?"
@@ -219,10 +219,12 @@ def test_set_changes_the_answers_to_come_and_shows_them(run_chat, picture):
 
 
 def test_page_writes_the_html_of_the_last_answer(run_chat, picture, script, tmp_path):
-    script(["See:\n```html\n<p>A boat</p>\n```"])
-    file = tmp_path / "new" / "a b.html"
-    assert run_chat(picture, lines=f"Page?\n/page {file}\n/page '{file}'".encode())[0] == 0
-    assert file.read_text() == "<p>A boat</p>\n"
+    for answer, page in (("See:\n```html\n<!doctype html>\n<p>A\n```\nI hope. <p>",
+                          "<!doctype html>\n<p>A"), ("1 < 2: <h1>A</h1>\n<p>cut of", "<h1>A</h1>\n<p>cut of")):
+        script([answer])
+        file = tmp_path / page[1:3] / "a b.html"
+        assert run_chat(picture, lines=f"Page?\n/page {file}\n/page '{file}'".encode())[0] == 0
+        assert file.read_text() == f"{page}\n"
 
 
 def test_a_saved_conversation_is_resumed_as_it_was(run_chat, picture, white, tmp_path):
