@@ -62,19 +62,6 @@ def wrapped(pieces):
             yield word
 
 
-def edit_lines():
-    """Let readline, where Python has it, edit the lines of input(), and keep them for the next
-    session in a file that only its owner can read."""
-    with contextlib.suppress(ImportError, OSError, RuntimeError):        # there may be no home
-        import readline
-        file = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state",
-                    "artgpt4", "history")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)
-        atexit.register(readline.write_history_file, file)
-        readline.read_history_file(file)
-
-
 def whole_line(read):
     """The next question or command: a line that ends with a backslash continues on the next one,
     and so does a text between two of triple quotation marks. read: a function from a prompt to a
@@ -142,8 +129,8 @@ class Session:
             pieces.close()                                    # which keeps the round
             print(file=self.answers, flush=True)
         if talk.forgotten > forgotten:
-            self.say(f"(the context of {talk.context} tokens is full: the oldest {talk.forgotten} "
-                     f"of {len(talk.rounds)} rounds are forgotten; /reset begins anew)")
+            self.say(f"(the context of {talk.context} tokens is full: {talk.forgotten} of "
+                     f"{len(talk.rounds)} rounds are forgotten; /reset begins anew)")
         if self.read:
             speed = talk.new_tokens / (time.perf_counter() - start)
             self.note(f"{talk.new_tokens} tokens, {speed:.1f} tokens/s, "
@@ -164,7 +151,8 @@ class Session:
                 self.say("\nCtrl-D or /quit ends.")
 
     def reader(self):
-        """A function from a prompt to a line, which someone types and edits, or which is piped."""
+        """A function from a prompt to a line, which is piped, or typed. What is typed is edited by
+        readline, where Python has it, and kept in a file that only its owner can read."""
         if sys.stdin is None:
             raise ValueError("standard input is closed; ask with --prompt TEXT")
         if not self.typed:
@@ -172,10 +160,17 @@ class Session:
                 utf16 = sys.stdin.buffer.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
                 sys.stdin.reconfigure(encoding="utf-16" if utf16 else "utf-8-sig", errors="replace")
             return lambda prompt: input()
-        edit_lines()
         if not self.read and sys.stderr.isatty():             # input() edits lines only where its
             self.answers = open(os.dup(1), "w")               # own stdout is a terminal
             os.dup2(2, 1)
+        with contextlib.suppress(ImportError, OSError, RuntimeError):    # there may be no home
+            import readline
+            state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+            file = Path(state, "artgpt4", "history")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch(mode=0o600)
+            atexit.register(readline.write_history_file, file)
+            readline.read_history_file(file)
         return input
 
     def obey(self, line):

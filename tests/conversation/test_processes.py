@@ -6,6 +6,7 @@ import select
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_a_session_in_a_terminal(command, tmp_path):
     said = screen.type("\x03", "^C").strip()
     assert said and "tokens/s" not in screen.type("")
     screen.type("half a questi", "half a questi")
+    time.sleep(0.3)                                           # until readline waits again
     screen.type("\x03", "ends.\r\n> ")
     screen.type("\n")                                         # an empty line is no question
     screen.type("/set max_new_tokens 9\n")

@@ -220,7 +220,7 @@ def test_set_changes_the_answers_to_come_and_shows_them(run_chat, picture):
 
 def test_page_writes_the_html_of_the_last_answer(run_chat, picture, script, tmp_path):
     for answer, page in (("See:\n```html\n<!doctype html>\n<p>A\n```\nI hope. <p>",
-                          "<!doctype html>\n<p>A"), ("1 < 2: <h1>A</h1>\n<p>cut of", "<h1>A</h1>\n<p>cut of")):
+                          "<!doctype html>\n<p>A"), ("1 < 2: <h1>A</h1> cut", "<h1>A</h1> cut")):
         script([answer])
         file = tmp_path / page[1:3] / "a b.html"
         assert run_chat(picture, lines=f"Page?\n/page {file}\n/page '{file}'".encode())[0] == 0
