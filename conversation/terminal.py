@@ -155,10 +155,11 @@ class Session:
         readline, where Python has it, and kept in a file that only its owner can read."""
         if sys.stdin is None:
             raise ValueError("standard input is closed; ask with --prompt TEXT")
+        with contextlib.suppress(AttributeError):             # a notebook's stdin is no file
+            begin = b"" if self.typed else sys.stdin.buffer.peek(2)[:2]
+            piped = "utf-16" if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+            sys.stdin.reconfigure(encoding=None if self.typed else piped, errors="replace")
         if not self.typed:
-            with contextlib.suppress(AttributeError):         # a notebook's stdin is no file
-                utf16 = sys.stdin.buffer.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-                sys.stdin.reconfigure(encoding="utf-16" if utf16 else "utf-8-sig", errors="replace")
             return lambda prompt: input()
         if not self.read and sys.stderr.isatty():             # input() edits lines only where its
             self.answers = open(os.dup(1), "w")               # own stdout is a terminal

@@ -69,6 +69,8 @@ def test_a_session_in_a_terminal(command, tmp_path):
     time.sleep(0.3)                                           # until readline waits again
     screen.type("\x03", "ends.\r\n> ")
     screen.type("\n")                                         # an empty line is no question
+    os.write(screen.fd, b"/no\xe9\n")                         # nor are bytes that are no UTF-8
+    screen.type("", "lists them\r\n> ")
     screen.type("/set max_new_tokens 9\n")
     screen.type(f"/save {tmp_path}/talk.json\n")
     kept, = json.loads((tmp_path / "talk.json").read_text())["rounds"]
