@@ -72,10 +72,8 @@ def scenes(items=27):
 
 
 def make(folder, items=27):
-    """Write the benchmark: IDC/1.png ..., questions.json and, last of all, truth.json.
-
-    The bytes are the same each time. Pictures of another benchmark that was made there are removed.
-    """
+    """Write the benchmark: IDC/1.png ..., questions.json and, last of all, truth.json. The bytes
+    are the same each time. Pictures of another benchmark that was made there are removed."""
     folder, truths = Path(folder), {}
     chosen = scenes(items)
     if (folder / "truth.json").is_file():

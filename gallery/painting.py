@@ -179,7 +179,6 @@ def cottage(rng):
     panes = [box(u0, 0.16, u1, 0.33) for u0, u1 in windows]
     bars = [line((u0 + u1) / 2, 0.16, (u0 + u1) / 2, 0.33, 0.018) for u0, u1 in windows]
     bars += [line(u0, 0.245, u1, 0.245, 0.018) for u0, u1 in windows]
-    door = left + front * 0.62
     return [Shape(smoke, "sky", 0.4, 0.05),
             Shape([box(chimney - 0.06, 0.6, chimney + 0.06, 1.0)], "dark", 0.3),
             Shape([box(left + 0.1, 0, right, wall)], "accent", -0.28, 0.08),
@@ -189,8 +188,8 @@ def cottage(rng):
                     (gable_right + 0.03, wall - 0.05)]], "main", -0.05, 0.2, (0, 1)),
             Shape([line(left - 0.06, wall - 0.07, middle, ridge, 0.06)], "main", -0.45, 0.0),
             Shape([line(middle, ridge, gable_right + 0.05, wall - 0.07, 0.06)], "main", -0.45, 0.0),
-            Shape([box(door - 0.075, 0, door + 0.075, 0.27)], "dark", 0.08),
-            Shape([oval(door, 0.5, 0.05)], "dark", 0.2),
+            Shape([box(middle - 0.075, 0, middle + 0.075, 0.27)], "dark", 0.08),
+            Shape([oval(middle, 0.5, 0.05)], "dark", 0.2),
             Shape(panes, "accent" if rng.random() < 0.4 else "dark", 0.2),
             Shape(bars, "dark", 0.0, 0.0, fine=True)]
 
@@ -484,10 +483,8 @@ SHAPES_OF = {shapes.__name__.replace("_", " "): shapes for shapes in (
     candle, apples)}
 
 def placed(name, rng, x, y, height, mirrored):
-    """The shapes of a subject or thing in the picture: middle at x, foot at y, `height` tall.
-
-    They are mirrored when the light comes from the right.
-    """
+    """The shapes of a subject or thing in the picture: middle at x, foot at y, `height` tall. They
+    are mirrored when the light comes from the right."""
     side = -1 if mirrored else 1
     shapes = []
     for shape in SHAPES_OF[name](rng):
@@ -497,10 +494,8 @@ def placed(name, rng, x, y, height, mirrored):
     return shapes
 
 def thing_places(x, foot, horizon, side, taken):
-    """thing -> (x, foot, height), for a subject at x and the sun on `side` of the middle.
-
-    `taken` is half the subject's width; beyond it there is room.
-    """
+    """thing -> (x, foot, height), for a subject at x and the sun on `side` of the middle. `taken`
+    is half the subject's width; beyond it there is room."""
     if abs(x - 0.5) < 0.1:
         near, other = x - side * taken, x + side * taken
     else:
@@ -612,10 +607,8 @@ def scene_colours(scene):
     return colours
 
 def render(scene, n, fine=True):
-    """The scene as a Plate of n x n pixels, without anti-aliasing.
-
-    fine=False leaves out the thinnest shapes.
-    """
+    """The scene as a Plate of n x n pixels, without anti-aliasing. fine=False leaves out the
+    thinnest shapes."""
     shapes, sun, foot, on_water = compose(scene)
     shapes = [shape for shape in shapes if fine or not shape.fine]
     colours = scene_colours(scene)
@@ -694,10 +687,8 @@ def mix(a, b, t):
     return a + (b - a) * t
 
 def borders(labels, weight=None):
-    """(n, n): nonzero where the label differs from the one to the right or below.
-
-    The value is 1, or the larger of the two sides' weights.
-    """
+    """(n, n): nonzero where the label differs from the one to the right or below. The value is 1,
+    or the larger of the two sides' weights."""
     weight = np.ones(labels.shape, np.float32) if weight is None else weight
     edge = np.zeros(labels.shape, np.float32)
     edge[:, :-1] = (labels[:, :-1] != labels[:, 1:]) * np.maximum(weight[:, :-1], weight[:, 1:])
@@ -713,13 +704,9 @@ def paper_grain(n):
     return (coarse + 0.5 * rng.standard_normal((n, n), np.float32)) * 0.5
 
 def stamp(top, first, centres, brush):
-    """Lay S stamps over each other in `top`, numbered from `first` on.
-
-    top: (n, n), the number of the topmost stamp at each pixel, 0 where there is none.
-    centres: (S, 2) as x, y.
-    brush: the stamps' pixels relative to their centres, one after the other; each is (2,), or
-    (S, 2) where the stamps differ.
-    """
+    """Lay S stamps over each other, numbered from `first` on, in `top` (n, n), which has the number
+    of the topmost at each pixel, or 0. centres: (S, 2) as x, y. brush: the stamps' pixels relative
+    to these, one after the other; each is (2,), or (S, 2) where the stamps differ."""
     n, flat = len(top), top.reshape(-1)
     order = np.arange(first, first + len(centres), dtype=np.int32)
     for offset in brush:
@@ -828,10 +815,8 @@ def stained_glass(plate, rng):
     return mix(image, plate.colours["dark"] * 0.25, smoothstep(0.13, 0.22, lead)[..., None])
 
 def woodcut(plate, rng):
-    """Carved lines of dark ink that swell with the tone, over flat tints.
-
-    The lines of the sky are rings around the light.
-    """
+    """Carved lines of dark ink that swell with the tone, over flat tints. The lines of the sky are
+    rings around the light."""
     n, unit, c = len(plate.labels), len(plate.labels) / WORK_SIZE, plate.colours
     grid = np.arange(n, dtype=np.float32)
     angle = plate.per_shape(lambda s: rng.choice([0.5, 0.9, 2.3, 2.7]) if s.subject else pi / 2)
@@ -856,9 +841,7 @@ def woodcut(plate, rng):
 
 def stroke_flow(image, rng, cells):
     """(cells, cells): the angle of strokes that follow the outlines, from the structure tensor.
-
-    Where there is no outline, the angle drifts.
-    """
+    Where there is no outline, the angle drifts."""
     box, smooth = Image.Resampling.BOX, Image.Resampling.BICUBIC
     small = np.asarray(to_image(luma(image)).resize((cells, cells), box), np.float32) / 255
     gy, gx = np.gradient(small)
@@ -869,10 +852,8 @@ def stroke_flow(image, rng, cells):
     return 0.5 * np.arctan2(double_sin, double_cos)
 
 def oil(plate, rng):
-    """Short loaded strokes that follow the shapes, finer along the outlines.
-
-    Ridges of paint catch the light.
-    """
+    """Short loaded strokes that follow the shapes, finer along the outlines. Ridges of paint catch
+    the light."""
     n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
     outline = blur(borders(plate.labels), 2 * unit)
     is_subject = plate.per_shape(lambda s: s.subject)
@@ -949,10 +930,8 @@ STYLE_PAINTERS = {style.__name__.replace("_", " "): style for style in (
 # ---- public functions ----
 
 def draw(scene, size=224):
-    """The scene unpainted, as softly shaded shapes; scene.style is not used.
-
-    Returns a PIL RGB image of size x size pixels.
-    """
+    """The scene unpainted, as softly shaded shapes; scene.style is not used. Returns a PIL RGB
+    image of size x size pixels."""
     return to_image(render(scene, 2 * size).image).reduce(2)
 
 def paint(scene, size=224):

@@ -268,10 +268,8 @@ MARGIN = 16                         # pixels around what a batch crops
 
 class Photographs(Dataset):
     """Item `step` is the batch of that step of a training: a function of seed and step alone.
-
-    (pixels (B, 3, S, S) as the ViT takes them, targets by task, subject shares (B, P - 1)).
-    config: of the model; count: plain scenes, drawn once with a margin around what a batch crops.
-    """
+    (pixels (B, 3, S, S) as the ViT takes them, targets by task, subject shares (B, P - 1)). config:
+    of the model; count: plain scenes, drawn once with a margin around what a batch crops."""
 
     def __init__(self, config, count, seed, steps, batch):
         self.config, self.seed, self.steps, self.batch = config, seed, steps, batch
