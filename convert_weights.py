@@ -248,7 +248,9 @@ def write_tensors(file, tensors, written):
     """Write a safetensors file, one tensor after another: save_file needs all of them in memory,
     and more time. tensors: as settle() returns them. written(bytes, name) is called after each."""
     header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, (tensor, _) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
+    widths = {name: tensor.itemsize for name, (tensor, _) in tensors.items()}
+    for name in sorted(widths, key=lambda name: (widths[name] > 1, -widths[name])):   # aligned
+        tensor, _ = tensors[name]
         start, end = end, end + tensor.nbytes
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape),
                         "data_offsets": [start, end]}
