@@ -164,6 +164,8 @@ def show(run, model, stage, pictures):
         save_tensors(weights, run.folder / "adapter.safetensors")
         if run.val_loss is not None and run.val_loss <= run.best:
             save_tensors(weights, run.folder / "best.safetensors")
+    if len(pictures) == 0:
+        return
     texts = on_rank_0(score.describe, model, pictures, stage)
     if RANK == 0:
         images = [Image.fromarray(picture) for picture in pictures]

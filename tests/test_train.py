@@ -4,15 +4,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 import train
-from artgpt4 import ArtGPT4
+from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, preprocess
+from common.models import answers
 from tests.training.kill_and_resume import log_of, losses, small_data
-from tests.training.small_files import TINY, tiny_model, train_py
+from tests.training.small_files import TINY, tiny_model, train_py, write_files
 from training import optimizer
 from training.run import Run
 
@@ -189,6 +191,29 @@ def test_training_starts_from_public_checkpoints_too(tmp_path, convert, checkpoi
                             "--workers", 0, "--steps", 1, "--lr", 0, "--out", out) == 0
             for key, tensor in load_file(out / "adapter.safetensors").items():
                 assert torch.equal(tensor, expected[key]) or not key.startswith(only)
+
+
+CAPTIONS = ("A bicycle leans against the bakery in Ghent.", "Dumplings with chilli oil.",
+            "The spiral staircase of the library.", "Two kayaks on the gravel beach at low tide.")
+
+
+def test_a_few_pictures_of_one_s_own_are_told_in_the_words_of_their_captions(tmp_path):
+    folder, out, pixels = tmp_path / "pictures", tmp_path / "run", []
+    for i, caption in enumerate(CAPTIONS):
+        colours = np.random.RandomState(i).randint(0, 255, (4 + i, 5, 3), np.uint8)
+        picture = Image.fromarray(colours).resize((160, 120))
+        write_files(folder, {f"{i}.txt": caption.encode()})
+        picture.save(folder / f"{i}.png")
+        pixels.append(preprocess(picture, 112))
+    assert train_py("--stage", 2, "--data", folder, "--init", TINY, "--out", out, "--steps", 60,
+                    "--batch-size", 4, "--workers", 0) == 0
+    model = tiny_model()
+    model.load_adapter(out / "adapter.safetensors")
+    prompt = chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"])
+    with torch.inference_mode():
+        embeds = [model.embed_prompt(prompt, image[None])
+                  for image in model.encode_image(torch.stack(pixels))]
+    assert tuple(answers(model, torch.cat(embeds), 60, temperature=0)) == CAPTIONS
 
 
 # ---- What is refused

@@ -105,7 +105,7 @@ def in_parts(count, examples):
     size, parts = len(examples) // count, []
     for start in range(0, len(examples), size):
         part = slice(start, start + size)
-        texts = zip(ids[part], targets[part], strict=True)
+        texts = list(zip(ids[part], targets[part], strict=True))
         parts.append((torch.cat(pixels[part]), *pad_examples(texts)))
     return parts, sum(cut), sum(skipped, [])
 
