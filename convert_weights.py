@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 from dataclasses import asdict
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from glob import escape
 from pathlib import Path
 
@@ -30,20 +30,27 @@ from artgpt4 import PROMPTS, ArtGPT4, Config
 from common.command_line import Misuse, Progress, number, printable, run_command
 from common.files import check_file, what_it_is, written_beside
 from common.int8 import quantise
-from conversion.checkpoints import compare_checksums, open_checkpoint, take, take_adapter
+from conversion.checkpoints import (
+    compare_checksums,
+    open_checkpoint,
+    take,
+    take_adapter,
+    take_sum,
+)
 from conversion.formats import llama_sizes, their_names, vision_sizes
 
 SHARD = 4_000_000_000                                         # bytes, which a small machine maps
 PIECE = 2_000_000                                             # bytes written at once: in a cache
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 
+V0 = "it has a token more than its tokenizer"                 # how Vicuna v0 is known
+
 # ---- The language model
 
 
 def open_llm(path, delta_path):
-    """The Checkpoint of the language model, that of the base of a delta (or None), and {name in
-    Config: value}."""
-    llm, base = open_checkpoint(path, "llm"), None
+    """The Checkpoint of the language model, and {name in Config: value}."""
+    llm = open_checkpoint(path, "llm")
     if llm.kind == "instructblip_llm":                        # it has rows that its config lacks
         text, rows = llm.config.get("text_config"), llm.shape("llama.embed.weight")[0]
         llm.config = (text if isinstance(text, dict) else {}) | {"vocab_size": rows}
@@ -65,27 +72,17 @@ def open_llm(path, delta_path):
         llm.tensors.setdefault(head, llm.tensors[embed])
         if not torch.equal(llm.read(head, "cpu"), llm.read(embed, "cpu")):
             raise ValueError(f"{llm.config_file}: tie_word_embeddings is true, but {head} differs")
-    if delta_path:
-        base, before, llm = llm, sizes, open_checkpoint(delta_path, "delta")
-        sizes = llama_sizes(llm.config, llm.config_file)
-        for key in sizes.keys() - {"vocab_size"}:
-            if sizes[key] != before[key]:
-                raise ValueError(f"{llm.path}: {key} is {sizes[key]}, but {before[key]} in "
-                                 f"{base.path}; give the LLaMA that it is the delta of")
-        if not llm.tokenizer.exists():
-            llm.tokenizer = base.tokenizer
-    return llm, base, sizes
-
-
-def take_sum(llm, base, name, shape, config, device):
-    """A tensor of base + delta, two Checkpoints, in float16 as the released tool adds them. Rows
-    that only the delta has, as the token more of Vicuna v0, are added to zeros."""
-    rows = shape[:1]
-    if name in ("llama.embed.weight", "llama.head.weight"):
-        rows = base.shape("llama.embed.weight")[:1]
-    total = torch.zeros(shape, dtype=torch.float16, device=device)
-    total[:rows[0]] = take(base, name, rows + shape[1:], config, device)
-    return total.add_(take(llm, name, shape, config, device).half())
+    if delta_path is None:
+        return llm, sizes
+    delta = open_checkpoint(delta_path, "delta")
+    delta.base, changed = llm, llama_sizes(delta.config, delta.config_file)
+    for key in sizes.keys() - {"vocab_size"}:
+        if sizes[key] != changed[key]:
+            raise ValueError(f"{delta.path}: {key} is {changed[key]}, but {sizes[key]} in {path}; "
+                             "give the LLaMA that it is the delta of")
+    if not delta.tokenizer.exists():
+        delta.tokenizer = llm.tokenizer
+    return delta, changed
 
 
 def check_tokenizer(file, llm, rows):
@@ -112,7 +109,7 @@ def recognised_prompt(llm, extra):
     if llm.kind == "instructblip_llm":
         return "vicuna_v1", "InstructBLIP's Vicuna"
     if extra == 1:
-        return "vicuna_v0", "it has a token more than its tokenizer"
+        return "vicuna_v0", "StableVicuna's is like it" if "stable" in name else V0
     if "v1" in name or (llm.path / "generation_config.json").exists():
         return "vicuna_v1", "by its name or its generation_config.json"
     return "vicuna_v0", "nothing says which; --prompt does"
@@ -127,7 +124,7 @@ def convert(args):
     if out.exists():
         raise ValueError(f"{out}: exists already; remove it or give another --out")
     vit, qformer = open_checkpoint(args.vit, "vit"), open_checkpoint(args.qformer, "qformer")
-    llm, base, sizes = open_llm(args.llm, args.delta)
+    llm, sizes = open_llm(args.llm, args.delta)
     adapter = open_checkpoint(args.adapter, "adapter") if args.adapter else None
     sizes |= vision_sizes(vit, qformer)
     if vit.kind == "eva" and (sizes["vit_width"] != 1408 or sizes["vit_layers"] > 39):
@@ -145,14 +142,14 @@ def convert(args):
     prompt, why = recognised_prompt(llm, extra)
     config = Config(**sizes, prompt=args.prompt or prompt)
 
-    vision, llama, trained = plan(config, vit, qformer, (llm, base), adapter)
-    files = {"vision.safetensors": vision, **in_shards(as_int8(llama) if args.int8 else llama),
-             "adapter.safetensors": trained}
-    for checkpoint in filter(None, (vit, qformer, llm, base)):
+    files = plan(config, vit, qformer, llm, adapter)
+    if args.int8:
+        files["llama"] = as_int8(files["llama"])
+    for checkpoint in filter(None, (vit, qformer, llm, llm.base)):
         compare_checksums(checkpoint.files)
     write_folder(out, files, config, llm.tokenizer)
     print(f"prompt format: {config.prompt} ({'as given' if args.prompt else why})")
-    if adapter is not None and (extra != 1 or llm.kind == "instructblip_llm"):
+    if adapter is not None and why != V0:
         print(f"warning: {printable(adapter.path)} was trained with Vicuna v0, which has one token "
               "more than LLaMA and another format; with this model its answers are noise",
               file=sys.stderr)
@@ -164,26 +161,19 @@ def convert(args):
           f"--dtype bfloat16 --weights {weights}{init} --data 'laion/*.tar'")
 
 
-def plan(config, vit, qformer, language, adapter):
-    """The tensors of a weights folder, from Checkpoints, as settle() returns them: the picture's
-    side, the language model, what is trained. language: the Checkpoint of the model, and that of
-    the base if it is a delta. Raises ValueError for other names and shapes."""
-    llm, base = language
+def plan(config, vit, qformer, llm, adapter):
+    """{"vision", "llama", "adapter": {name: function of a device -> tensor}} of a weights folder,
+    from Checkpoints. Raises ValueError for other names and shapes than the model's."""
     with torch.device("meta"):
         model = ArtGPT4(config, None)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    vision, llama = {"vit": {}, "qformer": {}}, {}
-    for name, shape in shapes.items():
-        if name.startswith("vit."):
-            vision["vit"][name] = partial(take, vit, name, shape, config)
-        elif name.startswith(("ln_vision.", "qformer.")):
-            vision["qformer"][name] = partial(take, qformer, name, shape, config)
-        elif name.startswith("llama.") and ".adapter." not in name:
-            llama[name] = partial(take, llm, name, shape, config)
-            if base is not None:
-                llama[name] = partial(take_sum, llm, base, name, shape, config)
-    for checkpoint in filter(None, (vit, qformer, llm, base)):
-        checkpoint.check_names(shapes)
+
+    def part(source, *prefixes):
+        source.check_names(shapes)
+        read = take if source.base is None else take_sum
+        return settled({name: partial(read, source, name, shape, config)
+                        for name, shape in shapes.items()
+                        if name.startswith(prefixes) and ".adapter." not in name})
 
     @cache
     def start():                                              # 2 GB of a 13B: when it is its turn
@@ -192,65 +182,60 @@ def plan(config, vit, qformer, language, adapter):
 
     def initial(name, device):
         return torch.empty(shapes[name], device="meta") if device == "meta" else start()[name]
+    llama = part(llm, "llama.")
     trainable = {name: shapes[name] for name in model.trainable_names()}
     trained = {name: llama.get(name, partial(initial, name)) for name in trainable}
     if adapter is not None:
         trained |= take_adapter(adapter, config, trainable)
-    return (settle(vision["vit"]) | settle(vision["qformer"]), settle(llama),
-            settle(trained, torch.float32))
+    return {"vision": part(vit, "vit.") | part(qformer, "ln_vision.", "qformer."),
+            "llama": llama, "adapter": settled(trained, torch.float32)}
 
 
-def settle(tensors, dtype=None):
-    """Functions of a device -> tensor, {name: function}, are tried on "meta" -> {name: (tensor on
-    "meta", function -> tensor)}. All get one dtype, float32 if theirs differ, but norms of LLaMA,
-    which compute in float32."""
+def settled(tensors, dtype=None):
+    """{name: function of a device -> tensor}, tried on "meta", all in one dtype: float32 if theirs
+    differ. Norms of LLaMA keep theirs, since they compute in float32."""
     tried = {name: read("meta") for name, read in tensors.items()}
-    norms = {name for name in tried if re.match(r"llama\..*norm\.weight", name)}
+    norms = {name for name in tried if re.match(r"llama\..*norm\.weight", name) and not dtype}
     found = {tensor.dtype for name, tensor in tried.items() if name not in norms}
     common = dtype or (found.pop() if len(found) == 1 else torch.float32)
-    tried = {name: tensor.to(tensor.dtype if name in norms and not dtype else common)
-             for name, tensor in tried.items()}
 
-    def read(name):
-        return tensors[name]("cpu").to(tried[name].dtype)
-    return {name: (tensor, partial(read, name)) for name, tensor in tried.items()}
+    def read(name, device):
+        return tensors[name](device).to(tried[name].dtype if name in norms else common)
+    return {name: partial(read, name) for name in tensors}
 
 
 def as_int8(tensors):
-    """What settle() returned, with the matrices of LLaMA's blocks as int8; the float32 scale of
-    their rows follows each."""
-    small, scales = {}, {}
-
-    def matrix(name, read):
-        weight, scale = quantise(read())
-        scales[name] = scale[:, 0]
-        return weight
-    for name, (tensor, read) in tensors.items():
+    """The tensors of LLaMA, with the matrices of its blocks as int8, each followed by the float32
+    scale of its rows."""
+    @lru_cache(maxsize=1)
+    def both(name, device):
+        weight, scale = quantise(tensors[name](device))
+        return weight, scale[:, 0]
+    small = {}
+    for name, read in tensors.items():
+        small[name] = read
         if re.match(r"llama\.blocks\.\d+\.(attn|mlp)\.", name):
-            small[name] = tensor.to(torch.int8), partial(matrix, name, read)
-            small[name.replace(".weight", ".scale")] = tensor[:, 0].float(), partial(
-                scales.pop, name)
-        else:
-            small[name] = tensor, read
+            small[name] = lambda device, name=name: both(name, device)[0]
+            small[name.replace(".weight", ".scale")] = (
+                lambda device, name=name: both(name, device)[1])
     return small
 
 
 def in_shards(tensors):
     """{file: tensors} of the language model: one file, or shards of about SHARD bytes."""
     shards, size = {}, 0
-    for name, (tensor, read) in tensors.items():
-        shards.setdefault(f"llama-{size // SHARD + 1:05d}.safetensors", {})[name] = tensor, read
-        size += tensor.nbytes
+    for name, read in tensors.items():
+        shards.setdefault(f"llama-{size // SHARD + 1:05d}.safetensors", {})[name] = read
+        size += read("meta").nbytes
     return shards if len(shards) > 1 else {"llama.safetensors": tensors}
 
 
-def write_tensors(file, tensors, written):
-    """Write a safetensors file, one tensor after another: save_file needs all of them in memory,
-    and more time. tensors: as settle() returns them. written(bytes, name) is called after each."""
+def write_tensors(file, tensors):
+    """Write {name: function of a device -> tensor} to a safetensors file, one after another, and
+    yield the bytes and the name of each. (save_file needs all in memory, and more time.)"""
     header, end = {"__metadata__": {"format": "pt"}}, 0
-    widths = {name: tensor.itemsize for name, (tensor, _) in tensors.items()}
-    for name in sorted(widths, key=lambda name: (widths[name] > 1, -widths[name])):   # aligned
-        tensor, _ = tensors[name]
+    for name, read in tensors.items():
+        tensor = read("meta")
         start, end = end, end + tensor.nbytes
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape),
                         "data_offsets": [start, end]}
@@ -258,32 +243,28 @@ def write_tensors(file, tensors, written):
     text += b" " * (-len(text) % 8)                           # the values begin at a multiple of 8
     with open(file, "wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        for name in list(header)[1:]:
-            value = tensors[name][1]().contiguous()
+        for name, read in tensors.items():
+            value = read("cpu").contiguous()
             for piece in value.view(-1).view(torch.uint8).split(PIECE):
                 out.write(piece.numpy().data)
-            written(value.nbytes, name)
+            yield value.nbytes, name
         out.flush()
         os.fsync(out.fileno())
 
 
-def write_folder(out, files, config, tokenizer):
+def write_folder(out, parts, config, tokenizer):
     """Write a weights folder, whole or not at all, and print what was written.
 
-    files: {file: tensors as settle() returns them}. tokenizer: the path of its tokenizer.model.
+    parts: as plan() returns them. tokenizer: the path of its tokenizer.model.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     for left in out.parent.glob(f".{escape(out.name)}.*"):
         print(f"{printable(left)}: left by a conversion that was killed, unless one is running; "
               "remove it", file=sys.stderr)
-    sizes = {file: sum(tensor.nbytes for tensor, _ in files[file].values()) for file in files}
-    total, done = sum(sizes.values()), 0
-    progress = Progress("written", total / 1e9, "GB")
-
-    def written(nbytes, name):
-        nonlocal done
-        done += nbytes
-        progress.show(done / 1e9, name)
+    files = {"vision.safetensors": parts["vision"], **in_shards(parts["llama"]),
+             "adapter.safetensors": parts["adapter"]}
+    total = sum(read("meta").nbytes for tensors in files.values() for read in tensors.values())
+    progress, done = Progress("written", total / 1e9, "GB"), 0
     with tempfile.TemporaryDirectory(
             prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as beside:
         folder = Path(beside) / out.name
@@ -292,16 +273,18 @@ def write_folder(out, files, config, tokenizer):
         if free < total:
             raise ValueError(f"{out}: needs {total / 1e9:.2f} GB, but {free / 1e9:.2f} are free")
         for file, tensors in files.items():
-            write_tensors(folder / file, tensors, written)
-        where = {name: file for file in files if file.startswith("llama-") for name in files[file]}
-        if where:
+            for nbytes, name in write_tensors(folder / file, tensors):
+                done += nbytes
+                progress.show(done / 1e9, name)
+        if "llama.safetensors" not in files:
+            where = {name: file for file in files if "llama" in file for name in files[file]}
             index = json.dumps({"metadata": {}, "weight_map": where})
             (folder / "llama.safetensors.index.json").write_text(index)
         shutil.copyfile(tokenizer, folder / "tokenizer.model")
         (folder / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
         folder.rename(out)
-    for file, size in sizes.items():
-        print(f"{printable(out / file)}  {size / 1e9:.3f} GB")
+    for file in files:
+        print(f"{printable(out / file)}  {(out / file).stat().st_size / 1e9:.3f} GB")
 
 
 def export(args):

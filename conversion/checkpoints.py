@@ -161,7 +161,7 @@ def open_meta(folder):
 class Checkpoint:
     """An opened checkpoint. kind: a key of FORMATS. files: those that were opened. tensors: {name:
     [mapped tensor]}, of Meta's the parts. config: the values of config_file, {} for a single file.
-    tokenizer: the path of its tokenizer.model, if it has one."""
+    tokenizer: the path of its tokenizer.model, if it has one. base: the LLaMA of a delta."""
     path: Path
     kind: str
     files: list
@@ -169,6 +169,7 @@ class Checkpoint:
     config: dict
     config_file: Path
     tokenizer: Path
+    base: "Checkpoint" = None
 
     def read(self, name, device):
         """The tensor of that name; on "meta" its shape and dtype alone. Raises ValueError if it is
@@ -278,6 +279,17 @@ def take(checkpoint, name, shape, config, device):
                 raise ValueError(f"{checkpoint.path}: {source}: is 0 in all places")
         found.append(value)
     return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def take_sum(delta, name, shape, config, device):
+    """take() of a delta and its base, in float16 as the released tool adds them. Rows that only the
+    delta has, as the token more of Vicuna v0, are added to zeros."""
+    rows = shape[0]
+    if name in ("llama.embed.weight", "llama.head.weight"):
+        rows = delta.base.shape("llama.embed.weight")[0]
+    total = torch.zeros(shape, dtype=torch.float16, device=device)
+    total[:rows] = take(delta.base, name, (rows, *shape[1:]), config, device)
+    return total.add_(take(delta, name, shape, config, device).half())
 
 
 def resized(pos_embed, grid):

@@ -308,7 +308,7 @@ def test_the_list_names_two_ways_and_the_command_for_what_is_there(
 
 SLOW = """import convert_weights, time
 write = convert_weights.write_tensors
-def half(*given): write(*given); print("half", flush=True); time.sleep(60)
+def half(*given): yield from write(*given); print("half", flush=True); time.sleep(60)
 convert_weights.write_tensors = half; convert_weights.main()"""
 
 
