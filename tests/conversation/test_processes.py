@@ -97,10 +97,7 @@ def test_lines_are_edited_and_kept_with_the_answers_in_a_pipe(command, tmp_path)
     assert history.stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("shell, code", [
-    ("yes What? | {} | head -c 1 >/dev/null; exit ${{PIPESTATUS[1]}}", 1),
-    ("{} <&-", 1)])
-def test_closed_streams_end_it_quietly(command, shell, code):
-    run = subprocess.run(["bash", "-c", shell.format(shlex.join(command))], text=True,
-                         capture_output=True, env=ENVIRONMENT)
-    assert run.returncode == code and run.stderr.count("\n") <= 2 and "rror" not in run.stderr
+def test_a_closed_pipe_ends_it_quietly(command):
+    shell = f"yes What? | {shlex.join(command)} | head -c 1 >/dev/null; exit ${{PIPESTATUS[1]}}"
+    run = subprocess.run(["bash", "-c", shell], text=True, capture_output=True, env=ENVIRONMENT)
+    assert run.returncode == 1 and run.stderr.count("\n") == 1 and "picture.png" in run.stderr

@@ -3,6 +3,7 @@ import codecs
 import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 
 from artgpt4 import IMAGE_SLOT, ArtGPT4
 from conversation import rounds
-from conversation.terminal import COMMANDS, named_pictures, typed_path, whole_line, wrapped
+from conversation.terminal import (
+    COMMANDS, Session, named_pictures, typed_path, whole_line, wrapped)
 
 FIRST = f"{IMAGE_SLOT} A?"
 
@@ -262,3 +264,9 @@ def test_more_pictures_than_in_training_are_a_note(run_chat, picture, script):
     script(["One"])
     code, _, err = run_chat(*[picture] * 6, "Which of them?")
     assert code == 0 and err.count("\n") == 1 and "at most 2" in err
+
+
+def test_a_closed_standard_input_is_an_error(talk, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="--prompt"):
+        Session(talk(), {}, "tiny").run()
