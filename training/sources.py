@@ -34,6 +34,9 @@ from gallery.conversations import about_one, about_two, prompt_and_answer, some_
 from gallery.scenes import random_scenes
 from training.processes import RANK, WORLD, gathered
 
+QUESTIONS = (           # with INSTRUCTIONS: what one's own pictures are asked
+    "What is this?", "What is in this picture?", "What do you see?", "Describe this picture.",
+)
 LONGEST = 2 ** 20       # bytes of a caption's file that are read
 TAIL = 4096             # bytes at the end of a picture file that a fingerprint reads
 
@@ -184,10 +187,12 @@ class Captioned:
         _, caption = self.text(i)
         if self.stage == 1:
             return [self.picture(i)], IMAGE_MARK, clean_caption(caption)
-        instruction, style = batch_rng.choice(INSTRUCTIONS), self.config.prompt
-        prompt = instruction_prompt(instruction, style)
+        style = self.config.prompt
         if self.as_chat:
-            prompt = chat_prompt([f"{IMAGE_SLOT} {instruction}"], style)
+            question = batch_rng.choice(INSTRUCTIONS + QUESTIONS)
+            prompt = chat_prompt([f"{IMAGE_SLOT} {question}"], style)
+        else:
+            prompt = instruction_prompt(batch_rng.choice(INSTRUCTIONS), style)
         return [self.picture(i)], prompt, caption
 
     def fingerprint(self):

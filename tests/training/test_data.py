@@ -18,6 +18,7 @@ from tests.training.small_files import (
     examples_of, jpeg, source_of, tiny_model, write_files, write_tar,
 )
 from training import data
+from training.sources import QUESTIONS
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_an_example_is_what_the_model_is_given_and_its_text_is_cut_at_its_longes
     pixels, ids, targets, is_cut, skipped = examples[0, 3, 0]
     crop = data.random_crop(source.picture(0), random.Random("5 3 0"), 0.8)
     assert torch.equal(normalise(pixels)[0], preprocess(crop, 112))
-    question = f"{IMAGE_SLOT} {random.Random('5 0').choice(INSTRUCTIONS)}"
+    question = f"{IMAGE_SLOT} {random.Random('5 0').choice(INSTRUCTIONS + QUESTIONS)}"
     prompt = chat_prompt([question])
     assert (ids, targets) == example(model.tokenizer, 16, prompt, "A red house.###", 240)
     assert not is_cut and skipped == []

@@ -11,6 +11,7 @@ from PIL import Image
 from artgpt4 import INSTRUCTIONS, chat_prompt, instruction_prompt
 from gallery.scenes import UNSEEN_PAIRS
 from tests.training.small_files import jpeg, source_of, write_files, write_tar
+from training.sources import QUESTIONS
 
 PAIR = {"a.jpg": jpeg(), "a.txt": b"mine"}
 
@@ -80,9 +81,9 @@ def test_cc_sbu_align_is_asked_as_released_and_own_pictures_as_chat_py_asks(tmp_
     own = source_of(write_files(tmp_path / "own", PAIR))
     released = source_of(write_files(tmp_path / "align", align(("1", "Two: 'x'!"))))
     asked = {source.example(0, random.Random(0), random.Random(seed))[1]
-             for source in (own, released) for seed in range(40)}
+             for source in (own, released) for seed in range(80)}
     assert asked == {*map(instruction_prompt, INSTRUCTIONS), *(
-        chat_prompt([f"<Img><ImageHere></Img> {text}"]) for text in INSTRUCTIONS)}
+        chat_prompt([f"<Img><ImageHere></Img> {text}"]) for text in INSTRUCTIONS + QUESTIONS)}
     first_stage = source_of(tmp_path / "align", stage=1)
     [picture], prompt, text = first_stage.example(0, random.Random(0), random.Random(0))
     assert (picture.size, prompt, text) == ((41, 30), "<ImageHere>", "two 'x'")
