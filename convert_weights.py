@@ -31,7 +31,7 @@ from common.command_line import Misuse, Progress, number, printable, run_command
 from common.files import check_file, what_it_is, written_beside
 from common.int8 import quantise
 from conversion.checkpoints import (
-    compare_checksums,
+    compare_checksum,
     open_checkpoint,
     take,
     take_adapter,
@@ -59,10 +59,11 @@ def open_llm(path, delta_path):
     if layers != sizes["llama_layers"]:
         raise ValueError(f"{llm.config_file}: num_hidden_layers is {sizes['llama_layers']}, but "
                          f"the tensors are of {layers} blocks")
-    pairs = torch.arange(0, 1, 2 * sizes["llama_heads"] / sizes["llama_width"])
+    head_dim = sizes["llama_width"] // sizes["llama_heads"]
+    expected = sizes["rope_theta"] ** -(torch.arange(0, head_dim, 2) / head_dim)
     for name in llm.tensors:                                  # older files have the frequencies
         if name.endswith(("rotary_emb.inv_freq", "rope.freqs")):
-            found, expected = llm.read(name, "cpu").float(), sizes["rope_theta"] ** -pairs
+            found = llm.read(name, "cpu").float()
             if found.shape != expected.shape or not found.allclose(expected, rtol=1e-2, atol=0):
                 raise ValueError(f"{llm.path}: {name}: not the frequencies of the heads and the "
                                  f"rope_theta in {llm.config_file.name}")
@@ -142,12 +143,15 @@ def convert(args):
     prompt, why = recognised_prompt(llm, extra)
     config = Config(**sizes, prompt=args.prompt or prompt)
 
-    files = plan(config, vit, qformer, llm, adapter)
+    parts = plan(config, vit, qformer, llm, adapter)
     if args.int8:
-        files["llama"] = as_int8(files["llama"])
-    for checkpoint in filter(None, (vit, qformer, llm, llm.base)):
-        compare_checksums(checkpoint.files)
-    write_folder(out, files, config, llm.tokenizer)
+        parts["llama"] = as_int8(parts["llama"])
+    files = {file for each in (vit, qformer, llm, llm.base) if each for file in each.files}
+    progress = Progress("checked", len(files), "files")
+    for done, file in enumerate(sorted(files), 1):
+        compare_checksum(file)
+        progress.show(done)
+    write_folder(out, parts, config, llm.tokenizer)
     print(f"prompt format: {config.prompt} ({'as given' if args.prompt else why})")
     if adapter is not None and why != V0:
         print(f"warning: {printable(adapter.path)} was trained with Vicuna v0, which has one token "

@@ -24,12 +24,6 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # ---- A file
 
 
-def is_archive(file):
-    """Whether a file is a zip archive, as torch.save writes them since torch 1.6."""
-    with open(file, "rb") as opened:
-        return opened.read(2) == b"PK"
-
-
 def open_file(file):
     """The tensors of a file, {name: mapped tensor}; recognised by content, not by its suffix.
     Raises ValueError, naming it, for what is no whole file of tensors."""
@@ -40,7 +34,7 @@ def open_file(file):
         if head[8:] == b"{":
             loaded = load_file(file)                          # safetensors
         else:
-            mapped = is_archive(file)
+            mapped = zipfile.is_zipfile(file)                 # else of torch before 1.6
             if mapped and any(each.compress_type for each in zipfile.ZipFile(file).infolist()):
                 raise ValueError("compressed members")
             with warnings.catch_warnings(action="ignore"):
@@ -62,13 +56,12 @@ def open_file(file):
     return tensors
 
 
-def compare_checksums(files):
-    """Raises ValueError, naming it, for an archive whose bytes have changed. Others have no
+def compare_checksum(file):
+    """Raises ValueError, naming it, for an archive whose bytes have changed. Other files have no
     checksums."""
-    for file in files:
-        damaged = zipfile.ZipFile(file).testzip() if is_archive(file) else None
-        if damaged:
-            raise ValueError(f"{file}: {damaged} does not match its checksum; download it again")
+    damaged = zipfile.ZipFile(file).testzip() if zipfile.is_zipfile(file) else None
+    if damaged:
+        raise ValueError(f"{file}: {damaged} does not match its checksum; download it again")
 
 
 # ---- A folder
@@ -312,7 +305,7 @@ def take_adapter(checkpoint, config, shapes):
         raise ValueError(f"{checkpoint.path}: of MiniGPT-4 for Llama 2 or MiniGPT-v2, which have "
                          f"no Q-Former but join four patches ({width} wide): another model")
     checkpoint.check_names(shapes)
-    compare_checksums(checkpoint.files)
+    compare_checksum(checkpoint.path)
     only = "proj." if checkpoint.kind == "minigpt4" else ""
     return {name: partial(take, checkpoint, name, shape, config)
             for name, shape in shapes.items() if name.startswith(only)}

@@ -3,8 +3,8 @@
     python -m tests.make_checkpoints OUT --size 13b     26 GB in OUT/vicuna, 2.5 GB beside it
 
 The values are noise of the right magnitude. Sizes, names, dtypes and files are those of the
-released checkpoints, except that each shard holds one block, which needs little memory to write, and
-that the embedding has 321 rows, as the small tokenizer needs.
+released checkpoints, except that each shard holds one block, which needs little memory to write,
+and that the embedding has 321 rows, as the small tokenizer needs.
 """
 import argparse
 import json
@@ -19,14 +19,13 @@ from conversion.formats import LLAMA_SIZES, parts_of
 GOLDEN = Path(__file__).parent / "golden"
 SIZES = {  # of the language model: width, width of the MLP, layers and heads
     "13b": (5120, 13824, 40, 40), "7b": (4096, 11008, 32, 32), "1b": (2048, 5504, 16, 16)}
-NOISE = torch.randn(1 << 27, generator=torch.Generator().manual_seed(0)).mul_(0.02).half()
 
 
-def noise(shape, dtype=torch.float16, mean=0.0):
-    """A tensor of noise around `mean`; float16 is a copy of NOISE."""
-    count = torch.Size(shape).numel()
-    repeated = NOISE.repeat(-(-count // len(NOISE))) if count > len(NOISE) else NOISE
-    return (repeated[:count].clone() + mean).reshape(shape).to(dtype)
+def noise(shapes, dtype=torch.float16):
+    """{name: a tensor of noise} for {name: shape}; norms are around 1."""
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator).mul_(0.02).add_("norm" in name).to(dtype)
+            for name, shape in shapes.items()}
 
 
 def public_shapes(kind, shapes):
@@ -40,40 +39,31 @@ def public_shapes(kind, shapes):
     return found
 
 
-def save_llama(folder, config, shapes):
-    """Write a language model in transformers' format: a shard for each block, one for the rest."""
-    folder.mkdir(parents=True)
-    shapes, where = public_shapes("llama", shapes), {}
-    for name in shapes:
-        block = name.split(".")[2] if ".layers." in name else config.llama_layers
-        where[name] = f"pytorch_model-{block}.bin"
-    for file in set(where.values()):
-        torch.save({name: noise(shapes[name], mean=float("norm" in name))
-                    for name in shapes if where[name] == file}, folder / file)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
-    values = {theirs: getattr(config, ours) for theirs, ours in LLAMA_SIZES.items()}
-    (folder / "config.json").write_text(json.dumps(values | {"model_type": "llama"}))
-    shutil.copy(GOLDEN / "tokenizer.model", folder)
-
-
 def main(out, size):
+    """Write OUT/vicuna, OUT/eva_vit_g.pth and OUT/blip2_pretrained_flant5xxl.pth."""
     width, mlp_width, layers, heads = SIZES[size]
     config = Config(llama_width=width, llama_mlp_width=mlp_width, llama_layers=layers,
                     llama_heads=heads, llama_kv_heads=heads, vocab_size=321, vit_layers=40,
                     adapter_width=0)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in ArtGPT4(config, None).state_dict().items()}
-    save_llama(out / "vicuna", config, shapes)
-    vit = public_shapes("eva", shapes)
-    torch.save({name: noise(shape) for name, shape in vit.items()}, out / "eva_vit_g.pth")
-    qformer = public_shapes("blip2", shapes)
-    torch.save({"model": {name: noise(shape, torch.float32) for name, shape in qformer.items()}},
-               out / "blip2_pretrained_flant5xxl.pth")
+    folder, llama = out / "vicuna", public_shapes("llama", shapes)
+    folder.mkdir(parents=True)
+    where = {name: f"{name.split('.')[2] if '.layers.' in name else 'rest'}.bin" for name in llama}
+    for file in set(where.values()):
+        torch.save(noise({name: llama[name] for name in llama if where[name] == file}),
+                   folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    values = {theirs: getattr(config, ours) for theirs, ours in LLAMA_SIZES.items()}
+    (folder / "config.json").write_text(json.dumps(values | {"model_type": "llama"}))
+    shutil.copy(GOLDEN / "tokenizer.model", folder)
+    torch.save(noise(public_shapes("eva", shapes)), out / "eva_vit_g.pth")
+    qformer = noise(public_shapes("blip2", shapes), torch.float32)
+    torch.save({"model": qformer}, out / "blip2_pretrained_flant5xxl.pth")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", choices=SIZES, default="1b")
-    args = parser.parse_args()
-    main(args.out, args.size)
+    main(**vars(parser.parse_args()))

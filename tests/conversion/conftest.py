@@ -19,7 +19,8 @@ def refused(convert, tmp_path, capfd):
         capfd.readouterr()
         with pytest.raises(SystemExit) as stopped:
             convert(**{"out": tmp_path / "out" / "weights"} | changes)
-        said = [line for line in capfd.readouterr().err.splitlines() if "written" not in line]
+        said = [line for line in capfd.readouterr().err.splitlines()
+                if not line.startswith(("checked", "written"))]
         assert stopped.value.code == 1 and len(said) == 1 and "internal error" not in said[0]
         assert list((tmp_path / "out").iterdir()) == []
         return said[0]
@@ -94,18 +95,19 @@ def save_meta(folder, config, tensors, shards=2, **params):
     return folder
 
 
-def text_path(prefix):
-    """The parts of a Q-Former that read text, which ours does not."""
-    names = (f"encoder.layer.{i}.{part}.{kind}" for i in range(4) for part in (
-        "intermediate.dense", "output.dense", "output.LayerNorm") for kind in ("weight", "bias"))
-    return {prefix + name: torch.ones(2) for name in names}
+def blip2_hf():
+    """BLIP-2 in transformers' format without its language model, and with the parts of the Q-Former
+    that read text, which ours does not."""
+    tensors = golden_tensors(HUB, "blip2-hf/model.safetensors")
+    tensors = {name: tensors[name] for name in tensors if not name.startswith("language_model.")}
+    return tensors | {f"qformer.encoder.layer.{i}.{part}": torch.ones(2) for i in range(4)
+                      for part in ("intermediate.dense.bias", "output.dense.weight",
+                                   "output.LayerNorm.bias")}
 
 
 def save_itm(folder):
     """BLIP-2's folder of the first stage: blip2-itm-vit-g."""
-    tensors = golden_tensors(HUB, "blip2-hf/model.safetensors")
-    tensors = {name: value for name, value in tensors.items() if not name.startswith("language_")}
-    tensors |= text_path("qformer.") | {name: torch.ones(2) for name in (
+    tensors = blip2_hf() | {name: torch.ones(2) for name in (
         "embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight",
         "vision_projection.weight", "text_projection.bias", "itm_head.weight")}
     config = HUB["blip2_config"] | {
@@ -117,24 +119,19 @@ def save_itm(folder):
 
 def save_instructblip(folder):
     """InstructBLIP's folder: ViT, Q-Former and a Vicuna v1.1 with two rows more than it uses."""
-    tensors = text_path("qformer.")
-    for name, value in golden_tensors(HUB, "blip2-hf/model.safetensors").items():
-        if not name.startswith("language_model."):
-            tensors[name.replace("qformer.layernorm", "qformer.embeddings.layernorm")] = value
+    tensors = {name.replace("qformer.layernorm", "qformer.embeddings.layernorm"): value
+               for name, value in blip2_hf().items()}
     for part in ("word_embeddings", "position_embeddings"):
         tensors[f"qformer.embeddings.{part}.weight"] = torch.ones(2)
     for name, value in released("vicuna").items():
         more = torch.ones(2, 96) if len(value) == 321 else value[:0]
         tensors[f"language_model.{name}"] = torch.cat((value, more))
-    text = {key: value for key, value in RELEASED["llama_config"].items()
-            if key != "max_position_embeddings"}
-    config = HUB["blip2_config"] | {"model_type": "instructblip", "text_config": text | {
+    text = RELEASED["llama_config"] | {
         "architectures": ["LlamaForCausalLM"], "length_penalty": 1.0, "bos_token_id": 0,
-        "eos_token_id": 1, "pruned_heads": {}}}
-    for part in ("vision", "qformer"):
-        kind = {"model_type": f"instructblip_{part}" + "_model" * (part == "vision")}
-        config[f"{part}_config"] = config[f"{part}_config"] | kind
-        config[f"{part}_config"].pop("use_qformer_text_input", None)
+        "eos_token_id": 1, "pruned_heads": {}, "max_position_embeddings": None}
+    config = HUB["blip2_config"] | {"model_type": "instructblip", "text_config": text}
+    for part, kind in {"vision": "vision_model", "qformer": "qformer"}.items():
+        config[f"{part}_config"] = config[f"{part}_config"] | {"model_type": f"instructblip_{kind}"}
     return save_folder(folder, tensors, config)
 
 
