@@ -21,7 +21,7 @@ import zlib
 
 import torch
 
-from common.command_line import Progress, printable
+from common.command_line import Progress, one_line
 from common.files import check_file, written_beside
 from training.processes import RANK, WORLD, local, say, share_of, whole
 
@@ -93,10 +93,10 @@ class Run:
             with contextlib.suppress(Exception):              # half a line, or a foreign one
                 entry = json.loads(line)
                 if 0 < entry["step"] <= self.step and line.endswith(b"\n"):
-                    end, self.val_loss = at, entry.get("val_loss")
-                    self.best = min(self.best, self.val_loss or math.inf)
+                    self.best = min(self.best, entry.get("val_loss", math.inf))
                     self.skipped += len(entry.get("skipped", []))
                     self.cut += entry.get("cut", 0)
+                    end, self.val_loss = at, entry.get("val_loss")
         self.log_file.truncate(end)
 
     # ---- Steps
@@ -128,8 +128,8 @@ class Run:
         return self.bad == 0
 
     def log(self, entry, cut, skipped, val_loss):
-        """Write the line of a step: entry with its speed and memory, how many texts were cut, what
-        was bad, and the validation loss or None."""
+        """Write the line of a step: entry with its speed, how many texts were cut, what was bad,
+        and the validation loss or None."""
         self.val_loss, self.best = val_loss, min(self.best, val_loss or math.inf)
         self.skipped, self.cut = self.skipped + len(skipped), self.cut + cut
         if RANK > 0:
@@ -193,8 +193,7 @@ class Run:
                 if not other:
                     return self.load(saved)
             except Exception as error:                        # a damaged file can raise anything
-                reason = printable(" ".join(str(error).split()) or repr(error))
-                say(f"{file}: damaged ({reason}); using the one before it", sys.stderr)
+                say(f"{file}: damaged ({one_line(error)}); using the one before it", sys.stderr)
                 continue
             found = ", ".join(f"{name} {saved['flags'][name]}, not {self.flags[name]}"
                               for name in other)
@@ -235,8 +234,7 @@ def check(tensors, parameters, dtype, low=-math.inf):
 
 
 def read_checkpoint(file):
-    """The dictionary in a checkpoint file, its tensors mapped from disk. Raises ValueError, or what
-    torch and zipfile raise, if the file is damaged."""
+    """The dictionary in a checkpoint file. Raises an error of any kind if it is damaged."""
     check_file(file)
     with zipfile.ZipFile(file) as archive:           # torch.load does not compare the checksums
         damaged = archive.testzip()

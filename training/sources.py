@@ -32,7 +32,6 @@ from gallery import words
 from gallery.album import painted
 from gallery.conversations import about_one, about_two, prompt_and_answer, some_topics
 from gallery.scenes import random_scenes
-from training.processes import RANK, WORLD, gathered
 
 QUESTIONS = (           # with INSTRUCTIONS: what one's own pictures are asked
     "What is this?", "What is in this picture?", "What do you see?", "Describe this picture.",
@@ -259,8 +258,9 @@ def annotations(file):
 
 
 def index_tar(tar):
-    """(pairs, left_out) of one of img2dataset's tar files, with members KEY.jpg, KEY.txt, KEY.json.
-    It is never unpacked: samples are read in place, and keys are only names."""
+    """(pairs without the file's number, left_out) of one of img2dataset's tar files, with members
+    KEY.jpg, KEY.txt, KEY.json. It is never unpacked: samples are read in place, and keys are only
+    names."""
     samples, left_out, pairs, size = {}, Counter(), [], os.path.getsize(tar)
     try:
         with tarfile.open(tar, "r:") as members, open(tar, "rb") as file:
@@ -271,7 +271,7 @@ def index_tar(tar):
                     key, suffix = os.path.splitext(member.name)
                     part = "picture" if is_picture(member.name) else suffix.lower()[1:]
                     if member.isreg() and not os.path.basename(key).startswith("."):
-                        place = [0, member.offset_data, member.size]
+                        place = member.offset_data, member.size
                         samples.setdefault(key, {})[part] = place
                         if part in ("txt", "json"):
                             file.seek(member.offset_data)
@@ -300,15 +300,10 @@ def caption_in(parts):
 
 
 def index_tars(tars, load):
-    """(tar files, pairs, left_out) of all; each process reads the headers of its share."""
-    own, found = tars[RANK::WORLD], []
-    progress = Progress("indexing", len(own), "tar files")
-    for index in load(own, batch_size=None, collate_fn=index_tar):
-        found.append(index)
-        progress.show(len(found))
-    found, pairs, left_out = dict(gathered(list(zip(own, found, strict=True)))), [], Counter()
-    for number, tar in enumerate(tars):
-        of_tar, reasons = found[tar]
-        pairs += [(number, *pair[1:]) for pair in of_tar]
+    """(tar files, pairs, left_out) of all."""
+    progress, pairs, left_out = Progress("indexing", len(tars), "tar files"), [], Counter()
+    for number, (found, reasons) in enumerate(load(tars, batch_size=None, collate_fn=index_tar)):
+        pairs += [(number, *pair) for pair in found]
         left_out.update(reasons)
+        progress.show(number + 1)
     return tars, pairs, left_out
