@@ -316,14 +316,14 @@ WAYS = """\
     6.3 GB  huggingface-cli download Tyrannosaurus/ArtGPT-4 ArtGPT-4.pth --local-dir checkpoints
     2.0 GB  eva_vit_g.pth, linked in docs/weights.md
     0.4 GB  blip2_pretrained_flant5xxl.pth, linked there too
-   python convert_weights.py --llm checkpoints/vicuna --adapter checkpoints/ArtGPT-4.pth \
-       --vit checkpoints/eva_vit_g.pth --qformer checkpoints/blip2_pretrained_flant5xxl.pth \
+   python convert_weights.py --llm checkpoints/vicuna --adapter checkpoints/ArtGPT-4.pth \\
+       --vit checkpoints/eva_vit_g.pth --qformer checkpoints/blip2_pretrained_flant5xxl.pth \\
        --out weights/artgpt4
 2. A 7B, whose adapters you train in stages 1 and 2 (15.9 GB):
    13.5 GB  huggingface-cli download lmsys/vicuna-7b-v1.5 --local-dir checkpoints/vicuna-7b-v1.5
     2.4 GB  eva_vit_g.pth and blip2_pretrained_flant5xxl.pth, as above
-   python convert_weights.py --llm checkpoints/vicuna-7b-v1.5 \
-       --vit checkpoints/eva_vit_g.pth --qformer checkpoints/blip2_pretrained_flant5xxl.pth \
+   python convert_weights.py --llm checkpoints/vicuna-7b-v1.5 \\
+       --vit checkpoints/eva_vit_g.pth --qformer checkpoints/blip2_pretrained_flant5xxl.pth \\
        --out weights/artgpt4-7b"""
 
 

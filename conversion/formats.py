@@ -290,7 +290,7 @@ def vision_sizes(vit, qformer):
         if checkpoint.path.is_dir():
             check_blip2(checkpoint, part, found, sizes.get("queries"))
     vision = qformer.config.get("vision_config", {})          # its ln_vision; 1e-5 in LAVIS's file
-    eps = vision.get("layer_norm_eps", 1e-6) if qformer.path.is_dir() else 1e-5
+    eps = vision.get("layer_norm_eps") or 1e-6 if qformer.path.is_dir() else 1e-5
     return sizes | {"ln_vision_eps": eps}
 
 
