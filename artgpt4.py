@@ -10,13 +10,13 @@ with a small image adapter in every block of Vicuna. What is notable here:
   whatever the frozen weights are, and are cast where they are used.
 - The last matrix of every adapter starts at zero: an untrained ArtGPT-4 is exactly MiniGPT-4.
 - Text never becomes a special token. The marks <ImageHere> and END are cut out before tokenising.
-- Weights are mapped from disk, not read: only the pages that are used take memory.
 
 Shapes: B sequences, N images, T tokens, Q queries, P patches + 1, D width, H heads, d = D / H,
         V vocabulary, S pixels per side.
 """
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +25,17 @@ import sentencepiece
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-# ---- Configuration
-
 @dataclass
 class Config:
-    """Every size, as in weights/NAME/config.json. Defaults: the 13B model. Raises ValueError for
-    sizes that make no model."""
+    """Every size, as in weights/NAME/config.json; the 13B model's where nothing else is said."""
     image_size: int = 224
     patch_size: int = 14
     vit_width: int = 1408             # EVA-ViT-g
-    vit_layers: int = 39              # the public file holds 40; BLIP-2 reads those of block 39
+    vit_layers: int = 39              # the public file holds 40; BLIP-2 leaves out the last
     vit_heads: int = 16
     vit_mlp_width: int = 6144
     ln_vision_eps: float = 1e-5
@@ -58,27 +54,26 @@ class Config:
     context: int = 2048               # tokens
     vocab_size: int = 32001
     adapter_width: int = 1280         # D / 4 in the paper; 0: no adapters, which is MiniGPT-4
-    prompt: str = "vicuna_v0"         # the conversation format of the language model, in PROMPTS
+    prompt: str = "vicuna_v0"         # the language model's conversation format: a key of PROMPTS
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            of_13b, may_be_0 = getattr(Config, name), name in ("adapter_width", "prompt")
-            if type(value) is not type(of_13b) or not (may_be_0 or 0 < value < 1e12):
-                raise ValueError(f"{name} is {value!r}; of the 13B it is {of_13b!r}")
-        if self.prompt not in PROMPTS or self.llama_width // self.llama_heads % 2 > 0:
-            raise ValueError(f"prompt is {self.prompt!r} (known: {', '.join(PROMPTS)}), or a head "
-                             "of LLaMA has an odd width")
+            default = getattr(Config, name)
+            is_size = name not in ("adapter_width", "prompt")
+            if type(value) is not type(default) or (is_size and not 0 < value < 1e12):
+                raise ValueError(f"{name} is {value!r}; of the 13B model it is {default!r}")
+        if self.prompt not in PROMPTS:
+            raise ValueError(f"prompt is {self.prompt!r}, expected {' or '.join(PROMPTS)}")
 
-# ---- Pixels
+# ---- Pixels, with the mean and standard deviation of CLIP's images, as EVA-ViT was trained
 
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's images, as EVA-ViT was trained
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+PIXEL_MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
+PIXEL_STD = torch.tensor((0.26862954, 0.26130258, 0.27577711))[:, None, None]
 
 def normalise(pixels):
-    """uint8 (..., S, S, 3) -> float32 (..., 3, S, S), of mean 0 and standard deviation 1."""
-    pixels = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format) / 255
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    return (pixels - mean[:, None, None]) / std[:, None, None]
+    """uint8 (..., S, S, 3) -> float32 (..., 3, S, S), in deviations from the mean."""
+    pixels = pixels.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    return (pixels / 255 - PIXEL_MEAN) / PIXEL_STD
 
 def preprocess(image, size):
     """A PIL image -> float32 (3, size, size), resized whatever its aspect ratio, normalised."""
@@ -94,17 +89,17 @@ def join_heads(x):                                            # (B, H, T, d) -> 
     return x.transpose(1, 2).flatten(2)
 
 class Attention(nn.Module):
-    """Attention of x to `source`, without a mask: x itself, or what the Q-Former looks at."""
+    """Every vector of x looks at all of `source`: at x itself, or in the Q-Former at the image."""
 
     def __init__(self, width, source_width, heads):
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
-        self.key = nn.Linear(source_width, width)             # EVA-ViT's has no bias: zeros
+        self.key = nn.Linear(source_width, width)             # EVA-ViT has no bias here: it is 0
         self.value = nn.Linear(source_width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x, source):                             # (N, T, D), (N, P, source_width)
+    def forward(self, x, source):         # (N, T, D), (N, T of source, source_width) -> (N, T, D)
         q = split_heads(self.query(x), self.heads)
         k = split_heads(self.key(source), self.heads)
         v = split_heads(self.value(source), self.heads)
@@ -120,7 +115,7 @@ class ViTBlock(nn.Module):
         self.fc1 = nn.Linear(width, config.vit_mlp_width)
         self.fc2 = nn.Linear(config.vit_mlp_width, width)
 
-    def forward(self, x):                                     # (N, P, D)
+    def forward(self, x):                                     # (N, P, D) -> (N, P, D)
         normed = self.norm1(x)
         x = x + self.attn(normed, normed)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
@@ -142,7 +137,7 @@ class ViT(nn.Module):
         class_token = self.cls_token.expand(len(pixels), -1, -1)
         return self.blocks(torch.cat((class_token, patches), dim=1) + self.pos_embed)  # (N, P, D)
 
-# ---- Q-Former: P image vectors read into Q. Norms stand after the residuals, as in BERT
+# ---- Q-Former: P features of the ViT become Q vectors. As in BERT, norms follow the residuals
 
 class QFormerLayer(nn.Module):
     def __init__(self, config, layer):
@@ -158,14 +153,14 @@ class QFormerLayer(nn.Module):
         self.fc2 = nn.Linear(config.qformer_mlp_width, width)
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
-    def forward(self, x, image):                              # (N, Q, D), (N, P, D of the ViT)
+    def forward(self, x, features):       # (N, Q, D), (N, P, D of the ViT) -> (N, Q, D)
         x = self.self_norm(x + self.self_attn(x, x))
         if self.cross_attn is not None:
-            x = self.cross_norm(x + self.cross_attn(x, image))
+            x = self.cross_norm(x + self.cross_attn(x, features))
         return self.norm(x + self.fc2(F.gelu(self.fc1(x))))
 
 class QFormer(nn.Module):
-    """Image vectors (N, P, D of the ViT), after ln_vision -> (N, Q, D): what Q queries found."""
+    """Features (N, P, D of the ViT), after ln_vision -> (N, Q, D): what Q learned queries found."""
 
     def __init__(self, config):
         super().__init__()
@@ -173,10 +168,10 @@ class QFormer(nn.Module):
         self.norm = nn.LayerNorm(config.qformer_width, eps=1e-12)
         self.layers = nn.ModuleList(QFormerLayer(config, i) for i in range(config.qformer_layers))
 
-    def forward(self, image):
-        x = self.norm(self.queries).expand(len(image), -1, -1)
+    def forward(self, features):
+        x = self.norm(self.queries).expand(len(features), -1, -1)            # (N, Q, D)
         for layer in self.layers:
-            x = layer(x, image)
+            x = layer(x, features)
         return x
 
 # ---- LLaMA, with the paper's image adapter in every block
@@ -196,14 +191,14 @@ class RMSNorm(nn.RMSNorm):
 class KVCache:
     """Keys and values of the tokens so far, in every layer, so that a new token costs one token.
 
-    Memory for `room` tokens is set aside at once. Each layer writes its keys and values after the
+    Memory for `room` tokens of `rows` sequences is set aside at once. Each layer writes after the
     first `length` tokens; then Llama.hidden advances length. To forget tokens, lower it."""
 
     def __init__(self, llama, room=None, rows=1):
-        config, embed = llama.config, llama.embed.weight
-        self.length, d = 0, config.llama_width // config.llama_heads
+        config, self.length = llama.config, 0
+        d = config.llama_width // config.llama_heads
         shape = (config.llama_layers, rows, config.llama_kv_heads, room or config.context, d)
-        self.keys, self.values = embed.new_empty(shape), embed.new_empty(shape)
+        self.keys, self.values = llama.embed.weight.new_empty(2, *shape)   # its dtype and device
 
     def append(self, layer, k, v):
         """Keys and values (B, H, T, d) of new tokens -> of all tokens, (B, H, length + T, d)."""
@@ -229,15 +224,16 @@ class LlamaAttention(nn.Module):
         self.qkv = nn.Linear(config.llama_width, sum(self.widths), bias=False)
         self.out = nn.Linear(config.llama_width, config.llama_width, bias=False)
 
-    def forward(self, x, cos, sin, cache):                    # (B, T, D)
+    def forward(self, x, cos, sin, cache):                    # (B, T, D) -> (B, T, D)
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
         q = rotate(split_heads(q, self.heads), cos, sin)
         k = rotate(split_heads(k, self.kv_heads), cos, sin)
         v = split_heads(v, self.kv_heads)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        new, total, mask = q.shape[2], k.shape[2], None
-        if 1 < new < total:                                   # causal mask of text after a cache
+        new, total = q.shape[2], k.shape[2]
+        mask = None                                           # one new token looks at all before it
+        if 1 < new < total:                                   # several, after those in the cache
             mask = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
         x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=new == total,
                                            enable_gqa=self.kv_heads != self.heads)
@@ -249,7 +245,7 @@ class LlamaMLP(nn.Module):                                    # SwiGLU
         self.gate_up = nn.Linear(config.llama_width, 2 * config.llama_mlp_width, bias=False)
         self.down = nn.Linear(config.llama_mlp_width, config.llama_width, bias=False)
 
-    def forward(self, x):
+    def forward(self, x):                                     # (B, T, D) -> (B, T, D)
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
@@ -276,7 +272,7 @@ class LlamaBlock(nn.Module):                                  # paper, figure 2
         self.mlp_norm = RMSNorm(width, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x, cos, sin, cache):                    # (B, T, D)
+    def forward(self, x, cos, sin, cache):                    # (B, T, D) -> (B, T, D)
         x = x + self.attn(self.attn_norm(x), cos, sin, cache)
         x = self.adapter(x)
         return x + self.mlp(self.mlp_norm(x))
@@ -287,13 +283,13 @@ class Llama(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        zeros = torch.zeros(config.vocab_size, config.llama_width)   # nn.Embedding(V, D) draws
-        self.embed = nn.Embedding.from_pretrained(zeros, freeze=False)   # numbers: slow on "meta"
+        zeros = torch.zeros(config.vocab_size, config.llama_width)   # on "meta", nn.Embedding(V, D)
+        self.embed = nn.Embedding.from_pretrained(zeros, freeze=False)   # would take seconds
         self.blocks = nn.ModuleList(LlamaBlock(config, i) for i in range(config.llama_layers))
         self.norm = RMSNorm(config.llama_width, config.rms_norm_eps)
         self.head = nn.Linear(config.llama_width, config.vocab_size, bias=False)
 
-    def hidden(self, embeds, cache=None):                     # (B, T, D) -> (B, T, D)
+    def hidden(self, embeds, cache=None):                     # (B, T, D) -> (B, T, D), for the head
         start = 0 if cache is None else cache.length
         end = start + embeds.shape[1]
         d = self.config.llama_width // self.config.llama_heads
@@ -310,9 +306,20 @@ class Llama(nn.Module):
     def forward(self, embeds, cache=None):
         return self.head(self.hidden(embeds, cache)).float()
 
-# ---- Prompts are text; two marks in them stand for what is no text
+def sample(logits, temperature=1.0, top_p=0.9, generator=None):
+    """logits (B, V) -> ids (B,): the likeliest at temperature 0; else drawn, with `generator`, from
+    the smallest set of tokens that holds a share top_p of the probability."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probs, ids = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    outside = probs.cumsum(dim=-1) - probs >= top_p
+    outside[:, 0] = False                                     # the likeliest token always stays
+    probs[outside] = 0
+    return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
 
-IMAGE_MARK = "<ImageHere>"                                    # the Q image vectors
+# ---- Prompts are text, with two marks for what is not: IMAGE_MARK and END
+
+IMAGE_MARK = "<ImageHere>"                                    # the Q vectors of an image
 IMAGE_SLOT = f"<Img>{IMAGE_MARK}</Img>"
 END = "\N{END OF TEXT}"                                       # the token EOS, which is "</s>"
 IMAGE_ID = -1                                                 # an image vector, among token ids
@@ -328,7 +335,7 @@ INSTRUCTIONS = (                                              # stage 2 draws on
     "Please provide a detailed description of the picture.",
     "Could you describe the contents of this image for me?",
 )
-PROMPTS = {           # at the start, before a question, before and after an answer, at its end
+PROMPTS = {  # start, before a question, before an answer, between rounds, what ends an answer
     "vicuna_v0": (SYSTEM, "###Human: ", "###Assistant: ", "", STOP),
     "vicuna_v1": (SYSTEM_V1, "USER: ", " ASSISTANT: ", END, END),       # of v1.1, v1.3 and v1.5
 }
@@ -341,9 +348,9 @@ def plain(text):
 def chat_prompt(messages, style="vicuna_v0"):
     """The prompt of a conversation: question, answer, ..., question. A question that comes with an
     image begins with IMAGE_SLOT and a space; the rest of each should be plain()."""
-    prompt, before_question, before_answer, after_answer, _ = PROMPTS[style]
+    prompt, before_question, before_answer, between_rounds, _ = PROMPTS[style]
     for question, answer in zip(messages[:-1:2], messages[1::2], strict=True):
-        prompt += before_question + question + before_answer + answer + after_answer
+        prompt += before_question + question + before_answer + answer + between_rounds
     return prompt + before_question + messages[-1] + before_answer.rstrip()
 
 def instruction_prompt(instruction, style="vicuna_v0"):
@@ -355,14 +362,10 @@ def instruction_prompt(instruction, style="vicuna_v0"):
 def token_ids(tokenizer, queries, text):
     """A text's token ids, with `queries` times IMAGE_ID for each <ImageHere> and EOS for END. As in
     the released code, each part between the marks is tokenised by itself."""
+    marks = {IMAGE_MARK: [IMAGE_ID] * queries, END: [tokenizer.eos_id()]}
     ids = []
     for part in re.split(f"({IMAGE_MARK}|{END})", text):
-        if part == IMAGE_MARK:
-            ids += [IMAGE_ID] * queries
-        elif part == END:
-            ids.append(tokenizer.eos_id())
-        else:
-            ids += tokenizer.encode(part)
+        ids += marks[part] if part in marks else tokenizer.encode(part)
     return ids
 
 def example(tokenizer, queries, prompt, text, longest):
@@ -373,18 +376,35 @@ def example(tokenizer, queries, prompt, text, longest):
     return before + answer[:-1], [IGNORE] * (len(before) - 1) + answer
 
 def pad_examples(examples):
-    """B pairs of ids and targets -> ids, targets (B, T), padded on the right, where the causal
-    mask lets no token look."""
-    ids, targets = ([torch.tensor(row) for row in rows] for rows in zip(*examples, strict=True))
+    """B pairs of ids and targets -> both (B, T), padded on the right: no token looks there."""
+    ids = [torch.tensor(ids) for ids, _ in examples]
+    targets = [torch.tensor(targets) for _, targets in examples]
     return (pad_sequence(ids, batch_first=True),
             pad_sequence(targets, batch_first=True, padding_value=IGNORE))
 
 # ---- The whole
 
-TRAINABLE = {  # beginnings of names (paper, section 3.2); Image MHA is in blocks 0, 2, 4, ...
+TRAINABLE = {  # how names begin (paper, section 3.2); attn_norm in every other block
     "artgpt4": r"proj\.|llama\.blocks\.(\d+\.(adapter|mlp_norm)|\d*[02468]\.attn_norm)\.",
     "minigpt4": r"proj\.",
 }
+
+@contextmanager
+def errors_naming(file):
+    """Within the block, what a wrong file causes becomes a ValueError that begins with its name."""
+    try:
+        yield file
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ValueError(f"{file}: {reason}") from error
+
+def frozen_files(folder):
+    """vision.safetensors, and llama.safetensors or the shards that its index names."""
+    shards = {"llama.safetensors"}
+    with errors_naming(folder / "llama.safetensors.index.json") as index:
+        if index.exists():
+            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        return [folder / Path(name).name for name in ("vision.safetensors", *sorted(shards))]
 
 class ArtGPT4(nn.Module):
     """The model and its tokenizer, a sentencepiece.SentencePieceProcessor."""
@@ -417,11 +437,10 @@ class ArtGPT4(nn.Module):
         ValueError unless there are N images among the ids."""
         ids = torch.atleast_2d(torch.as_tensor(ids, dtype=torch.long, device=image_embeds.device))
         is_image = ids == IMAGE_ID
-        places, queries = int(is_image.sum()), self.config.queries
-        if places != len(image_embeds) * queries:
-            raise ValueError(f"the prompt has places for {places // queries} images, but there are "
-                             f"{len(image_embeds)} images")
-        embeds = self.llama.embed(ids.clamp(min=0))
+        expected = int(is_image.sum()) / self.config.queries
+        if expected != len(image_embeds):
+            raise ValueError(f"{expected:g} images in the prompt, {len(image_embeds)} are given")
+        embeds = self.llama.embed(ids.clamp(min=0))           # IMAGE_ID is no row of embed
         embeds[is_image] = image_embeds.flatten(0, 1)
         return embeds
 
@@ -438,7 +457,7 @@ class ArtGPT4(nn.Module):
         """Freeze all but the trainable parameters, which become float32. Returns those."""
         self.requires_grad_(False)
         parameters = [self.get_parameter(name) for name in self.trainable_names(mode)]
-        for parameter in parameters:
+        for parameter in parameters:                          # the optimizer's master weights
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         return parameters
@@ -446,16 +465,15 @@ class ArtGPT4(nn.Module):
     def forward(self, pixels, ids, targets):
         """pixels (N, 3, S, S) of the images among ids (B, T); targets (B, T), of example() -> the
         sum of the cross-entropy over all targets, a scalar. A batch may be computed in parts."""
-        keep = targets != IGNORE
         hidden = self.llama.hidden(self.embed_ids(ids, self.encode_image(pixels)))
-        keep = keep.to(hidden.device)
+        targets = targets.to(hidden.device)
+        keep = targets != IGNORE
         logits = self.llama.head(hidden[keep]).float()        # (tokens, V): the answers' alone
-        return F.cross_entropy(logits, targets.to(hidden.device)[keep], reduction="sum")
+        return F.cross_entropy(logits, targets[keep], reduction="sum")
 
-    def loss(self, pixels, captions, prompt=None, end="\n", max_text_tokens=32):
+    def loss(self, pixels, captions, prompt=IMAGE_MARK, end="\n", max_text_tokens=32):
         """The mean cross-entropy over all tokens of B captions, each with an image of pixels
         (B, 3, S, S). Stage 1 has no prompt; stage 2 has an instruction_prompt and end="###"."""
-        prompt = IMAGE_MARK if prompt is None else prompt
         ids, targets = pad_examples([
             example(self.tokenizer, self.config.queries, prompt, caption + end, max_text_tokens)
             for caption in captions])
@@ -472,7 +490,7 @@ class ArtGPT4(nn.Module):
         rows, length, _ = embeds.shape
         if cache is None:
             cache = KVCache(self.llama, length + max_new_tokens, rows)
-        chosen = torch.empty(rows, 0, dtype=torch.long, device=embeds.device)
+        chosen = torch.empty(rows, 0, dtype=torch.long, device=embeds.device)    # (B, n)
         for _ in range(max_new_tokens):
             logits = self.llama.head(self.llama.hidden(embeds, cache)[:, -1]).float()
             if adjust is not None:
@@ -498,74 +516,59 @@ class ArtGPT4(nn.Module):
     # Loading
     @classmethod
     def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=True, prepare=None):
-        """The model of a weights folder, in evaluation mode. Raises ValueError, naming the file,
-        for what is missing, damaged, or does not fit config.json. dtype None keeps frozen weights
-        as stored, which on a CPU maps them from disk without a copy; trainable ones are always
-        float32. adapter=False starts those as training does. prepare: a function (model on "meta",
-        its {name: tensor}) that may exchange modules, as common/int8.py does."""
-        file, state = Path(folder) / "config.json", {}
-        try:
+        """The model of a weights folder, frozen, in evaluation mode. Raises ValueError, naming the
+        file, for what is missing, damaged, twice there, or does not fit config.json. dtype None
+        keeps frozen weights as stored; on a CPU they are then mapped from disk, and only the pages
+        in use take memory. Trainable ones are float32. adapter=False starts those as training does.
+        prepare: a function (model on "meta", its {name: tensor}) that may exchange modules."""
+        folder, state = Path(folder), {}
+        with errors_naming(folder / "config.json") as file:
             config = Config(**json.loads(file.read_text("utf-8")))
-            file = file.with_name("tokenizer.model")
+        with errors_naming(folder / "tokenizer.model") as file:
             tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
             if (min(tokenizer.bos_id(), tokenizer.eos_id()) < 0
                     or tokenizer.get_piece_size() > config.vocab_size):
                 raise ValueError("no BOS, no EOS, or more pieces than vocab_size of config.json")
-            with torch.device("meta"):                        # names and shapes, no memory
-                model = cls(config, tokenizer)
-            for file in frozen_files(Path(folder)):
-                state |= load_file(file)                      # mapped from disk
-            file = file.with_name("adapter.safetensors")      # its norms replace LLaMA's
-            state |= model.read_adapter(file) if adapter else model.start_adapter()
+        with torch.device("meta"):                            # names and shapes, no memory
+            model = cls(config, tokenizer)
+        for file in frozen_files(folder):
+            with errors_naming(file):
+                tensors = load_file(file)                     # mapped from disk
+                if tensors.keys() & state.keys():
+                    raise ValueError("holds a tensor that another file holds too")
+            state |= tensors
+        adapter_file = folder / "adapter.safetensors"         # its norms replace LLaMA's
+        state |= model.read_adapter(adapter_file) if adapter else model.start_adapter()
+        with errors_naming(folder):
             if prepare is not None:
                 prepare(model, state)
-            trainable, parameters = model.trainable_names(), dict(model.named_parameters())
-            for name, tensor in state.items():
-                if name in trainable:
-                    tensor = tensor.float()
-                elif dtype and name in parameters and tensor.is_floating_point():
-                    tensor = tensor.to(dtype)
-                state[name] = tensor.to(device)
             model.load_state_dict(state, assign=True)         # names what is missing or foreign
-        except (AttributeError, KeyError, OSError, RuntimeError, SafetensorError, TypeError,
-                ValueError) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise ValueError(f"{file}: {reason}") from None
-        return model.eval()
+        model.freeze()                                        # makes what is trainable float32
+        for parameter in model.parameters():
+            if dtype and parameter.is_floating_point() and not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
+        return model.to(device).eval()
 
     def start_adapter(self):
         """Projection and adapters as training starts them -> their {name: tensor}."""
         self.proj = CastLinear(self.config.qformer_width, self.config.llama_width)
-        for block in self.llama.blocks if self.config.adapter_width > 0 else ():
-            block.adapter = Adapter(self.config.llama_width, self.config.adapter_width)
-        return {name: p.data for name, p in self.named_parameters() if not p.is_meta}
+        if self.config.adapter_width > 0:
+            for block in self.llama.blocks:
+                block.adapter = Adapter(self.config.llama_width, self.config.adapter_width)
+        names = [name for name in self.trainable_names() if "norm" not in name]
+        return {name: self.get_parameter(name).data for name in names}
 
     def read_adapter(self, file):
         """{name: tensor} of an adapter.safetensors: all trainable parameters and nothing else."""
-        state = load_file(file)
-        finite = all(tensor.isfinite().all() for tensor in state.values())
-        if state.keys() != set(self.trainable_names()) or not finite:
-            raise ValueError(f"{file}: not all trainable parameters of this model, alone and finite")
+        shapes = {name: self.get_parameter(name).shape for name in self.trainable_names()}
+        with errors_naming(file):
+            state = load_file(file)
+            finite = all(t.is_floating_point() and t.isfinite().all() for t in state.values())
+            if not finite or shapes != {name: t.shape for name, t in state.items()}:
+                raise ValueError("expected finite floats for this model's trainable parameters, "
+                                 "all of them and nothing else")
         return state
 
     def load_adapter(self, file):
         """Exchange the trainable parameters for those of another adapter.safetensors."""
         self.load_state_dict(self.read_adapter(file), strict=False)
-
-def sample(logits, temperature=1.0, top_p=0.9, generator=None):
-    """logits (B, V) -> ids (B,): the likeliest at temperature 0; else drawn, with `generator`, from
-    the smallest set of tokens that holds a share top_p of the probability."""
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    probs, ids = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
-    outside = probs.cumsum(dim=-1) - probs >= top_p
-    outside[:, 0] = False                                     # the likeliest token always stays
-    probs[outside] = 0
-    return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
-
-def frozen_files(folder):
-    """vision.safetensors, and llama.safetensors or the shards that its index names."""
-    index, shards = folder / "llama.safetensors.index.json", {"llama.safetensors"}
-    if index.exists():
-        shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    return [folder / Path(name).name for name in ("vision.safetensors", *sorted(shards))]

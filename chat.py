@@ -7,180 +7,211 @@
     python chat.py picture.jpg < questions.txt          one question a line, one conversation
     python chat.py --resume talk.json                   continue what /save talk.json wrote
     python chat.py --surprise                           describe a painting nobody has seen
-
-In a terminal, Ctrl-C stops an answer, Ctrl-D or /quit ends the session. A line that begins with "/"
-is a command; /help lists them.
 """
-from common.start import start_command
-
-if __name__ == "__main__":
-    start_command()                                           # before the slow imports
-
 import argparse
+import contextlib
+import json
+import os
 import random
+import re
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import torch
 
-from common.command_line import number, run_command
-from common.files import weight_files
-from common.loading import device, load_model, precision
-from conversation.flags import check, question_text
-from conversation.labelling import json_text, label
-from conversation.line_editing import history_file
-from conversation.pictures import named_files, open_given, split_question
-from conversation.rounds import Conversation
-from conversation.saving import Saved, read_json, replaced_images
-from conversation.session import Session
-from conversation.settings import SETTINGS
-from conversation.surprise import surprise
-from conversation.terminal import Terminal
-from gallery.familiarity import unfamiliar
+from artgpt4 import INSTRUCTIONS, preprocess
+from common.command_line import Misuse, Progress, number, printable, run_command
+from common.files import is_picture, open_image, pictures_below
+from common.models import describe, load, model_flags
+from conversation.rounds import (
+    NO_TALK, SETTINGS, Conversation, Round, plain, read_about, read_talk, setting)
+from conversation.terminal import Session, named_pictures, typed_path
+from gallery.familiarity import read_measure, unfamiliar
+from gallery.painting import paint
+from gallery.scenes import SEEN_PAIRS, UNSEEN_PAIRS, random_scenes
+from gallery.words import named
 
-HERE = Path(__file__).resolve().parent
+SAMPLES = Path(__file__).resolve().parent / "samples"
+STDIN = Path("-")
+FLAGS = ("temperature", "max_new_tokens", "seed")             # settings with a flag of their own
 
 
-def sample_image():
-    """The first picture in samples/. Raises ValueError if there is none."""
-    files = sorted((HERE / "samples").glob("*.png"))
-    if not files:
-        raise ValueError(f"no picture given, and none in {HERE / 'samples'}; "
-                         "name one: python chat.py picture.jpg")
-    print(f"no picture given: this is about {files[0]}", file=sys.stderr)
-    return files[0]
+def matching(pattern):
+    """The files that fit a pattern with * ? or [ ], sorted; no link to a folder is followed."""
+    path = Path(os.path.expanduser(pattern))
+    with contextlib.suppress(ValueError, OSError):
+        found = Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+        return sorted(file for file in found if file.name[0] != "." and not file.is_dir())
+    return []
+
+
+def pictures_and_question(texts):
+    """Arguments -> picture files, whether they are a collection (a folder or a pattern), and the
+    question or None: what is no file, and has a space in it or ends with a question mark."""
+    files, collection, question = [], False, None
+    for text in texts:
+        path = typed_path(text)
+        found = [] if os.path.exists(path) else matching(text)
+        if os.path.isdir(path):
+            found, left_out = pictures_below(path)
+            for reason, count in left_out.items():
+                print(f"{printable(path)}: {count} left out: {reason}", file=sys.stderr)
+            if not found:
+                raise ValueError(f"{path}: a folder without pictures")
+        elif not (found or path == STDIN or os.path.exists(path)):
+            if question is None and re.search(r"\S\s+\S|[?？]$", text):
+                question = text
+                continue
+            if not is_picture(path):
+                raise ValueError(f"{text}: no such file; a question is one argument in quotation "
+                                 "marks, or follows --prompt")
+        collection = collection or bool(found)
+        files += found or [path]
+    return files, collection, question
+
+
+def open_picture(file):
+    """open_image of a file, or of standard input if that is "-"."""
+    if file == STDIN:
+        return open_image("standard input", sys.stdin.buffer)
+    return open_image(file)
+
+
+def label(session, groups, args):
+    """Print an answer about each group of picture files: a line of JSON, or their names, a tab and
+    the answer in one line. What cannot be read is a line on stderr. Returns whether all could."""
+    talk, bad, foreign = session.talk, 0, 0
+    progress, size = Progress("labelling", len(groups), "pictures"), talk.model.config.image_size
+    for i in range(0, len(groups), args.batch_size):
+        start, read, pixels = time.perf_counter(), [], []
+        for files in groups[i:i + args.batch_size]:
+            row = {"images": [str(file) for file in files]}
+            try:
+                pixels.append(torch.stack([preprocess(open_picture(f), size) for f in files]))
+                read.append(row)
+            except ValueError as error:
+                bad += 1
+                progress.say(printable(error))
+                if args.json:
+                    print(json.dumps(row | {"error": str(error)}))
+        texts, vectors = talk.answer_each(torch.stack(pixels), args.prompt) if read else ([], [])
+        seconds = round((time.perf_counter() - start) / max(1, len(read)), 3)
+        for row, text, found in zip(read, texts, vectors, strict=True):
+            odd = [unfamiliar(talk.model, session.measure, vector) for vector in found]
+            foreign += any(odd)
+            if args.json:
+                print(json.dumps(row | {
+                    "question": args.prompt, "answer": text, "unfamiliar": odd, "seconds": seconds,
+                    "tokens": len(talk.model.tokenizer.encode(text)), "model": session.name,
+                    "settings": talk.settings}))
+            else:
+                print(f"{printable(', '.join(row['images']))}\t{' '.join(text.split())}")
+        sys.stdout.flush()
+        if len(groups) > 1 and not sys.stdout.isatty():       # else the answers are the progress
+            progress.show(min(i + args.batch_size, len(groups)))
+    if foreign:
+        progress.say(f"{foreign} of {len(groups)} look like nothing that this model has seen; its "
+                     "answers to them may be wrong")
+    return not bad
+
+
+def surprise(session, seed):
+    """Paint the scene of a seed, print the model's description, then what of it is right. No scene
+    in training is made from such a seed."""
+    scene, = random_scenes(1, f"surprise {seed}", SEEN_PAIRS + UNSEEN_PAIRS)
+    session.talk.set("seed", seed)
+    session.add(paint(scene), f"painting {seed}")
+    session.ask(INSTRUCTIONS[0])
+    said, right = named("".join(round.answer for round in session.talk.rounds)), 0
+    for attribute, value in scene.attributes.items():
+        right += said[attribute] == value
+        found = f"wrong; it said {said[attribute] or 'none, or several'}"
+        print(f"{attribute:<8} {value}: {'right' if said[attribute] == value else found}")
+    print(f"{right} of {len(scene.attributes)} right; the same painting again: --surprise --seed "
+          f"{seed}")
+
+
+def check(args, files, alone):
+    """Raises Misuse if the arguments do not go together. alone: an answer for each picture."""
+    if args.surprise and (files or args.prompt or args.resume or args.json):
+        raise Misuse("--surprise paints its own picture and asks its own question")
+    if args.resume and (alone or args.json):
+        raise Misuse("--resume continues one talk, without folders, patterns, --each and --json")
+    if args.prompt is not None and not plain(args.prompt):
+        raise Misuse("--prompt: the question is empty")
+    if args.prompt is None and (alone or args.json or STDIN in files):
+        raise Misuse("folders, patterns, standard input, --each, --json need --prompt TEXT")
 
 
 def main(args):
-    warnings.filterwarnings("ignore", module="PIL")
-    sys.stdout.reconfigure(errors="replace")
-    texts = args.picture
-    if not args.prompt:
-        texts, args.prompt = split_question(texts)
-    files, collection = named_files(texts)
-    check(args, files, collection)
-
-    # What is wrong with the files is said before the model is loaded, which may take minutes
-    saved = Saved([], [], {}, "")
-    if args.resume:
-        saved = replaced_images(read_json(args.resume), args.replace)
-    if not (files or args.resume or args.surprise):
-        files = [sample_image()]
+    with contextlib.suppress(AttributeError):                 # a notebook's stdout is no file
+        sys.stdout.reconfigure(errors="replace")
+    files, collection, question = pictures_and_question(args.picture)
+    if question is not None and args.prompt is not None:
+        raise Misuse(f"--prompt: there is another question, {question!r}")
+    if question is not None or args.prompt is not None:
+        args.prompt, more = named_pictures(args.prompt or question or "")
+        files += more
     alone = collection or args.each
-    earlier = [file for round in saved.rounds for file in round.images] + saved.waiting
-    images = {} if alone else {file: open_given(file, args.resume) for file in [*earlier, *files]}
-    flags = {name: getattr(args, name) for name in SETTINGS}
-    settings = saved.settings | {name: value for name, value in flags.items() if value is not None}
+    check(args, files, alone)
+    saved = read_talk(args.resume) if args.resume else NO_TALK
+    given = [(name, getattr(args, name)) for name in FLAGS if getattr(args, name) is not None]
+    given += [text.partition("=")[::2] for text in args.set]
+    settings = saved["settings"] | dict(setting(name, value) for name, value in given)
+    if not (files or args.resume or args.surprise):
+        files = sorted(SAMPLES.glob("*.png"))[:1]
+        print(f"no picture given: this is about {files[0]}", file=sys.stderr)
+    rounds, waiting, images = saved["rounds"], saved["images"], []
+    old = [file for round in rounds for file in round.images] + waiting
+    if not (alone or args.json):                              # their errors, before a model loads
+        images = [(open_picture(file), file) for file in map(Path, [*old, *files])]
 
-    size = sum(file.stat().st_size for file in weight_files(args.weights) if file.is_file()) / 1e9
-    if size > 2:                                              # less takes a few seconds
-        print(f"loading {args.weights}, {size:.1f} GB", file=sys.stderr)
-    model = load_model(args)
+    model, about = load(args), read_about(args.weights)
     name = args.weights.resolve().name + (f" with {args.adapter}" if args.adapter else "")
-    conversation = Conversation(model, **settings)
-    terminal = Terminal(args.plain, args.history, someone_types=not args.prompt)
-    session = Session(conversation, terminal, name)
-    if alone:
-        succeeded = label(conversation, files, args.prompt, args.batch_size, args.json and name)
-    elif args.surprise:
+    talk = Conversation(model, **about["settings"] | settings)
+    session = Session(talk, about, name, read_measure(args.weights), not args.prompt)
+    if args.surprise:
         surprise(session, random.randrange(10 ** 6) if args.seed is None else args.seed)
-        succeeded = True
-    else:
-        start = time.perf_counter()
-        for file in [*earlier, *files]:
-            session.show(images[file], file)
-            session.add_image(images[file], file)
-        conversation.rounds = saved.rounds
-        conversation.waiting = saved.waiting + [str(Path(file).resolve()) for file in files]
-        if saved.model not in ("", name):
-            print(f"{args.resume}: the answers so far are by {saved.model}, those to come by "
-                  f"{name}", file=sys.stderr)
-        if args.json:
-            answer = "".join(conversation.answer(args.prompt))
-            seconds = time.perf_counter() - start
-            marked = [(file, unfamiliar(model, vectors)) for file, vectors in
-                      zip([*earlier, *files], conversation.image_embeds, strict=True)]
-            print(json_text(conversation, name, marked, args.prompt, answer,
-                            conversation.new_tokens, seconds))
-            succeeded = True
-        elif args.prompt:
-            session.say(args.prompt)
-            succeeded = True
-        else:
-            succeeded = talk(session, f"{name} in {precision(model)}", args.resume)
-    if not succeeded:
-        sys.exit(1)
-
-
-def talk(session, model, resumed):
-    """Greet, repeat what was said in a resumed file, and answer line by line. model: its name and
-    precision. Returns False if lines of a pipe failed."""
-    session.greet(model)
-    if resumed:
-        session.written.add(Path(resumed).resolve())
-    for _, question, answer in session.conversation.rounds:
-        session.terminal.note(f"> {question}\n{answer}")
-    return session.run() or session.terminal.typed
+        return
+    if alone or args.json:
+        sys.exit(not label(session, [[file] for file in files] if alone else [files], args))
+    talk.room(talk.prompt_ids([Round(old + files, args.prompt or "")]))   # before they are encoded
+    for image, file in images:
+        session.add(image, file if file == STDIN else file.resolve())
+    talk.rounds, talk.waiting = rounds, talk.waiting[len(old) - len(waiting):]
+    if saved["model"] not in ("", name):
+        session.say(f"{args.resume}: the answers so far are by {saved['model']}, not by {name}")
+    if args.prompt:
+        session.ask(args.prompt)
+        return
+    session.note("\n".join([f"model {name} in {describe(model)}; /help", about["knows"],
+                            "for example: " + "  ".join(about["examples"]),
+                            *(f"> {round.question}\n{round.answer}" for round in rounds)]))
+    session.written = {Path(args.resume).resolve()} if args.resume else set()
+    sys.exit(not (session.run() or session.typed))
 
 
 def command_line():
-    parser = argparse.ArgumentParser(
-        prog="chat.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(error=parser.error)
-    parser.add_argument(
-        "picture", nargs="*",
-        help="a file, a folder, a pattern such as 'a*.png', or - for standard input; a last "
-             "argument that is no file and has a space in it is the question; default: one of "
-             "samples/")
-    parser.add_argument(
-        "--prompt", type=question_text, metavar="TEXT",
-        help="ask this, print the answer alone and end; about each picture of a folder or pattern")
-    parser.add_argument(
-        "--each", action="store_true", help="one answer for each picture, not one about all")
-    parser.add_argument(
-        "--batch-size", type=number(int, 1, 1024), default=8, metavar="N",
-        help="with --each, a folder or a pattern: pictures at once; default: %(default)s")
-    parser.add_argument(
-        "--json", action="store_true",
-        help="print the answer as an object with its tokens, seconds, model and settings")
-    parser.add_argument(
-        "--surprise", action="store_true",
-        help="paint a scene, describe it, then tell what is right; --seed N chooses the scene")
-    parser.add_argument(
-        "--resume", metavar="FILE", help="continue a conversation that /save wrote as JSON")
-    parser.add_argument(
-        "--replace", action="append", default=[], metavar="OLD=NEW",
-        help="with --resume: where a picture lies now; OLD= leaves it out")
-    parser.add_argument(
-        "--no-history", dest="history", action="store_const", const=None, default=history_file(),
-        help=f"do not keep what is typed in {history_file()}")
-    parser.add_argument(
-        "--plain", action="store_true",
-        help="on a terminal: no picture, no colours, no added line breaks")
-    parser.add_argument(
-        "--weights", type=Path, default=HERE / "weights" / "tiny", metavar="FOLDER",
-        help="default: weights/tiny")
-    parser.add_argument(
-        "--adapter", type=Path, metavar="FILE",
-        help="another adapter.safetensors, as train.py writes it")
-    for name, (parse, default, what) in SETTINGS.items():
-        if default is not None:
-            what += f"; default: {default}, or what the weights folder says"
-        parser.add_argument(f"--{name.replace('_', '-')}", type=parse, help=what,
-                            metavar="X" if isinstance(default, float) else "N")
-    parser.add_argument("--device", type=device,
-                        default="cuda" if torch.cuda.is_available() else "cpu",
-                        help="cuda, cuda:1, cpu, ...; default: cuda if there is one")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"),
-        help="default: on a CPU float32 if half of its memory holds that, else as stored")
-    parser.add_argument(
-        "--int8", action="store_true",
-        help="the language model's matrices as int8, a byte a weight")
-    parser.add_argument("--vision-int8", action="store_true", help="the ViT's matrices as int8")
+    parser = argparse.ArgumentParser(prog="chat.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args = parser.parse_intermixed_args          # a question may come after flags
+    add = parser.add_argument
+    add("picture", nargs="*", help="files, folders, patterns such as 'a*.png', or - for standard "
+        "input; default: one of samples/. And a question in quotation marks")
+    add("--prompt", metavar="TEXT", help="ask this, print the answer and end")
+    add("--each", action="store_true", help="answer for each picture, as for a folder or a pattern")
+    add("--batch-size", type=number(int, 1, 1024), default=8, metavar="N",
+        help="so many of them at once; default: %(default)s")
+    add("--json", action="store_true", help="answers as objects with tokens, seconds, settings")
+    add("--surprise", action="store_true", help="describe a new painting; --seed chooses it")
+    add("--resume", metavar="FILE", help="continue a conversation that /save wrote as JSON")
+    for name in FLAGS:
+        add(f"--{name.replace('_', '-')}", type=SETTINGS[name][0], help=SETTINGS[name][2],
+            metavar="N")
+    add("--set", action="append", default=[], metavar="NAME=VALUE",
+        help=f"any setting of answers: {', '.join(SETTINGS)}")
+    model_flags(parser)
     return parser
 
 

@@ -41,7 +41,7 @@ def introduction(tour, args, links):
         "through the model, from its pixels to the last word of the answer. Every number and every "
         "figure was computed for this picture; the code is the code that ran.</p>"
         '<div class="drawings"><figure><div class="picture" role="img" aria-label="The '
-        f'picture"></div><figcaption>{escape(str(args.image))}</figcaption></figure><div>'
+        f'picture"></div><figcaption>{escape(printable(args.image))}</figcaption></figure><div>'
         f"<h3>The question</h3>{paragraph(tour.question)}<h3>The answer</h3>"
         f'{paragraph(tour.text or "(nothing)")}{warning}<p class="faint">{escape(about)}. At each '
         f'step the likeliest word was taken.</p></div></div>{links}<div class="drawings">{drawn}'
@@ -77,9 +77,10 @@ def explained(args):
         if getattr(args, name) not in (QUESTION, TINY, None):
             given += [f"--{name}", getattr(args, name)]
     command = shlex.join(["python", "explain.py", *map(str, given)])
+    footer = f"<footer><p>Made by <code>{escape(printable(command))}</code>.</p></footer>"
     return page("ArtGPT-4, explained on one picture",
-                f"{introduction(tour, args, links)}{parts}<footer><p>Made by <code>"
-                f"{escape(command)}</code>.</p></footer>", STYLE + picture_style(images[0]))
+                f"{introduction(tour, args, links)}{parts}{footer}",
+                STYLE + picture_style(images[0]))
 
 
 def command_line():

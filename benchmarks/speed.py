@@ -185,7 +185,7 @@ def llama_cpp_model(config):
 
 
 def write_gguf(config, file):
-    """Write a language model of random weights for llama.cpp."""
+    """Write a language model for llama.cpp. Its matrices are zeros, which take no less time."""
     import gguf
     width, inner, vocab = config.llama_width, config.llama_mlp_width, config.vocab_size
     out = gguf.GGUFWriter(file, "llama")
@@ -204,11 +204,9 @@ def write_gguf(config, file):
         shapes |= {f"blk.{i}.attn_norm": (width,), f"blk.{i}.ffn_norm": (width,),
                    f"blk.{i}.ffn_gate": (inner, width), f"blk.{i}.ffn_up": (inner, width),
                    f"blk.{i}.ffn_down": (width, inner)}
-    blocks = np.random.default_rng(0).integers(0, 256, (2 ** 16, 34)).astype(np.uint8)
-    blocks[:, :2] = np.array([0.0004], np.float16).view(np.uint8)        # a scale for 32 weights
     for name, (rows, *columns) in shapes.items():
-        if columns:
-            values = np.resize(blocks, (rows, columns[0] // 32 * 34))
+        if columns:                                           # 32 weights and a scale: 34 bytes
+            values = np.zeros((rows, columns[0] // 32 * 34), np.uint8)
             out.add_tensor(f"{name}.weight", values, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
         else:
             out.add_tensor(f"{name}.weight", np.ones(rows, np.float32))

@@ -34,7 +34,10 @@ def run_command(main, parser, arguments=None):
     code is 130. A closed pipe ends quietly, with 1.
     """
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
-    if sys.stderr is None:                                    # closed, as by 2>&-
+    if None in (sys.stdin, sys.stdout, sys.stderr):           # closed, as by 2>&-: their numbers
+        while os.open(os.devnull, os.O_RDWR) <= 2:            # are no file's that is opened later
+            pass
+    if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")
     try:
         if sys.stdout is None:

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+import struct
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -84,15 +85,29 @@ def decoded(content, side):
         raise ValueError(f"{size[0]} x {size[1]} pixels, and at most {MOST_PIXELS:,} are decoded; "
                          "scale it down")
     image.load()
-    orientation = 1
-    with contextlib.suppress(Exception):                      # a damaged EXIF block
-        orientation = image.getexif().get(ORIENTATION)
+    orientation = orientation_of(image)
     image = to_rgb(image)
     if orientation in TURNS:
         image = image.transpose(Image.Transpose[TURNS[orientation]])
         size = image.size if math.prod(size) == math.prod(image.size) else size
     image.info = {"size": size, "frames": frames}
     return image
+
+
+def orientation_of(image):
+    """EXIF's orientation of a picture, a key of TURNS, or another value where it has none. Pillow
+    gives up at an odd entry before it."""
+    with contextlib.suppress(struct.error):
+        block = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+        order = ">" if block.startswith(b"MM") else "<"
+        start, = struct.unpack_from(f"{order}I", block, 4)
+        count, = struct.unpack_from(f"{order}H", block, start)
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", block, at)
+            if (tag, kind) == (ORIENTATION, 3):
+                return value
+    with contextlib.suppress(Exception):                      # a TIFF file's own, XMP's
+        return image.getexif().get(ORIENTATION)
 
 
 def count_frames(image):

@@ -69,10 +69,27 @@ def load(args, train=False):
     set_threads(model.config.llama_width)
     if not args.dtype and fits_as_float32(model):
         model.float()
+    check_numbers(model, folder)
     if not train:
         quantise_adapters(model)
         pack(model, Progress if size > 2 else None)
     return model
+
+
+def check_numbers(model, folder):
+    """Raises ValueError, naming the file, for heads and patches that do not divide their whole, and
+    for weights that are no numbers: what loading cannot see."""
+    config = model.config
+    for whole, part in (("image_size", "patch_size"), ("vit_width", "vit_heads"),
+                        ("qformer_width", "qformer_heads"), ("llama_width", "llama_heads")):
+        if getattr(config, whole) % getattr(config, part) > 0:
+            raise ValueError(f"{folder / 'config.json'}: {whole} is no multiple of {part}")
+    for name, parameter in model.named_parameters():
+        tensor = parameter.detach()
+        if tensor.dtype == torch.int8 and name.endswith(".weight"):
+            continue                                          # common.int8 has checked its scale
+        if not (tensor.is_floating_point() and all(end.isfinite() for end in tensor.aminmax())):
+            raise ValueError(f"{folder}: {name} is {tensor.dtype}, or holds NaN or infinity")
 
 
 def load_adapter(model, file):
@@ -81,7 +98,7 @@ def load_adapter(model, file):
     try:
         model.load_adapter(file)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        reason = str(error).removeprefix(f"{file}: ")
+        reason = " ".join(str(error).removeprefix(f"{file}: ").split())
         raise explained(ValueError(f"{file}: {reason}")) from None
 
 

@@ -1,76 +1,99 @@
-"""A conversation about pictures, without a terminal: its rounds, its settings, the cache.
+"""A conversation about pictures, without a terminal: rounds, settings, cache, beams, saved files.
 
-    conversation = Conversation(model, temperature=0)
-    conversation.add_image(image)
-    for piece in conversation.answer("What is this?"):
-        print(piece, end="")
+    talk = Conversation(model, temperature=0)
+    talk.add_image(image)
+    print("".join(talk.answer("What is this?")))
 
-The keys and values of earlier rounds stay in a cache, so the cost of a question is that of its own
-tokens. Each prompt is still built and tokenised as a whole, as the released code does it; the part
-that the cache holds already is then skipped.
+The keys and values of earlier rounds stay in a cache, so a question costs its own tokens. Each
+prompt is still built and tokenised as a whole, as the released code does it; the part that the
+cache holds already is then skipped.
 """
+import argparse
+import functools
+import json
+import os
 import re
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from urllib.parse import quote
 
 import torch
 
-from artgpt4 import IMAGE_MARK, IMAGE_SLOT, KVCache, chat_prompt, preprocess
-from common.answering import penalties
-from conversation.beams import beam_search
-from conversation.settings import MAX_CONTEXT, SETTINGS, read_about
-from conversation.terminal import clean
+import artgpt4
+from artgpt4 import IMAGE_SLOT, KVCache, chat_prompt, preprocess
+from common.command_line import Misuse, number, printable
+from common.files import read_json
+from common.models import answers
 
-# Where a new message or an image would begin in a prompt
-MARKS = re.compile(rf"#(?=##)|<(?={IMAGE_MARK[1:]})|\[(?=/?INST\])")
+MAX_CONTEXT = 2000            # tokens of prompt and answer, as in the released code
+SETTINGS = {                  # name: argparse type, default, help
+    "temperature": (number(float, 0, 10), 1.0, "0: always the likeliest token"),
+    "top_p": (number(float, 0.001, 1), 0.9, "draw from the likeliest that hold this probability"),
+    "repetition_penalty": (number(float, 0.1, 10), 1.0, "above 1: what was said is less likely"),
+    "min_new_tokens": (number(int, 0, MAX_CONTEXT), 0, "the least length of an answer"),
+    "max_new_tokens": (number(int, 1, MAX_CONTEXT), 300, "the greatest length of an answer"),
+    "beams": (number(int, 1, 16), 1, "above 1: beam search; the answer then comes all at once"),
+    "seed": (number(int, 0, 2 ** 63 - 1), None, "the same seed gives the same answers"),
+}
+# Control characters except tab and newline, and those that change the direction of writing
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def setting(name, value):
+    """A setting as it is typed or read -> its name and value. Raises Misuse for what there is
+    not."""
+    name = name.strip().lower().replace("-", "_")
+    if name not in SETTINGS:
+        raise Misuse(f"no setting {name!r}; there are {', '.join(SETTINGS)}")
+    try:
+        return name, SETTINGS[name][0](str(value).strip())
+    except argparse.ArgumentTypeError as error:
+        raise Misuse(f"{name}: {error}") from None
+
+
+def clean(text):
+    """Text that is safe to print: nothing in it moves the cursor, sets colours or sends replies."""
+    return CONTROL.sub("", text)
 
 
 def plain(text):
-    """Text as it may stand in a prompt.
-
-    A space breaks every mark that would begin a message or an image there. Control characters are
-    removed, and what is not Unicode becomes "?".
-    """
-    unicode = text.encode(errors="replace").decode()
-    return MARKS.sub(r"\g<0> ", clean(unicode)).strip()
+    """Text as it may stand in a prompt: no mark, no control character, "?" for no Unicode."""
+    return artgpt4.plain(clean(text.encode(errors="replace").decode())).strip()
 
 
-class Round(NamedTuple):
+@dataclass(frozen=True)
+class Round:
     images: list              # the files of the pictures that came with the question
     question: str
     answer: str = ""
 
 
 class Conversation:
-    """Rounds of question and answer about pictures.
+    """Rounds of question and answer about pictures. settings: values by their names in SETTINGS.
 
-    settings: values by their names in SETTINGS. Defaults: those of the weights folder, then those
-    of SETTINGS. Raises ValueError if the weights folder's are wrong.
-    rounds: what was said, oldest first. waiting: the files that the next question brings.
-    After an answer, dropped is the number of rounds that had to be forgotten to make room for it,
-    and new_tokens its length.
+    rounds: all that was said, oldest first. forgotten: how many of them are in no prompt any more,
+    for want of room; their pictures still are. waiting: the files that the next question brings.
+    new_tokens: the length of the last answer.
     """
 
     def __init__(self, model, **settings):
-        self.model = model
         embed = model.llama.embed.weight
-        self.context = min(MAX_CONTEXT, model.config.llama.max_position_embeddings)
+        self.model, self.context = model, min(MAX_CONTEXT, model.config.context)
         self.generator = torch.Generator(embed.device)
         self.generator.seed()
-        self.about = read_about(model.config.about)
-        self.settings = {name: setting.default for name, setting in SETTINGS.items()}
-        for name, value in (self.about.settings | settings).items():
+        self.settings = {name: default for name, (_, default, _) in SETTINGS.items()}
+        for name, value in settings.items():
             self.set(name, value)
-        self.rounds, self.waiting = [], []
-        self.dropped, self.new_tokens = 0, 0
-        self.image_embeds = embed.new_empty(0, model.config.qformer.queries, embed.shape[1])
-        self.cache = KVCache()
+        self.rounds, self.waiting, self.forgotten, self.new_tokens = [], [], 0, 0
+        self.image_embeds = embed.new_empty(0, model.config.queries, model.config.llama_width)
+        self.cache = KVCache(model.llama, self.context)
         self.cached = []                                      # the ids that the cache holds
 
     def set(self, name, value):
-        """Change a setting for the answers to come. A seed of None is a new random one."""
+        """Change a setting for the answers to come. A seed of None leaves the numbers random."""
         self.settings[name] = value
-        if name == "seed":
-            self.generator.seed() if value is None else self.generator.manual_seed(value)
+        if name == "seed" and value is not None:
+            self.generator.manual_seed(value)
 
     @torch.inference_mode()
     def add_image(self, image, file=""):
@@ -80,96 +103,209 @@ class Conversation:
         self.waiting = [*self.waiting, str(file)]
 
     def reset(self):
-        """Forget the rounds, and all images but the last."""
+        """Forget the rounds, and all pictures but the last."""
         files = [file for round in self.rounds for file in round.images] + self.waiting
-        self.waiting = files[-1:]
-        if len(self.image_embeds) > 1:                        # the last image becomes the first
-            self.image_embeds = self.image_embeds[-1:]
-            self.cached = []
-        self.rounds = []
+        self.waiting, self.rounds, self.forgotten = files[-1:], [], 0
+        self.image_embeds, self.cached = self.image_embeds[-1:], []
 
     def prompt_ids(self, rounds):
-        """The ids of the prompt that ends with the question of the last round."""
-        messages = []
-        for images, question, answer in rounds:
-            messages.append(" ".join([IMAGE_SLOT] * len(images) + [plain(question)]))
-            messages.append(plain(answer))
-        prompt = chat_prompt(messages[:-1], self.model.config.prompt)
-        return self.model.prompt_ids(prompt)
-
-    def answer(self, question=None):
-        """Answer a question, or without one the last question again -> an iterator of text.
-
-        When the iterator ends, the round is kept; when it is closed early, with the answer so far.
-        The oldest rounds are forgotten until prompt and answer fit into the context, but their
-        images stay. Raises ValueError if the question alone is too long.
-        """
-        if question is not None:
-            rounds = [*self.rounds, Round(self.waiting, question)]
-        elif self.rounds:
-            *earlier, last = self.rounds
-            rounds = [*earlier, Round(last.images + self.waiting, last.question)]
-        else:
-            raise ValueError("no question has an answer yet")
-
-        count, ids = len(rounds), self.prompt_ids(rounds)
-        while len(rounds) > 1 and len(ids) + self.settings["max_new_tokens"] > self.context:
-            oldest, second, *rest = rounds
-            rounds = [second._replace(images=oldest.images + second.images), *rest]
-            ids = self.prompt_ids(rounds)
-        room = self.room(ids)
-        self.dropped = count - len(rounds)
-        return self.pieces(rounds, ids, room)
+        """The ids of the prompt that ends with the question of the last round. Forgotten ones are
+        left out; their pictures come with the first that is not."""
+        messages, slots = [], []
+        for i, round in enumerate(rounds):
+            slots += [IMAGE_SLOT] * len(round.images)
+            if i >= self.forgotten:
+                messages += [" ".join([*slots, plain(round.question)]), plain(round.answer)]
+                slots = []
+        return self.model.prompt_ids(chat_prompt(messages[:-1], self.model.config.prompt))
 
     def room(self, ids):
         """How many tokens the answer to a prompt may have. Raises ValueError if that is none."""
         if len(ids) >= self.context:
-            raise ValueError(f"the question makes a prompt of {len(ids)} tokens, "
-                             f"but the context is {self.context}; ask a shorter one")
+            raise ValueError(f"{len(ids)} tokens, but the context is {self.context}; ask a shorter "
+                             "question, about fewer pictures, or with --each about each alone")
         return min(self.context - len(ids), self.settings["max_new_tokens"])
 
     @torch.inference_mode()
-    def pieces(self, rounds, ids, room):
-        """Yield the answer to `ids`, the prompt of `rounds`, at most `room` tokens; keep the rounds
-        with it."""
-        self.cache.length = self.known(ids)
-        answer, text, said = [], "", ""
+    def answer(self, question=None):
+        """Yield the answer to a question, or without one to the last question again, in pieces.
+
+        At the end the round is kept; if the iterator is closed early, with the answer so far. The
+        oldest rounds are forgotten until the prompt leaves room for the answer, or for half of the
+        context if the answer may be longer. Raises ValueError if the question is too long.
+        """
+        earlier, last = self.rounds, Round([], question)
+        if question is None:
+            if not self.rounds:
+                raise ValueError("no question has an answer yet")
+            *earlier, last = self.rounds
+        rounds = [*earlier, replace(last, images=last.images + self.waiting)]
+        ids = self.prompt_ids(rounds)
+        most = self.context - min(self.settings["max_new_tokens"], self.context // 2)
+        while self.forgotten < len(earlier) and len(ids) > most:
+            self.forgotten += 1
+            ids = self.prompt_ids(rounds)
+        room, known = self.room(ids), 0                       # the last id's logits are needed
+        while known < min(len(self.cached), len(ids) - 1) and self.cached[known] == ids[known]:
+            known += 1
+        self.cache.length = known
+        embeds = self.model.embed_ids(ids, self.image_embeds)[:, known:]          # (1, T, D)
+        answer, said = [], ""
         try:
-            for piece in self.stream(ids[self.cache.length:], room, answer):
-                text += piece
-                shown = clean(text).strip()
-                if len(shown) > len(said):
-                    piece, said = shown[len(said):], shown
+            for token in self.tokens(embeds, room):
+                answer.append(int(token))
+                text, ended = self.model.decode(answer)
+                text = clean(text).strip()
+                if len(text) > len(said):
+                    piece, said = text[len(said):], text
                     yield piece
+                if ended:
+                    break
         finally:
             self.cached = (ids + answer)[:self.cache.length]
             self.new_tokens = len(answer)
             if said:
-                self.rounds = [*rounds[:-1], rounds[-1]._replace(answer=said)]
-                self.waiting = []
+                self.rounds, self.waiting = [*earlier, replace(rounds[-1], answer=said)], []
 
-    def known(self, ids):
-        """How many of a prompt's first ids the cache holds; never all, as the last one's logits are
-        still needed."""
-        most = min(len(self.cached), len(ids) - 1)
-        for i in range(most):
-            if self.cached[i] != ids[i]:
-                return i
-        return most
+    @functools.cached_property
+    def endings(self):
+        """The tokens with which an answer can end: EOS, and every piece or byte with a "#"."""
+        tokenizer = self.model.tokenizer
+        pieces = range(tokenizer.get_piece_size())
+        return [tokenizer.eos_id(), *(i for i in pieces if "#" in tokenizer.decode([i]))]
 
-    def stream(self, ids, room, answer):
-        """An iterator of the answer's text, at most `room` tokens, to the cached tokens and `ids`.
+    def adjust(self, logits, chosen):
+        """Logits (B, V) after the ids (B, n) of an answer so far -> with penalties: those of its
+        ids are divided by one (negative ones multiplied); early on no answer can end."""
+        penalty, scores = self.settings["repetition_penalty"], logits.gather(1, chosen)
+        less = torch.where(scores < 0, scores * penalty, scores / penalty)
+        logits = logits.scatter(1, chosen, less)
+        if chosen.shape[1] < self.settings["min_new_tokens"]:
+            logits[:, self.endings] = -torch.inf
+        return logits
 
-        answer: a list to which the answer's ids are added.
-        """
-        embeds = self.model.embed_ids(ids, self.image_embeds)
-        settings = dict(self.settings, max_new_tokens=room)
-        beams, _ = settings.pop("beams"), settings.pop("seed")
+    def sampling(self):
+        """The settings of answers as the flags of ArtGPT4.generate."""
+        return {"temperature": self.settings["temperature"], "top_p": self.settings["top_p"],
+                "generator": self.generator, "adjust": self.adjust}
+
+    def tokens(self, embeds, room):
+        """The ids of the answer to what the cache holds and embeds (1, T, D)."""
+        beams = self.settings["beams"]
         if beams > 1:                                         # which draws nothing
-            del settings["temperature"], settings["top_p"]
-            answer += beam_search(self.model, embeds, beams, cache=self.cache, **settings)
-            return [self.model.decode(answer, whole=True)]
-        adjust = penalties(self.model, settings.pop("repetition_penalty"),
-                           settings.pop("min_new_tokens"))
-        return self.model.generate(embeds, answer_ids=answer, generator=self.generator,
-                                   cache=self.cache, adjust=adjust, **settings)
+            return beam_search(self.model, embeds, beams, room, self.cache, self.adjust)
+        return self.model.generate(embeds, room, self.cache, **self.sampling())
+
+    @torch.inference_mode()
+    def answer_each(self, pixels, question):
+        """One question about B times N pictures, pixels (B, N, 3, S, S) -> B texts, and
+        image_embeds (B, N, Q, D). The prompts are equally long, so they are one batch, but for beam
+        search. Rounds are neither read nor changed."""
+        batch, images = pixels.shape[:2]
+        ids, texts = self.prompt_ids([Round([""] * images, question)]), []
+        room, image_embeds = self.room(ids), self.model.encode_image(pixels.flatten(0, 1))
+        embeds = self.model.embed_ids([ids] * batch, image_embeds)                # (B, T, D)
+        if self.settings["beams"] == 1:
+            texts = answers(self.model, embeds, room, **self.sampling())
+        for row in embeds if self.settings["beams"] > 1 else ():
+            self.cache.length, self.cached = 0, []
+            texts.append(self.model.decode(self.tokens(row[None], room))[0])
+        return [clean(text).strip() for text in texts], image_embeds.unflatten(0, (batch, images))
+
+
+@torch.inference_mode()
+def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=lambda logits, _: logits):
+    """The ids of the likeliest whole answer that a search with `beams` beams finds: the search of
+    transformers' generate with early stopping, which the released code uses.
+
+    The score of an answer is the mean log-probability of its tokens. The search ends when `beams`
+    finished answers score at least as well as the best unfinished one does so far.
+
+    embeds: the prompt, (1, T, D), after the text in cache, a KVCache, which holds it too
+    afterwards, but not the answer. adjust: see ArtGPT4.generate.
+    """
+    logits = model.llama(embeds, cache)[:, -1].expand(beams, -1)
+    start = cache.length                                      # before it all beams are the same
+    own = KVCache(model.llama, start + max_new_tokens, beams)
+    own.length = start
+    own.keys[:, :, :, :start] = cache.keys[:, :, :, :start]
+    own.values[:, :, :, :start] = cache.values[:, :, :, :start]
+    rows = torch.empty(beams, 0, dtype=torch.long, device=embeds.device)    # unfinished answers
+    scores = logits.new_full((beams,), -torch.inf)            # their log-probabilities
+    scores[0], finished = 0, []                               # (score, answer)
+    for length in range(1, max_new_tokens + 1):
+        totals = adjust(logits, rows).log_softmax(dim=-1) + scores[:, None]  # (beams, V)
+        best, places = totals.flatten().topk(2 * beams)       # half of them may end here
+        parents, tokens = places // totals.shape[1], places % totals.shape[1]
+        rows = torch.cat((rows[parents], tokens[:, None]), dim=1)           # (2 * beams, length)
+        ended = [model.decode(row)[1] for row in rows.tolist()]
+        finished += [(best[i].item() / length, rows[i].tolist()) for i in range(beams) if ended[i]]
+        scores, kept = best.masked_fill(best.new_tensor(ended, dtype=torch.bool),
+                                        -torch.inf).topk(beams)
+        rows, limit = rows[kept], scores[0].item() / length
+        if sum(score >= limit for score, _ in finished) >= beams:
+            break
+        for stored in (own.keys, own.values):                 # the rows of the answers alone
+            said = stored[:, :, :, start:own.length]
+            said.copy_(said[:, parents[kept]])                # indexing makes a copy first
+        logits = model.llama(model.llama.embed(rows[:, -1:]), own)[:, -1]
+    unfinished = zip(scores.tolist(), rows.tolist(), strict=True)
+    _, answer = max(finished + [(score / length, row) for score, row in unfinished])
+    return answer
+
+
+# ---- Files: what a weights folder says, what /save writes
+
+def checked(values, usual, file):
+    """A JSON object with its "settings" parsed, if each value is of the kind that it has in
+    `usual`. Raises ValueError, naming the file."""
+    for name, value in usual.items():
+        if type(values.get(name)) is not type(value):
+            raise ValueError(f"{file}: {name!r} should be there, and like {value!r}")
+    try:
+        return values | {"settings": dict(setting(*item) for item in values["settings"].items())}
+    except Misuse as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def read_about(folder):
+    """What about.json in a weights folder says: "knows", a sentence, "examples" of questions,
+    default "settings", and the most "pictures" of a conversation in training. Raises ValueError."""
+    file, usual = Path(folder) / "about.json", {"knows": "", "examples": [], "settings": {},
+                                                "pictures": 4}
+    return checked(usual | (read_json(file) if file.exists() else {}), usual, file)
+
+
+NO_TALK = {"model": "", "settings": {}, "images": [], "rounds": []}
+
+
+def to_json(talk, model):
+    """The text of a file that read_talk reads. model: the name of the weights."""
+    settings = {name: value for name, value in talk.settings.items() if value is not None}
+    saved = {"model": model, "settings": settings, "images": talk.waiting,
+             "rounds": [asdict(round) for round in talk.rounds]}
+    return json.dumps(saved, indent=1) + "\n"
+
+
+def read_talk(file):
+    """What to_json wrote into a file, a dictionary; "rounds" are Rounds. Raises ValueError."""
+    saved = checked(read_json(file), NO_TALK, file)
+    try:
+        rounds = [Round(**entry) for entry in saved["rounds"]]
+        "".join(saved["images"] + [text for round in rounds for text in
+                                   (*round.images, round.question, round.answer)])
+        return saved | {"rounds": rounds}
+    except TypeError as error:                                # of join, if one is no text
+        raise ValueError(f"{file}: not a conversation that /save wrote ({error})") from None
+
+
+def to_markdown(talk, model, folder):
+    """The pictures (as links from a folder), the questions as quotations, the answers, and the
+    model that gave them."""
+    parts = []
+    for round in [*talk.rounds, Round(talk.waiting, "")]:
+        parts += [f"![{printable(Path(image).name)}]({quote(os.path.relpath(image, folder))})"
+                  for image in round.images]
+        if round.question:
+            parts += ["> " + clean(round.question).replace("\n", "\n> "), round.answer]
+    return "\n\n".join([*parts, f"*{printable(model)}*"]) + "\n"

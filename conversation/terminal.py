@@ -1,4 +1,6 @@
-"""The terminal of chat.py: pictures in half blocks, dim notes, typed lines, safe text."""
+"""The terminal of chat.py: typed or piped lines, each of them questions, pictures or a /command."""
+import atexit
+import codecs
 import contextlib
 import itertools
 import os
@@ -6,238 +8,251 @@ import re
 import shutil
 import sys
 import time
-import unicodedata
+from pathlib import Path
+from urllib.parse import unquote
 
-import numpy as np
-from PIL import Image
+from common.command_line import one_line, printable
+from common.files import is_picture, open_image, written_beside
+from conversation.rounds import clean, plain, setting, to_json, to_markdown
+from gallery.familiarity import unfamiliar
 
-from conversation.line_editing import line_editing
-
-# Control characters except tab and newline, and those that change the direction of writing
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-QUOTES = '"""'                                                # around a text of several lines
-COLOURLESS = ("dumb", "unknown", "vt")        # how TERM begins on terminals without colours
-
-# The colours 16 to 255 of a terminal with 256 colours: a cube of 6 x 6 x 6, then 24 greys
-LEVELS = (0, 95, 135, 175, 215, 255)
-CUBE = [(r, g, b) for r in LEVELS for g in LEVELS for b in LEVELS]
-GREYS = [(level, level, level) for level in range(8, 248, 10)]
-PALETTE = np.array(CUBE + GREYS)                              # (240, 3)
+WORD = re.compile(r"""(["'])[^"'\n]+\1(?!\w)|(?:\\.|[^\s\\])+""")
 
 
-def clean(text):
-    """Text that is safe to print: nothing in it moves the cursor, sets colours or sends replies."""
-    return CONTROL.sub("", text)
+def typed_path(text):
+    """The path that a text names, with quotes, escaped spaces or ~, or as a file:// address.
+    Raises ValueError for a web address."""
+    if not os.path.exists(text):
+        text = re.sub(r"\\(.)", r"\1", text).strip("'\"")
+    if re.match("(https?|ftp)://", text, re.IGNORECASE):
+        raise ValueError(f"{text}: nothing is downloaded; save the picture, and name its file")
+    if text.startswith("file://"):
+        text = unquote(re.sub("^file://[^/]*", "", text))
+    return Path(os.path.expanduser(text))
 
 
-def colours_of(stream):
-    """How many colours a stream shows: 2 ** 24, 256 or 0.
+def named_pictures(text):
+    """A question -> what is left of it without the pictures that it names, and their paths: words
+    with the suffix of a picture, or with a "/" where a file lies. Raises ValueError for a web
+    address."""
+    found = []
 
-    0 means that no escape sequence may be printed: the stream is a pipe, NO_COLOR is set, or the
-    terminal has no colours or no half blocks.
-    """
-    terminal = os.environ.get("TERM", "dumb")
-    if not stream.isatty() or os.environ.get("NO_COLOR") or terminal.startswith(COLOURLESS):
-        return 0
-    if "utf" not in (stream.encoding or "").lower():
-        return 0
-    return 2 ** 24 if os.environ.get("COLORTERM") in ("truecolor", "24bit") else 256
-
-
-def colour_codes(pixels, colours):
-    """pixels (height, width, 3), uint8 -> for each the part of an escape sequence that names its
-    colour, as a list of rows."""
-    if colours == 256:
-        distances = ((pixels[:, :, None].astype(int) - PALETTE) ** 2).sum(axis=-1)
-        nearest = distances.argmin(axis=-1)
-        return [[f"5;{16 + i}" for i in row] for row in nearest.tolist()]
-    return [[f"2;{r};{g};{b}" for r, g, b in row] for row in pixels.tolist()]
+    def take(match):
+        word = match[0].lstrip("(<[")
+        path = typed_path(word if os.path.exists(word) else word.rstrip("?!.,;:)>]"))
+        if not is_picture(path) and not ("/" in word and os.path.isfile(path)):
+            return match[0]
+        found.append(path)
+        return ""
+    left = WORD.sub(take, text)
+    return re.sub("[ \t]+", " ", left).strip() if found else text, found
 
 
-def half_blocks(image, columns, rows, colours):
-    """A picture as text of at most columns x rows characters; it is never enlarged.
-
-    A character is twice as high as wide, so each holds two pixels: an upper half block in the
-    colour of the upper one, on a background in the colour of the lower one.
-    """
-    scale = min(columns / image.width, 2 * rows / image.height, 1)
-    width = max(1, round(image.width * scale))
-    height = max(1, round(image.height * scale / 2))          # in characters
-    small = image.convert("RGB").resize((width, 2 * height), Image.Resampling.LANCZOS)
-    codes = colour_codes(np.asarray(small), colours)
-    lines = []
-    for upper_row, lower_row in zip(codes[::2], codes[1::2], strict=True):
-        blocks = [f"\x1b[38;{upper};48;{lower}m\N{UPPER HALF BLOCK}"
-                  for upper, lower in zip(upper_row, lower_row, strict=True)]
-        lines.append("".join(blocks) + "\x1b[0m")
-    return "\n".join(lines)
-
-
-def cells(text):
-    """How many columns a text takes: wide characters take two, combining ones none."""
-    count = 0
-    for character in text:
-        wide = unicodedata.east_asian_width(character) in "WF"
-        count += 0 if unicodedata.combining(character) else 1 + wide
-    return count
-
-
-def wrapped(pieces, width):
-    """Yield pieces of text as whole words. A word that does not fit on its line begins a new one:
-    the space before it becomes a line break. width: a function, asked for each word, as a window
-    may be resized."""
+def wrapped(pieces):
+    """Yield pieces of text word by word, each as soon as it is whole. The space before one that
+    does not fit on its line becomes a line break."""
     column, held = 0, ""
-    for piece in itertools.chain(pieces, ["\n"]):             # the newline completes the last word
-        held += piece
-        while match := re.match(r"(\s*)(\S+)(?=\s)", held):
-            space, word = match.groups()
-            held = held[match.end():]
-            if "\n" not in space and 0 < column and column + cells(space + word) > width():
-                space = "\n"
-            line = " " * column + space + word
-            column = cells(line.rpartition("\n")[2])
-            yield space + word
-
-
-def columns():
-    """The width of the terminal, in characters."""
-    return shutil.get_terminal_size().columns
-
-
-def wait_for_reader(stream, longest=1.0):
-    """Wait until what was written to a pipe was read, at most some seconds, and a moment more.
-
-    In `chat.py | tee FILE` tee prints the answer. Without waiting, the next prompt may come first.
-    """
-    unread, end = bytearray(4), time.monotonic() + longest
-    with contextlib.suppress(ImportError, OSError):           # Windows; not a pipe
-        import fcntl
-        import termios
-        while time.monotonic() < end:
-            fcntl.ioctl(stream, termios.FIONREAD, unread)
-            time.sleep(0.02)
-            if not any(unread):
-                return
-
-
-class Terminal:
-    """Where lines come from and answers go. Answers go to stdout, everything else to stderr.
-
-    typed: whether someone types the lines. read: whether stdout is a terminal.
-    colours: see colours_of. plain: print no picture, no colours, no added line breaks.
-    history: the file of the lines typed in earlier sessions; None keeps none. someone_types: False
-    if no lines are asked for, whatever stdin is.
-    """
-
-    def __init__(self, plain=False, history=None, someone_types=True):
-        self.typed = someone_types and sys.stdin is not None and sys.stdin.isatty()
-        self.answers = sys.stdout
-        self.read = sys.stdout.isatty()
-        self.plain, self.history = plain, history
-        self.colours = 0 if plain else colours_of(sys.stderr)
-
-    def say(self, text, dim=False):
-        """Print a text that is no answer, in lines that fit."""
-        text = clean(text)
-        if sys.stderr.isatty() and not self.plain:
-            text = "".join(wrapped([text], columns))
-        print(f"\x1b[2m{text}\x1b[0m" if dim and self.colours else text, file=sys.stderr)
-
-    def note(self, text):
-        """Print a dim text, if someone types."""
-        if self.typed:
-            self.say(text, dim=True)
-
-    def show(self, image):
-        """Print a picture, if there are colours, at most half as high as the terminal."""
-        if self.colours:
-            width, height = shutil.get_terminal_size()
-            text = half_blocks(image, min(width - 1, 48), min(height // 2, 16), self.colours)
-            print(text, file=sys.stderr)
-
-    def print(self, pieces):
-        """Print an answer as it comes, and end its line. Returns the time of its first piece, as
-        time.perf_counter gives it, or None for an empty answer."""
-        if self.read and not self.plain:
-            pieces = wrapped(pieces, columns)
-        began = None
-        try:
-            for piece in pieces:
-                if began is None:
-                    began = time.perf_counter()
-                print(piece, end="", file=self.answers, flush=True)
-        finally:
-            print(file=self.answers, flush=True)
-            if self.typed and not self.read:
-                wait_for_reader(self.answers)
-        return began
-
-    def split_stdout(self):
-        """Keep stdout for answers, and let input() talk to the terminal of stderr: it edits lines
-        only where its own stdout is a terminal."""
-        sys.stdout.flush()
-        self.answers = open(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding,
-                            errors="replace")
-        os.dup2(2, 1)
-
-    def lines(self, complete=lambda line: [], meanwhile=contextlib.nullcontext):
-        """Yield what is typed or piped: questions, of several lines too, and commands.
-
-        A line that ends with a backslash continues on the next one, and so does a text between
-        two of triple quotation marks. Someone who types gets a prompt and line editing; complete:
-        see line_editing; meanwhile: makes a context, entered while they type. Ctrl-C discards the
-        line.
-        """
-        sys.stdin.reconfigure(errors="replace")
-        if not self.typed:
-            while True:
-                try:
-                    yield whole_line(lambda prompt: next_line(sys.stdin))
-                except EOFError:
-                    return
-        if not self.read and sys.stderr.isatty():
-            self.split_stdout()
-        with line_editing(complete, self.history):
-            while True:
-                try:
-                    with meanwhile():
-                        line = whole_line(self.type_line)
-                except EOFError:
-                    print(file=sys.stderr)
-                    return
-                except KeyboardInterrupt:
-                    print("\nCtrl-D or /quit ends.", file=sys.stderr)
-                else:
-                    yield line
-
-    def type_line(self, prompt):
-        """The line that is typed after a prompt."""
-        if sys.stdout.isatty():
-            return input(prompt)
-        print(prompt, end="", file=sys.stderr, flush=True)
-        return input()
-
-
-def next_line(stream):
-    """The next line of a stream. Raises EOFError at its end, as input() does."""
-    line = stream.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")
+    for piece in itertools.chain(pieces, " "):                # the space ends the last word
+        *words, held = re.split(r"(?<=\S)(?=\s)", held + piece)
+        for word in words:
+            if "\n" not in word and 0 < column > shutil.get_terminal_size().columns - len(word):
+                word = "\n" + word.lstrip()
+            _, line_break, line = word.rpartition("\n")
+            column = len(line) + (0 if line_break else column)
+            yield word
 
 
 def whole_line(read):
-    """The next question or command, of as many lines as it has. read: a function from a prompt to
-    a line, which raises EOFError at the end."""
-    line = read("> ")
+    """The next question or command: a line that ends with a backslash continues on the next one,
+    and so does a text between two of triple quotation marks. read: a function from a prompt to a
+    line, which raises EOFError at the end."""
+    line = read("> ").strip()
     with contextlib.suppress(EOFError):                       # the end ends an open question too
-        if line.lstrip().startswith(QUOTES):
-            line = line.lstrip().removeprefix(QUOTES)
-            while QUOTES not in line:
-                line += "\n" + read("... ")
-            line, _, _ = line.partition(QUOTES)
-        elif not line.startswith("/"):
-            while line.endswith("\\"):
-                line = line.removesuffix("\\") + "\n"
-                line += read("... ")
-    return line
+        while line.endswith("\\") or (line.startswith('"""') and line.count('"""') < 2):
+            line = line.removesuffix("\\") + "\n" + read("... ").rstrip()
+    return line.split('"""')[1] if line.startswith('"""') else line
+
+
+class Session:
+    """A conversation in a terminal or a pipe. Answers go to stdout, everything else to stderr.
+
+    about: see read_about. name: that of the weights, for saved files. measure: see unfamiliar.
+    someone_types: False if no lines are asked for.
+    """
+
+    def __init__(self, talk, about, name, measure=None, someone_types=True):
+        self.talk, self.about, self.name, self.measure = talk, about, name, measure
+        self.typed = someone_types and sys.stdin is not None and sys.stdin.isatty()
+        self.read, self.answers = sys.stdout.isatty(), sys.stdout
+        self.written = set()                                  # files that may be overwritten
+
+    def say(self, text):
+        """Print a text that is no answer."""
+        text = clean(text)
+        print("".join(wrapped(text)) if sys.stderr.isatty() else text, file=sys.stderr)
+
+    def note(self, text):
+        """Print a text for someone who types."""
+        if self.typed:
+            self.say(text)
+
+    def add(self, image, file):
+        """Add a picture to the conversation, and say what is unusual about it."""
+        talk, name, most = self.talk, printable(Path(file).name), self.about["pictures"]
+        width, height = image.info.get("size", image.size)
+        self.note(f"{name}, {width} x {height}")
+        if image.info.get("frames", 1) > 1:
+            self.say(f"{name}: the first of {image.info['frames']} frames")
+        talk.add_image(image, file)
+        if unfamiliar(talk.model, self.measure, talk.image_embeds[-1]):
+            self.say(f"({name} looks like nothing that this model has seen; its answers may be "
+                     "wrong)")
+        if len(talk.image_embeds) == most + 1:
+            self.say(f"({most + 1} pictures in one conversation: this model was taught with at "
+                     f"most {most})")
+
+    def open(self, files):
+        for image, file in [(open_image(file), file) for file in files]:      # all, or none
+            self.add(image, file.resolve())
+
+    def ask(self, question=None):
+        """Print the answer as it comes and, for someone who reads it, its speed."""
+        talk, start, forgotten = self.talk, time.perf_counter(), self.talk.forgotten
+        pieces = talk.answer(question)
+        first = next(pieces, "")
+        seconds = time.perf_counter() - start
+        shown = itertools.chain([first], pieces)
+        try:
+            for piece in wrapped(shown) if self.read else shown:
+                print(piece, end="", file=self.answers, flush=True)
+        finally:
+            pieces.close()                                    # which keeps the round
+            print(file=self.answers, flush=True)
+        if talk.forgotten > forgotten:
+            self.say(f"(the context of {talk.context} tokens is full: {talk.forgotten} of "
+                     f"{len(talk.rounds)} rounds are forgotten; /reset begins anew)")
+        if self.read:
+            speed = talk.new_tokens / (time.perf_counter() - start)
+            self.note(f"{talk.new_tokens} tokens, {speed:.1f} tokens/s, "
+                      f"the first after {seconds:.2f} s")
+
+    def run(self):
+        """Answer and obey line by line, until /quit or the end of the input. Returns whether all
+        lines succeeded. Ctrl-C stops an answer; if the lines come from a pipe, it ends all."""
+        read, succeeded = self.reader(), True
+        while True:
+            try:
+                succeeded = self.obey(whole_line(read)) and succeeded
+            except EOFError:
+                return succeeded
+            except KeyboardInterrupt:
+                if not self.typed:
+                    raise
+                self.say("\nCtrl-D or /quit ends.")
+
+    def reader(self):
+        """A function from a prompt to a line, which is piped, or typed. What is typed is edited by
+        readline, where Python has it, and kept in a file that only its owner can read."""
+        if sys.stdin is None:
+            raise ValueError("standard input is closed; ask with --prompt TEXT")
+        with contextlib.suppress(AttributeError):             # a notebook's stdin is no file
+            begin = b"" if self.typed else sys.stdin.buffer.peek(2)[:2]
+            piped = "utf-16" if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+            sys.stdin.reconfigure(encoding=None if self.typed else piped, errors="replace")
+        if not self.typed:
+            return lambda prompt: input()
+        if not self.read and sys.stderr.isatty():             # input() edits lines only where its
+            self.answers = open(os.dup(1), "w")               # own stdout is a terminal
+            os.dup2(2, 1)
+        with contextlib.suppress(ImportError, OSError, RuntimeError):    # there may be no home
+            import readline
+            state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+            file = Path(state, "artgpt4", "history")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch(mode=0o600)
+            atexit.register(readline.write_history_file, file)
+            readline.read_history_file(file)
+        return input
+
+    def obey(self, line):
+        """Answer a question, add the pictures that it names, or run a /command. Returns whether
+        that could be done; else it is one line on stderr."""
+        word, _, argument = ALIASES.get(line.lower(), line).partition(" ")
+        try:
+            if word.lower() in COMMANDS:
+                _, run = COMMANDS[word.lower()]
+                run(self, clean(argument).strip())
+                return True
+            question, files = named_pictures(line)
+            if question.startswith("/"):
+                raise ValueError(f"{word} is not a command; /help lists them")
+            self.open(files)
+            if plain(question):
+                self.ask(question)
+            return True
+        except BrokenPipeError:                               # nobody reads the answers
+            raise
+        except (ValueError, OSError, RuntimeError) as error:
+            self.say(one_line(error))
+            return False
+
+    # The commands. Each takes what is typed after its name, which may be empty.
+
+    def image(self, text):
+        left, files = named_pictures(text)
+        self.open(files if files and not left else [typed_path(text)])
+
+    def reset(self, _):
+        self.talk.reset()
+        self.note("all forgotten but the last picture")
+
+    def set(self, text):
+        name, _, value = text.replace("=", " ").partition(" ")
+        if value:
+            self.talk.set(*setting(name, value))
+        self.say(", ".join(f"{name} {value}" for name, value in self.talk.settings.items()))
+
+    def save(self, text):
+        file = typed_path(text)
+        if file.suffix == ".json":
+            self.write(file, to_json(self.talk, self.name))
+        elif file.suffix == ".md":
+            self.write(file, to_markdown(self.talk, self.name, file.parent))
+        else:
+            raise ValueError(f"{file}: /save writes FILE.md, or FILE.json for --resume")
+
+    def page(self, text):
+        answer = self.talk.rounds[-1].answer if self.talk.rounds else ""
+        html = re.search(r"(?s)<[!a-zA-Z].*?(?=```|\Z)", answer)   # to the end of its code block
+        if html is None:
+            raise ValueError('no HTML yet; ask for "a web page for this painting", for example')
+        self.write(typed_path(text), html[0].strip() + "\n")
+
+    def write(self, file, text):
+        """Write a new file, or overwrite one that this session wrote."""
+        if os.path.lexists(file) and file.resolve() not in self.written:
+            raise ValueError(f"{file}: exists already; give another name, or remove it first")
+        with written_beside(file) as beside:
+            beside.write_text(text, encoding="utf-8", errors="replace")
+        self.written.add(file.resolve())
+        self.note(f"{printable(file)} written")
+
+    def help(self, _):
+        self.say("\n".join(f"{name} {text}" for name, (text, _) in COMMANDS.items()))
+
+    def quit(self, _):
+        raise EOFError
+
+
+COMMANDS = {
+    "/image": ("PATH: add pictures; a question may also name them itself", Session.image),
+    "/again": ("answers the last question again", lambda session, _: session.ask()),
+    "/reset": ("forgets what was said, and all pictures but the last", Session.reset),
+    "/set": ("NAME VALUE: change a setting, and show all", Session.set),
+    "/save": ("FILE: FILE.md is for reading, FILE.json for --resume", Session.save),
+    "/page": ("FILE: write the HTML of the last answer, for a browser", Session.page),
+    "/help": ("shows this", Session.help),
+    "/quit": ("ends, as Ctrl-D does; Ctrl-C stops an answer", Session.quit),
+}
+ALIASES = {"/exit": "/quit", "/bye": "/quit", "/?": "/help", "exit": "/quit", "quit": "/quit",
+           "help": "/help"}   # what people type elsewhere

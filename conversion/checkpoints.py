@@ -1,58 +1,44 @@
-"""Public checkpoints, opened and checked, their tensors still in their files.
+"""Public checkpoints, opened and checked, and their tensors under the names of artgpt4.py.
 
 Tensors are mapped from their files and read when they are asked for: a file may be larger than the
-memory. torch.load runs with weights_only=True, so no code of a pickle is run. The checksums of an
-archive are compared when the first of its tensors is read.
+memory. torch.load runs with weights_only=True, so no code of a pickle is run. What is computed from
+them is computed on device "meta" first, which checks all names and shapes and reads nothing.
 """
 import math
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache, partial, reduce
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from common.files import check_file, read_json, what_it_is
-from conversion.formats import FORMATS, META_SETTINGS, llama_sizes, parts_of, their_names
+from conversion.formats import FORMATS, META_SETTINGS, parts_of, their_names
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@dataclass
-class Stored:
-    """A tensor that has not been read yet. `where` names its file and itself, for messages."""
-    where: str
-    shape: tuple
-    dtype: torch.dtype
-    read: Callable[[], torch.Tensor]
-
-    @property
-    def nbytes(self):
-        return math.prod(self.shape) * self.dtype.itemsize
-
 
 # ---- A file
 
 
 def open_file(file):
-    """The tensors of a file, {name: Stored}; recognised by content, not by its suffix. Raises
-    ValueError, naming it, for what is no whole file of tensors."""
+    """The tensors of a file, {name: mapped tensor}; recognised by content, not by its suffix.
+    Raises ValueError, naming it, for what is no whole file of tensors."""
     check_file(file)
     with open(file, "rb") as opened:
         head = opened.read(9)
-    is_archive = head.startswith(b"PK")                       # else of torch before 1.6
     try:
         if head[8:] == b"{":
-            loaded = load_file(file)                          # safetensors, mapped
+            loaded = load_file(file)                          # safetensors
         else:
-            if is_archive and any(each.compress_type for each in zipfile.ZipFile(file).infolist()):
+            mapped = zipfile.is_zipfile(file)                 # else of torch before 1.6
+            if mapped and any(each.compress_type for each in zipfile.ZipFile(file).infolist()):
                 raise ValueError("compressed members")
             with warnings.catch_warnings(action="ignore"):
-                loaded = torch.load(file, map_location="cpu", mmap=is_archive, weights_only=True)
+                loaded = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
     except Exception as error:                                # a damaged file can raise anything
         code = re.search(r"GLOBAL (\S+)", str(error))
         problem = "damaged, cut short, packed again, or no checkpoint"
@@ -67,34 +53,29 @@ def open_file(file):
     for name, value in tensors.items():
         if not isinstance(name, str) or value.is_meta or value.layout != torch.strided:
             raise ValueError(f"{file}: expected dense tensors by name, as state_dict() has them")
+    return tensors
 
-    @cache
-    def compare_checksums():                                  # of the whole file, once
-        with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"{file}: {damaged} does not match its checksum; download it again")
 
-    def read(tensor):
-        if is_archive:
-            compare_checksums()
-        return tensor.contiguous()
-    return {name: Stored(f"{file}: {name}", tuple(tensor.shape), tensor.dtype,
-                         partial(read, tensor)) for name, tensor in tensors.items()}
+def compare_checksum(file):
+    """Raises ValueError, naming it, for an archive whose bytes have changed. Other files have no
+    checksums."""
+    damaged = zipfile.ZipFile(file).testzip() if zipfile.is_zipfile(file) else None
+    if damaged:
+        raise ValueError(f"{file}: {damaged} does not match its checksum; download it again")
 
 
 # ---- A folder
 
 
 def open_folder(folder, flag):
-    """The tensors of a model in transformers' format, {name: Stored}: safetensors or .bin, one
-    file or the shards of an index. Of BLIP-2's shards only those that `flag` needs are read.
-    Raises ValueError if one is missing."""
+    """The files of a model in transformers' format and its tensors {name: mapped tensor}:
+    safetensors or .bin, one file or the shards of an index. Of BLIP-2's shards only those that
+    `flag` needs are read. Raises ValueError if one is missing."""
     problem = f"{folder}: no model.safetensors, no pytorch_model.bin, and no index of their shards"
     for whole in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{whole}.index.json"
         if not index.exists() and (folder / whole).exists():
-            return open_file(folder / whole)
+            return [folder / whole], open_file(folder / whole)
         if not index.exists():
             continue
         where = read_json(index).get("weight_map")
@@ -107,13 +88,13 @@ def open_folder(folder, flag):
                   if not re.fullmatch(unused, name)}
         missing = [file for file in needed.values() if not file.exists()]
         if not missing:
-            return open_shards(needed)
+            return sorted(set(needed.values())), open_shards(needed)
         problem = f"{index}: names {missing[0].name}, which is not there; download it too"
     raise ValueError(problem)
 
 
 def open_shards(where):
-    """The tensors of shards, {name: Stored}; where is {name: file}."""
+    """The tensors of shards, {name: mapped tensor}; where is {name: file}."""
     tensors = {}
     for file in sorted(set(where.values())):
         found = open_file(file)
@@ -124,7 +105,7 @@ def open_shards(where):
     return tensors
 
 
-# ---- LLaMA as Meta released it: a matrix is split over all shards
+# ---- LLaMA as Meta released it: every matrix is split over all shards
 
 
 def half_split(weight, head_dim):
@@ -135,55 +116,35 @@ def half_split(weight, head_dim):
     return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(weight.shape)
 
 
-def joined(name, parts, head_dim):
-    """The Stored of one tensor, from its part in each shard. Raises ValueError if the parts are not
-    of one model."""
-    first, is_norm = parts[0], len(parts[0].shape) == 1       # which every shard holds whole
-    is_rotated = name.endswith(("wq.weight", "wk.weight"))
-    for part in parts[1:]:
-        same = part.shape == first.shape and part.dtype == first.dtype
-        if same and (is_norm or is_rotated):
-            same = torch.equal(part.read(), first.read()) == is_norm
-        if not same:
-            raise ValueError(f"{part.where}: does not belong to {first.where}: they are shards of "
-                             "different models, or copies")
-    if is_norm:
-        return first
-    dim = int(name.endswith(("tok_embeddings.weight", "wo.weight", "w2.weight")))
-
-    def read():
-        weight = torch.cat([part.read() for part in parts], dim)
-        return half_split(weight, head_dim) if is_rotated else weight
-    shape = list(first.shape)
-    shape[dim:dim + 1] = [len(parts) * size for size in shape[dim:dim + 1]]
-    return Stored(first.where, tuple(shape), first.dtype, read)
-
-
 def open_meta(folder):
-    """LLaMA in Meta's format -> its tensors {name: Stored} and its settings, in config.json's
-    names. Raises ValueError for shards that are no whole model."""
+    """LLaMA in Meta's format -> its files, its tensors {name: its part in each shard}, and its
+    settings in config.json's names. Raises ValueError for shards that are not one model."""
     files, shards = sorted(folder.glob("consolidated*")), []
     for i, file in enumerate(files):
         if file.name != f"consolidated.{i:02d}.pth":
             raise ValueError(f"{file}: expected consolidated.{i:02d}.pth, and no other")
         shards.append(open_file(file))
         if shards[i].keys() != shards[0].keys():
-            raise ValueError(f"{file}: holds other tensors than {files[0].name}")
+            raise ValueError(f"{file}: holds tensors of other names than {files[0].name}")
+        for name, part in shards[i].items() if i > 0 else ():
+            is_norm = part.ndim == 1                          # which every shard holds whole
+            if (is_norm or name.endswith("wq.weight")) and is_norm != torch.equal(
+                    part, shards[0][name]):
+                raise ValueError(f"{file}: {name} is a copy of that in {files[0].name}, or of "
+                                 "another model")
+    tensors = {name: [shard[name] for shard in shards] for name in shards[0]}
     file = folder / "params.json"
     values = {META_SETTINGS.get(key, key): value for key, value in read_json(file).items()}
     values["model_type"] = "llama"
 
     def rows(name):                                           # of all shards together
-        return len(shards) * shards[0][name].shape[0] if name in shards[0] else None
+        return sum(max(part.shape[:1], default=0) for part in tensors.get(name, ()))
+    values["intermediate_size"] = rows("layers.0.feed_forward.w1.weight")
     if values.get("vocab_size") in (None, -1):
         values["vocab_size"] = rows("output.weight")
-    values["intermediate_size"] = rows("layers.0.feed_forward.w1.weight")
     if rows("layers.0.attention.wq.weight") != values.get("hidden_size"):
         raise ValueError(f"{folder}: {len(shards)} shards are not the model of params.json")
-    sizes = llama_sizes(values, file)
-    head_dim = sizes["llama_width"] // sizes["llama_heads"]
-    return {name: joined(name, [shard[name] for shard in shards], head_dim)
-            for name in shards[0]}, values
+    return files, tensors, values
 
 
 # ---- Any checkpoint
@@ -191,23 +152,42 @@ def open_meta(folder):
 
 @dataclass
 class Checkpoint:
-    """An opened checkpoint. kind: a key of FORMATS. tensors: {name: Stored}. config: the values of
-    config_file, {} for a single file. tokenizer: the path of its tokenizer.model, if it has one."""
+    """An opened checkpoint. kind: a key of FORMATS. files: those that were opened. tensors: {name:
+    [mapped tensor]}, of Meta's the parts. config: the values of config_file, {} for a single file.
+    tokenizer: the path of its tokenizer.model, if it has one. base: the LLaMA of a delta."""
     path: Path
     kind: str
+    files: list
     tensors: dict
     config: dict
     config_file: Path
     tokenizer: Path
+    base: "Checkpoint" = None
+
+    def read(self, name, device):
+        """The tensor of that name; on "meta" its shape and dtype alone. Raises ValueError if it is
+        missing, or if Meta's parts do not fit together."""
+        if name not in self.tensors:
+            raise ValueError(f"{self.path}: {name} is missing")
+        parts = [part.to(device) for part in self.tensors[name]]
+        if self.kind != "meta" or parts[0].ndim == 1:
+            return parts[0]
+        by_columns = name.endswith(("tok_embeddings.weight", "wo.weight", "w2.weight"))
+        try:
+            weight = torch.cat(parts, dim=int(by_columns))
+        except (IndexError, RuntimeError):
+            raise ValueError(f"{self.path}: {name}: parts that do not fit together") from None
+        if not name.endswith(("wq.weight", "wk.weight")):
+            return weight
+        return half_split(weight, self.config["hidden_size"] // self.config["num_attention_heads"])
 
     def shape(self, name, dims=2):
-        """The shape of the tensor that artgpt4.py calls `name`. Raises ValueError if it is missing
-        or does not have `dims` dimensions."""
+        """The shape of the tensor that artgpt4.py calls `name`. Raises ValueError if it does not
+        have `dims` dimensions."""
         source = their_names(self.kind, name)[0]
-        shape = self.tensors[source].shape if source in self.tensors else None
-        if shape is None or len(shape) != dims:
-            found = "missing" if shape is None else f"{shape}; expected {dims} dimensions"
-            raise ValueError(f"{self.path}: {source} is {found}")
+        shape = tuple(self.read(source, "meta").shape)
+        if len(shape) != dims:
+            raise ValueError(f"{self.path}: {source} is {shape}; expected {dims} dimensions")
         return shape
 
     def count(self, name):
@@ -217,6 +197,14 @@ class Checkpoint:
         found = [re.match(re.escape(prefix) + r"\.(\d{1,3})\.", name) for name in self.tensors
                  if not re.fullmatch(FORMATS[self.kind].unused, name)]
         return max((int(match[1]) + 1 for match in found if match), default=0)
+
+    def check_names(self, shapes):
+        """Raises ValueError for a tensor that is none of {name in artgpt4.py: shape}."""
+        form = FORMATS[self.kind]
+        known = {source for name in shapes for source in their_names(self.kind, name)}
+        for name in self.tensors:
+            if name not in known and not re.fullmatch(form.unused, name):
+                raise ValueError(f"{self.path}: {name} is not part of {form.what}")
 
 
 def recognise(names, flag):
@@ -229,19 +217,22 @@ def recognise(names, flag):
 def open_checkpoint(path, flag):
     """The Checkpoint at `path`. Raises ValueError if it is not of a kind that `flag` takes, a flag
     of convert_weights.py."""
-    path = Path(path)
+    path, config = Path(path), {}
+    config_file, tokenizer = path / "config.json", path / "tokenizer.model"
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
-    config, config_file = {}, path / "config.json"
     if any(path.glob("consolidated*")):
+        files, tensors, config = open_meta(path)
         config_file = path / "params.json"
-        tensors, config = open_meta(path)
+        if not tokenizer.exists():
+            tokenizer = path.parent / "tokenizer.model"       # Meta keeps one for all sizes
     elif path.is_dir():
-        tensors, config = open_folder(path, flag), read_json(config_file)
+        files, tensors = open_folder(path, flag)
+        config = read_json(config_file)
     else:
-        tensors = open_file(path)
+        files, tensors = [path], open_file(path)
     kind, norm = recognise(tensors, flag), tensors.get("model.norm.weight")
-    if kind == "llama" and norm is not None and norm.read().float().abs().mean() < 0.1:
+    if kind == "llama" and norm is not None and norm.float().abs().mean() < 0.1:
         kind = "delta"                    # a model's norm is near 1, the difference of two near 0
     if kind is None or flag not in FORMATS[kind].flags:
         expected = " or ".join(known.what for known in FORMATS.values() if flag in known.flags)
@@ -249,80 +240,72 @@ def open_checkpoint(path, flag):
                          f"for --{flag} expected {expected}")
     if not path.is_dir() and kind not in ("eva", "blip2", "artgpt4", "minigpt4"):
         raise ValueError(f"{path}: a file of {FORMATS[kind].what}; give its folder")
-    tokenizer = path / "tokenizer.model"
-    if kind == "meta" and not tokenizer.exists():
-        tokenizer = path.parent / "tokenizer.model"           # Meta keeps one for all sizes
-    return Checkpoint(path, kind, tensors, config, config_file, tokenizer)
+    tensors = {name: value if isinstance(value, list) else [value]
+               for name, value in tensors.items()}
+    return Checkpoint(path, kind, files, tensors, config, config_file, tokenizer)
 
 
 # ---- From their names to ours
 
 
-def take(checkpoint, shapes, config, only=""):
-    """The tensors of a checkpoint whose names in artgpt4.py begin with `only`, {name: Stored}.
-
-    shapes: {name: shape} of all that the checkpoint may hold. All get one dtype, the widest of
-    them, but norms of LLaMA, which compute in float32. Raises ValueError, naming them, for tensors
-    that are missing, unknown, or of the wrong shape or dtype.
-    """
-    known, taken = set(), {}
-    for name, shape in shapes.items():
-        parts = parts_of(checkpoint.kind, name)
-        known.update(source for source, _, _ in parts)
-        if parts and name.startswith(only):
-            rows = [shape[0] // len(parts)] * len(parts)
-            if len(parts) == 3:                               # queries, keys, values
-                keys = (shape[0] - config.llama_width) // 2
-                rows = [config.llama_width, keys, keys]
-            taken[name] = [share(checkpoint, part, (row, *shape[1:]))
-                           for part, row in zip(parts, rows, strict=True)]
-    form = FORMATS[checkpoint.kind]
-    for name in checkpoint.tensors:
-        if name not in known and not re.fullmatch(form.unused, name):
-            raise ValueError(f"{checkpoint.path}: {name} is not part of {form.what}")
-    alone = {name for name in taken if re.match(r"llama\..*norm\.weight", name)}
-    dtypes = [part.dtype for name in taken.keys() - alone for part in taken[name] if part.dtype]
-    widest = reduce(torch.promote_types, dtypes)
-    return {name: fused(parts, shapes[name], parts[0].dtype if name in alone else widest)
-            for name, parts in taken.items()}
+def take(checkpoint, name, shape, config, device):
+    """The tensor that artgpt4.py calls `name`; on "meta" its shape and dtype alone. Raises
+    ValueError, naming the tensor, if it is missing, of another shape, no floats, or damaged."""
+    parts, found = parts_of(checkpoint.kind, name), []
+    rows = [shape[0] // len(parts)] * len(parts)
+    if len(parts) == 3:                                       # queries, keys, values
+        keys = (shape[0] - config.llama_width) // 2
+        rows = [config.llama_width, keys, keys]
+    for (source, number, of), count in zip(parts, rows, strict=True):
+        value, whole = checkpoint.read(source, device), (count * of, *shape[1:])
+        if name == "vit.pos_embed":
+            value = resized(value, math.isqrt(shape[1] - 1))
+        if value.shape != whole or value.dtype not in FLOATS:
+            raise ValueError(f"{checkpoint.path}: {source}: {tuple(value.shape)} of {value.dtype}; "
+                             f"expected {whole} of float16, bfloat16 or float32")
+        value = value.chunk(of)[number - 1] if number else torch.zeros_like(value)
+        if device != "meta" and number:
+            low, high = value.aminmax()
+            if not (low.isfinite() and high.isfinite()):
+                raise ValueError(f"{checkpoint.path}: {source}: holds NaN or infinity")
+            if low == high == 0 and not source.endswith(("bias", ".up.weight")):
+                raise ValueError(f"{checkpoint.path}: {source}: is 0 in all places")
+        found.append(value)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def share(checkpoint, part, shape):
-    """The Stored of one part, of `shape`: a tensor of the checkpoint, a share of one, or zeros."""
-    source, number, of = part
-    if source == "zeros":
-        return Stored(source, shape, None, partial(torch.zeros, shape))
-    if source not in checkpoint.tensors:
-        raise ValueError(f"{checkpoint.path}: {source} is missing")
-    stored, whole = checkpoint.tensors[source], (shape[0] * of, *shape[1:])
-    if stored.shape != whole or stored.dtype not in FLOATS:
-        raise ValueError(f"{stored.where}: {stored.shape} of {stored.dtype}; expected {whole} of "
-                         "float16, bfloat16 or float32")
-
-    def read():
-        values = stored.read().chunk(of)[number - 1]
-        low, high = values.aminmax()
-        if not (low.isfinite() and high.isfinite()):
-            raise ValueError(f"{stored.where}: holds NaN or infinity; the file is damaged")
-        if low == high == 0 and not source.endswith(("bias", ".up.weight")):
-            raise ValueError(f"{stored.where}: is 0 in all places; the file is damaged")
-        return values
-    return replace(stored, shape=shape, read=read)
+def take_sum(delta, name, shape, config, device):
+    """take() of a delta and its base, in float16 as the released tool adds them. Rows that only the
+    delta has, as the token more of Vicuna v0, are added to zeros."""
+    rows = shape[0]
+    if name in ("llama.embed.weight", "llama.head.weight"):
+        rows = delta.base.shape("llama.embed.weight")[0]
+    total = torch.zeros(shape, dtype=torch.float16, device=device)
+    total[:rows] = take(delta.base, name, (rows, *shape[1:]), config, device)
+    return total.add_(take(delta, name, shape, config, device).half())
 
 
-def fused(parts, shape, dtype):
-    """The Stored of parts one after another along the first dimension, in a dtype."""
-    def read():
-        values = [part.read().to(dtype) for part in parts]
-        return values[0] if len(values) == 1 else torch.cat(values)
-    return Stored(parts[0].where, shape, dtype, read)
+def resized(pos_embed, grid):
+    """Position embedding (1, P, D) -> (1, grid * grid + 1, D), for grid * grid patches. The row of
+    the class token stays as it is."""
+    cls_row, rest = pos_embed[:, :1], pos_embed[:, 1:]
+    old = math.isqrt(rest.shape[1])
+    if old == grid:
+        return pos_embed
+    rest = rest.float().unflatten(1, (old, old)).permute(0, 3, 1, 2)           # (1, D, old, old)
+    rest = F.interpolate(rest, size=(grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat((cls_row, rest.flatten(2).transpose(1, 2).to(cls_row.dtype)), dim=1)
 
 
 def take_adapter(checkpoint, config, shapes):
-    """The trainable parameters in ArtGPT-4.pth, or the projection in pretrained_minigpt4.pth,
-    {name: Stored}. shapes: those of all trainable parameters."""
+    """{name: function of a device -> tensor} of the trainable parameters in ArtGPT-4.pth, or of
+    the projection in pretrained_minigpt4.pth. shapes: {name: shape} of all trainable ones."""
     width = checkpoint.shape("proj.weight")[1]
     if width == 4 * config.vit_width:
         raise ValueError(f"{checkpoint.path}: of MiniGPT-4 for Llama 2 or MiniGPT-v2, which have "
                          f"no Q-Former but join four patches ({width} wide): another model")
-    return take(checkpoint, shapes, config, "proj." if checkpoint.kind == "minigpt4" else "")
+    checkpoint.check_names(shapes)
+    compare_checksum(checkpoint.path)
+    only = "proj." if checkpoint.kind == "minigpt4" else ""
+    return {name: partial(take, checkpoint, name, shape, config)
+            for name, shape in shapes.items() if name.startswith(only)}

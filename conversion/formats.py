@@ -3,7 +3,7 @@ settings for their config.json.
 
 A table of names maps a name in artgpt4.py to that in the released file. {i} stands for the number
 of a block, * for the rest of a name. "(a + b)" are two tensors joined along the first dimension,
-"a 1/3" is the first of three equal parts of one, and "zeros" stand in no file.
+"a 1/3" is the first of three equal parts of one, and "a 0/1" zeros in its place.
 """
 import json
 import math
@@ -25,7 +25,7 @@ EVA_VIT = thirds("vit.blocks.{i}.attn", "blocks.{i}.attn.qkv") | {
     "vit.patch_embed.*": "patch_embed.proj.*",
     "vit.blocks.{i}.norm1.*": "blocks.{i}.norm1.*",
     "vit.blocks.{i}.attn.query.bias": "blocks.{i}.attn.q_bias",
-    "vit.blocks.{i}.attn.key.bias": "zeros",
+    "vit.blocks.{i}.attn.key.bias": "blocks.{i}.attn.q_bias 0/1",
     "vit.blocks.{i}.attn.value.bias": "blocks.{i}.attn.v_bias",
     "vit.blocks.{i}.attn.out.*": "blocks.{i}.attn.proj.*",
     "vit.blocks.{i}.norm2.*": "blocks.{i}.norm2.*",
@@ -181,6 +181,10 @@ META_SETTINGS = {  # of Meta's params.json: of config.json
     "dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
     "n_kv_heads": "num_key_value_heads", "norm_eps": "rms_norm_eps",
 }
+TOWERS = {  # its part of config.json, its embedding, a tensor of block 0, the width of a head
+    "vit": ("vision_config", "vit.pos_embed", "vit.blocks.0.fc1.weight", 88),
+    "qformer": ("qformer_config", "qformer.queries", "qformer.layers.0.fc1.weight", 64),
+}
 SETTINGS = {
     "llm": {
         "model_type": ("llama",), "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"]),
@@ -251,7 +255,7 @@ def llama_sizes(values, file):
         kinds = (int, float) if isinstance(example, float) else (int,)
         if type(value) not in kinds or not low <= value <= high:
             raise ValueError(f"{file}: {key} is {json.dumps(value)}; of the 13B it is {example}")
-        sizes[ours] = value
+        sizes[ours] = type(example)(value)
     width, heads = sizes["llama_width"], sizes["llama_heads"]
     if width % (2 * heads) or heads % sizes["llama_kv_heads"]:
         raise ValueError(f"{file}: num_attention_heads is {heads}; expected heads of an even size "
@@ -265,45 +269,44 @@ def llama_sizes(values, file):
 def vision_sizes(vit, qformer):
     """{name in Config: value} of all that two Checkpoints hold; the image size is that of the
     position embedding. Raises ValueError if a config.json differs from the tensors."""
-    _, rows, width = vit.shape("vit.pos_embed", 3)
-    _, queries, qformer_width = qformer.shape("qformer.queries", 3)
-    patch_size = vit.shape("vit.patch_embed.weight", 4)[-1]
-    grid = math.isqrt(max(rows - 1, 0))
-    if grid == 0 or grid * grid + 1 != rows or width % 88 or qformer_width % 64:
-        raise ValueError(f"{vit.path}, {qformer.path}: position embedding {(rows, width)}, queries "
-                         f"{(queries, qformer_width)}; expected a square number and 1 of rows, and "
-                         "heads of 88 and 64")
-    sizes = {
-        "vit_width": width, "vit_layers": vit.count("vit.blocks.0.fc1.weight"),
-        "vit_heads": width // 88, "vit_mlp_width": vit.shape("vit.blocks.0.fc1.weight")[0],
-        "image_size": grid * patch_size, "patch_size": patch_size, "queries": queries,
-        "qformer_width": qformer_width, "qformer_heads": qformer_width // 64,
-        "qformer_layers": qformer.count("qformer.layers.0.fc1.weight"),
-        "qformer_mlp_width": qformer.shape("qformer.layers.0.fc1.weight")[0]}
-    if vit.kind != "eva":
-        check_blip2(vit, "vision_config", sizes)
-    if qformer.kind != "blip2":
-        check_blip2(qformer, "qformer_config", sizes)
-        vision = qformer.config.get("vision_config") or {}    # ln_vision lies beside the Q-Former
-        sizes["ln_vision_eps"] = eps = vision.get("layer_norm_eps", 1e-6)
-        check_settings({"layer_norm_eps": eps}, SETTINGS["vision_config"], qformer.config_file)
-    return sizes
+    sizes = {"patch_size": vit.shape("vit.patch_embed.weight", 4)[-1]}
+    for tower, checkpoint in (("vit", vit), ("qformer", qformer)):
+        part, embedding, block, head_width = TOWERS[tower]
+        _, rows, width = checkpoint.shape(embedding, 3)
+        grid = math.isqrt(max(rows - 1, 0))
+        if width % head_width or tower == "vit" and (grid == 0 or grid * grid + 1 != rows):
+            raise ValueError(f"{checkpoint.path}: {embedding} is {(rows, width)}; expected heads "
+                             f"of {head_width}, and a square number and 1 of positions")
+        found = {"hidden_size": width, "num_hidden_layers": checkpoint.count(block),
+                 "num_attention_heads": width // head_width,
+                 "intermediate_size": checkpoint.shape(block)[0]}
+        sizes |= dict(zip((f"{tower}_width", f"{tower}_layers", f"{tower}_heads",
+                           f"{tower}_mlp_width"), found.values(), strict=True))
+        if tower == "vit":
+            sizes["image_size"] = grid * sizes["patch_size"]
+            found |= {key: sizes[key] for key in ("image_size", "patch_size")}
+        else:
+            sizes["queries"], found["encoder_hidden_size"] = rows, sizes["vit_width"]
+        if checkpoint.path.is_dir():
+            check_blip2(checkpoint, part, found, sizes.get("queries"))
+    vision = qformer.config.get("vision_config", {})          # its ln_vision; 1e-5 in LAVIS's file
+    eps = vision.get("layer_norm_eps") or 1e-6 if qformer.path.is_dir() else 1e-5
+    return sizes | {"ln_vision_eps": eps}
 
 
-def check_blip2(checkpoint, part, sizes):
+def check_blip2(checkpoint, part, found, queries):
     """Raises ValueError unless a part of the config.json of BLIP-2 in transformers' format fits to
-    the sizes, {name in Config: value}, of its tensors."""
+    what is found by the tensors, {key: size}."""
     file, config = checkpoint.config_file, checkpoint.config
-    check_settings(config, SETTINGS["blip2"] | {"num_query_tokens": (sizes["queries"],)}, file)
-    if not isinstance(config.get(part), dict):
-        raise ValueError(f"{file}: {part} is {json.dumps(config.get(part))}; expected an object")
-    tower, heads = ("vit", 16) if part == "vision_config" else ("qformer", 12)
-    found = {"hidden_size": f"{tower}_width", "num_hidden_layers": f"{tower}_layers",
-             "num_attention_heads": f"{tower}_heads", "intermediate_size": f"{tower}_mlp_width",
-             "image_size": "image_size", "patch_size": "patch_size",
-             "encoder_hidden_size": "vit_width"}
-    values = {"num_attention_heads": heads} | config[part]    # transformers' defaults
+    queries = queries or config.get("num_query_tokens")       # known with the Q-Former
+    check_settings(config, SETTINGS["blip2"] | {"num_query_tokens": (queries,)}, file)
+    for each in ("vision_config", "qformer_config"):
+        if not isinstance(config.get(each), dict):
+            raise ValueError(f"{file}: {each} is {json.dumps(config.get(each))}")
+    eps = {"layer_norm_eps": config["vision_config"].get("layer_norm_eps")}
+    check_settings(eps, SETTINGS["vision_config"], file)
+    values = {"num_attention_heads": 16 if part == "vision_config" else 12} | config[part]
     for unread in ("max_position_embeddings", "vocab_size"):  # of the text path
         values.pop(unread, None)
-    check_settings(values, SETTINGS[part] | {key: (sizes[ours],) for key, ours in found.items()},
+    check_settings(values, SETTINGS[part] | {key: (size,) for key, size in found.items()},
                    f"{file}: {part}")

@@ -1,119 +1,207 @@
-"""The models of a comparison, and what they answer; no answer is asked for twice."""
+"""What is asked and what is answered: a benchmark folder, the models, and answers from elsewhere.
+
+    FOLDER/IDC/1.jpg, 2.webp ...     and in the same way ISAC, ICRC and MDIUC
+    FOLDER/questions.json            if the questions below do not fit
+"""
 import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
 import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+from common.command_line import Misuse, Progress, printable
+from common.files import check_file, is_picture, open_image, read_json, read_text
+from common.models import TINY, load
+from conversation.rounds import SETTINGS, Conversation, plain, read_about
 
-from common.files import open_image, weight_files
-from common.loading import device, load_model
-from common.progress import Progress
-from conversation.rounds import SETTINGS, Conversation
-from evaluation.records import append_record, digest, read_records
+USUAL = {"temperature": 0.0, "seed": 42}                      # so that no score depends on chance
+FROZEN = ("config.json", "tokenizer.model", "vision.safetensors", "llama*.safetensors")
 
-DEFAULTS = {"temperature": 0.0, "seed": 42}                   # so that no score depends on chance
-EDGE = 1 << 20                                                # bytes of a file that are compared
+RUBRICS = {                                                   # the paper's tables of criteria
+    "IDC": ("image depiction capability", (
+        "No image description capability",
+        "Description does not match real image representation",
+        "Partial image description",
+        "Complete image description without appreciation information",
+        "Complete image description at the human level of appreciation",
+        "Complete image description surpassing the human level of appreciation, such as an artist",
+    )),
+    "ISAC": ("image sentiment analysis capability", (
+        "Can't describe the feelings about the picture",
+        "Can describe the relevant emotion but no logical proof, for example names a feeling and "
+        "nothing in the picture that shows or causes it",
+        "Can describe the relevant emotion and justify it, but the description is not perfect",
+        "The individuals in the images or the viewer's emotions can be described perfectly and "
+        "justified",
+        "Can describe all the emotions as an ordinary person and justify them",
+        "Can describe all emotions perfectly and justifiably and full of art",
+    )),
+    "ICRC": ("image content recognition capability", (
+        "No image content recognition capability",
+        "Some objects/scenes are recognized but with significant errors or omissions",
+        "Most objects/scenes are recognized with some errors or omissions",
+        "All objects/scenes are recognized with few errors or omissions",
+        "All objects/scenes are recognized with high accuracy and speed, comparable to a human "
+        "observer",
+        "All objects/scenes are recognized with high accuracy, speed, and contextual "
+        "understanding, surpassing what a human observer is capable of",
+    )),
+    "MDIUC": ("multi-round dialogue image understanding capability", (
+        "No image understanding capability in the dialogue",
+        "Partial image understanding, but unable to carry on the dialogue smoothly",
+        "Able to understand the image to some extent and carry on the dialogue with some "
+        "coherence, but lacks understanding of some key points",
+        "Can understand the image and carry on the dialogue smoothly, but with some minor "
+        "misunderstandings or mistakes",
+        "Can understand the image and carry on the dialogue smoothly, with accurate understanding "
+        "and good coherence",
+        "Can understand the image and carry on the dialogue smoothly, with accurate "
+        "understanding, good coherence, and creative responses",
+    )),
+}
+BENCHMARKS = tuple(RUBRICS)                                   # a quarter of the overall score each
 
-
-def add_answer_flags(parser):
-    """The flags of answers: chat.py's settings, and how a model is loaded."""
-    group = parser.add_argument_group("answers")
-    for name, (kind, default, what) in SETTINGS.items():
-        default = DEFAULTS.get(name, default)
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default,
-                           help=f"{what}; default: {default}",
-                           metavar="N" if isinstance(default, int) else "X")
-    group.add_argument("--device", type=device,
-                       default="cuda" if torch.cuda.is_available() else "cpu",
-                       help="cuda, cuda:1, cpu, ...; default: cuda if there is one")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
-                       help="default: on a CPU float32 if half of its memory holds that, else as "
-                            "stored")
-    group.add_argument("--int8", action="store_true",
-                       help="the language model's matrices in int8")
-    group.add_argument("--vision-int8", action="store_true", help="the ViT's matrices in int8")
-
-
-def answer_settings(args):
-    """{name: value} of the settings of Conversation in parsed flags."""
-    return {name: getattr(args, name) for name in SETTINGS}
-
-
-# ---- Models
-
-
-class Weights(NamedTuple):
-    """A model to compare. path: a weights folder, or an adapter for the weights in `folder`."""
-    name: str
-    path: Path
-    folder: Path
-
-    def load(self, args):
-        """The model, on the device and in the dtype that the flags say."""
-        adapter = None if self.path == self.folder else self.path
-        flags = vars(args) | {"weights": self.folder, "adapter": adapter}
-        return load_model(argparse.Namespace(**flags))
-
-    def version(self):
-        """What tells these weights from others: of each file the size, and checksums of its first
-        and last MiB."""
-        frozen = weight_files(self.folder, adapter=self.path == self.folder)
-        found = []
-        for file in (self.folder / "config.json", *frozen, self.path):
-            if not file.is_file():
-                continue
-            size = file.stat().st_size
-            with open(file, "rb") as stream:
-                begin = stream.read(EDGE)
-                stream.seek(max(0, size - EDGE))
-                found.append((size, zlib.crc32(begin), zlib.crc32(stream.read())))
-        return found
-
-
-def default_name(path):
-    """A model's name when none is given: that of its folder, or of an adapter file."""
-    if path.is_dir():
-        return path.resolve().name
-    if path.stem == "adapter":                                # RUN/adapter.safetensors
-        return path.resolve().parent.name
-    return path.stem
+# ISAC's question is the paper's, MDIUC's first three the release's; the others are in their manner.
+QUESTIONS = {
+    "IDC": "Please describe this image in detail, and say what there is to appreciate in it.",
+    "ISAC": "Analyze the emotions expressed by the individuals in the images as well as the "
+            "emotions felt by the viewer observing them.",
+    "ICRC": "Which objects and scenes do you recognise in this image? Name all of them.",
+    "MDIUC": [
+        "Could you please describe the diagram?",
+        "What kind of situation do you think it is in?",
+        "Can you tell me what it is doing or preparing to do?",
+        "What feeling does it give you, and why?",
+        "Can you write a short poem about it?",
+    ],
+}
 
 
-def named_weights(texts, base):
-    """[Weights] of the values of --weights, each NAME=PATH or PATH.
+class Item(NamedTuple):
+    """A picture and what is asked about it: one question, or the rounds of a dialogue."""
+    benchmark: str
+    number: int
+    file: Path
+    questions: tuple
+    checksum: int                                             # of the bytes of the picture
 
-    base: the weights folder of adapters that do not lie in one. A NAME that is given several times
-    is one model, trained with several seeds. Raises ValueError for a path that does not exist, and
-    for two models with the same default name.
-    """
-    found = []
-    for text in texts:
-        name, path = "", Path(text)
-        if "=" in text and not path.exists():
-            name, _, rest = text.partition("=")
-            name, path = name.strip(), Path(rest)
-        if path.name == "minigpt4.safetensors" and not path.exists():
-            raise ValueError(
-                f"{path}: no such file; train it: python train.py --stage 1 --mode minigpt4 --out "
-                "runs/mini1, then python train.py --stage 2 --mode minigpt4 --init "
-                "runs/mini1/adapter.safetensors --out runs/mini2, and copy "
-                "runs/mini2/adapter.safetensors to it")
-        if not path.exists():
-            raise ValueError(f"{path}: no such weights folder or adapter file")
-        folder = path if path.is_dir() else path.resolve().parent
-        if not path.is_dir() and not (folder / "config.json").is_file():
-            folder = base
-        default = default_name(path)
-        same_name = not name and any(other.name == default for other in found)
-        if same_name or any(other.path == path for other in found):
-            raise ValueError(f"--weights {text}: there is a model {default} already; give each a "
-                             "name, NAME=PATH")
-        found.append(Weights(name or default, path, folder))
-    return found
+    @property
+    def name(self):
+        return f"{self.benchmark} {self.number}"
+
+
+def digest(*values):
+    """Twelve hexadecimal digits that identify the values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_items(folder):
+    """All Items of a benchmark folder, in order. Raises ValueError, naming what is wrong."""
+    file = folder / "questions.json"
+    given = read_json(file) if file.exists() else {}
+    if given.keys() - set(BENCHMARKS):
+        raise ValueError(f"{file}: expected are {', '.join(BENCHMARKS)}, found "
+                         f"{', '.join(given)[:100]}")
+    items = []
+    for benchmark in BENCHMARKS:
+        asked = given.get(benchmark)
+        pictures = numbered_pictures(folder / benchmark)
+        if isinstance(asked, dict) and asked.keys() - {str(number) for number in pictures}:
+            raise ValueError(f"{file}: {benchmark} has questions about pictures that are not there")
+        for number, picture in pictures.items():
+            own = asked.get(str(number)) if isinstance(asked, dict) else asked
+            own = QUESTIONS[benchmark] if own is None else own
+            rounds = [own] if isinstance(own, str) else own
+            if not (isinstance(rounds, list) and rounds
+                    and all(isinstance(text, str) and plain(text) for text in rounds)):
+                raise ValueError(f"{file}: {benchmark} {number}: no question, or list of questions")
+            items.append(Item(benchmark, number, picture, tuple(rounds),
+                              zlib.crc32(picture.read_bytes())))
+    if not items:
+        raise ValueError(f"{folder}: no numbered pictures such as {folder / 'IDC' / '1.jpg'}")
+    return items
+
+
+def numbered_pictures(folder):
+    """{number: file} of the pictures 1.jpg, 2.webp ... in a folder; other files are ignored. Raises
+    ValueError for a picture that cannot be read, or a number that is there twice."""
+    found = {}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.stem.isascii() and file.stem.isdigit() and is_picture(file):
+            open_image(file)
+            number = int(file.stem)
+            if number in found:
+                raise ValueError(f"{file}: picture {number} is there twice")
+            found[number] = file
+    return dict(sorted(found.items()))
+
+
+# ---- Lines of JSON that outlive a kill
+
+def read_records(file, *fields):
+    """The objects with these fields in a .jsonl file; [] if there is no such file. Other lines,
+    such as one that a kill has cut off, are left out."""
+    records = []
+    for line in read_text(file).split("\n") if file.exists() else ():
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
+            record = json.loads(line)
+            if record.keys() >= set(fields):
+                records.append(record)
+    return records
+
+
+def append_record(file, record):
+    """Add a line and wait until it is on the disk. Raises ValueError if the disk refuses it."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "ab+") as stream:
+            if stream.tell() and stream.seek(-1, os.SEEK_END) and stream.read() != b"\n":
+                stream.write(b"\n")                           # after a line that was cut off
+            stream.write(json.dumps(record).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        raise ValueError(f"{file}: could not be written ({error.strerror}); make room, then run "
+                         "the same command again") from None
 
 
 # ---- Answers
+
+class Column(NamedTuple):
+    """A model in the report, where its answers come from, and {item name: list of texts}. Several
+    of one name are the same model trained with several seeds."""
+    name: str
+    source: str
+    answers: dict
+
+
+def named_models(args):
+    """[(name, weights folder, adapter file or None)] of --weights and --adapter: a model for each
+    folder, or for each adapter of one; by default the shipped pair. Raises Misuse."""
+    def named(text):
+        name, _, path = text.rpartition("=")
+        return name or Path(path).resolve().stem, Path(path)
+
+    if not (args.weights or args.adapter or args.answers):
+        return [("ArtGPT-4", TINY, None), ("MiniGPT-4", TINY, TINY / "minigpt4.safetensors")]
+    if not args.adapter:
+        return [(*named(text), None) for text in args.weights]
+    if len(args.weights) > 1:
+        raise Misuse("--adapter: all are for one folder; give --weights once")
+    _, folder = named(args.weights[0] if args.weights else str(TINY))
+    return [(name, folder, adapter) for name, adapter in map(named, args.adapter)]
+
+
+def version(folder, adapter):
+    """What tells these weights from others: name, size and time of each file."""
+    files = [file for pattern in FROZEN for file in sorted(folder.glob(pattern))]
+    files.append(adapter or folder / "adapter.safetensors")
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def dialogue(model, item, settings):
@@ -127,36 +215,56 @@ def dialogue(model, item, settings):
     return answers
 
 
-def answer_all(items, models, args, file):
-    """[{item name: answers} for each of models].
-
-    What `file` holds is taken from there. The rest is asked now and added to the file, item by
-    item.
-    """
-    settings = answer_settings(args)
-    loaded = [args.int8, args.vision_int8, args.dtype]
-    known = {record["id"]: record["answers"] for record in read_records(file, ("id", "answers"))}
-    ids = []                                                  # {item name: id} of each model
-    for weights in models:
-        version = weights.version()
-        ids.append({item.name: digest(version, loaded, settings, item.name, item.questions,
-                                      item.checksum) for item in items})
-    wanted = {id for row in ids for id in row.values()}
-    done = len(wanted & known.keys())
-    progress = Progress("answers", len(wanted), "items", before=done)
-    for weights, row in zip(models, ids, strict=True):
-        todo = [item for item in items if row[item.name] not in known]
-        if not todo:
-            continue
-        model = weights.load(args)
-        for item in todo:
-            id, answers = row[item.name], dialogue(model, item, settings)
+def answer_all(items, models, args, settings):
+    """[Column] of named_models. What answers.jsonl holds is taken from there; the rest is asked
+    now, and added to it item by item. settings: those of a Conversation that are not USUAL."""
+    file, columns = args.out / "answers.jsonl", []
+    settings = {name: default for name, (_, default, _) in SETTINGS.items()} | USUAL | settings
+    how = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    known = {record["id"]: record["answers"] for record in read_records(file, "id", "answers")}
+    for name, folder, adapter in models:
+        made_by = version(folder, adapter), args.int8, args.vision_int8, args.dtype, settings
+        ids = {item: digest(made_by, item.name, item.questions, item.checksum) for item in items}
+        todo = [item for item in items if ids[item] not in known]
+        progress, model = Progress(f"{name}:", len(todo), "items"), None      # one model at a time
+        if todo:
+            model = load(argparse.Namespace(**vars(args) | {"weights": folder, "adapter": adapter}))
+        for done, item in enumerate(todo, start=1):
+            known[ids[item]] = dialogue(model, item, settings)
             append_record(file, {
-                "id": id, "model": weights.name, "weights": str(weights.path),
-                "benchmark": item.benchmark, "number": item.number, "picture": item.file.name,
-                "questions": item.questions, "answers": answers})
-            known[id] = answers
-            done += 1
-            progress.show(done, f"{weights.name}, {item.name}")
-        del model                                             # one at a time is in memory
-    return [{name: known[id] for name, id in row.items()} for row in ids]
+                "id": ids[item], "model": name, "benchmark": item.benchmark, "number": item.number,
+                "questions": item.questions, "answers": known[ids[item]]})
+            progress.show(done)
+        path, knows = os.path.relpath(adapter or folder), printable(read_about(folder)["knows"])
+        columns.append(Column(name, f"answered here by {path} ({how}). {knows}",
+                              {item.name: known[ids[item]] for item in items}))
+    return columns
+
+
+def written_answers(texts, items):
+    """[Column] of the values of --answers, NAME=FILE of JSON lines such as RUN/answers.jsonl has;
+    of lines that name a model, those that name this one. Raises ValueError, naming the item."""
+    columns = []
+    for text in texts:
+        name, _, file = text.partition("=")
+        if not file:
+            raise Misuse(f"--answers {text}: expected is NAME=FILE")
+        check_file(file)
+        known = {f"{record['benchmark']} {record['number']}": record
+                 for record in read_records(Path(file), "benchmark", "number")
+                 if record.get("model", name) == name}
+        column = Column(name, f"answers from {file}", {})
+        for item in items:
+            record = known.pop(item.name, {})
+            answers = record.get("answers", [record.get("answer")])
+            asked = record.get("questions", list(item.questions))
+            if asked != list(item.questions) or not isinstance(answers, list) or (
+                    [type(answer) for answer in answers] != [str] * len(asked)):
+                raise ValueError(f"{file}: {item.name}: expected is a line with an answer to each "
+                                 f"of its questions, which are {item.questions}")
+            column.answers[item.name] = answers
+        if known:
+            print(f"{file}: {len(known)} answers are to pictures that the benchmark does not have",
+                  file=sys.stderr)
+        columns.append(column)
+    return columns

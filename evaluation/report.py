@@ -1,147 +1,190 @@
-"""report.html and report.md of a run: the tables, and every answer beside its picture."""
-from typing import NamedTuple
+"""Scores into tables and a report; and the tables that the paper published.
 
-from common.files import open_image
-from common.page import (
-    bar_chart, frame, html_table, markdown_table, markdown_text, page, paragraph, picture_tag,
-)
-from conversation.saving import find_html
-from evaluation.differences import NOTES as DIFFERENCE_NOTES
-from evaluation.differences import difference_table
-from evaluation.items import Said
-from evaluation.records import write_text
-from evaluation.references import NOTE
-from evaluation.rubrics import BENCHMARKS
-from evaluation.tables import OVERALL, published_notes, published_rows, summary, tables
+scores: {model: (S, N)}, a row for each training seed, NaN where there is none. benchmarks (N,): the
+name of each item's. A table is (caption, heading, lines of texts).
+"""
+import itertools
+from html import escape
 
+import numpy as np
 
-class Column(NamedTuple):
-    """A model of the report. answers: {item name: list of texts}; scores: {Said.id: verdicts}, or
-    None if nobody judged."""
-    name: str
-    label: str                                                # tells training seeds apart
-    answers: dict
-    scores: dict
+from common.files import written_beside
+from common.page import html_table, markdown_table, page, paragraph
+from common.paired import HEADING, cells, paired_difference
+from evaluation.answers import BENCHMARKS
+from evaluation.judges import answer_id, card, read_scores
 
-    def verdicts(self, item):
-        """[{"score", "reason"}] of an item, one for each repeat."""
-        if self.scores is None:
-            return []
-        return self.scores[Said(item, self.answers[item.name]).id]
+OVERALL = "overall"                                           # the mean of the four, a quarter each
 
-
-def columns_of(models, answers, scores):
-    """[Column] of [Weights], their answers by answer_all, and the judge's scores."""
-    several_seeds = len({weights.name for weights in models}) < len(models)
-    columns = []
-    for weights, row in zip(models, answers, strict=True):
-        label = f"{weights.name} ({weights.path})" if several_seeds else weights.name
-        columns.append(Column(weights.name, label, row, scores))
-    return columns
+# The scores of the paper's tables 1 to 3, item by item, and the averages as it prints them.
+PUBLISHED = {
+    "GPT-4": ("4444434545", "3433333333", "33333", "44"),
+    "ArtGPT-4": ("4434434534", "3313333333", "34233", "44"),
+    "MiniGPT-4": ("2331224333", "2323222232", "12222", "32"),
+}
+PRINTED = {"GPT-4": (4.1, 3.1, 3, 4, 3.55), "ArtGPT-4": (3.8, 2.8, 3, 4, 3.4),
+           "MiniGPT-4": (2.6, 2.3, 1.8, 2.5, 2.35)}
+# ISAC in the judge's log that the authors released: items 6 and 9 are not the printed ones
+LOG = {"ArtGPT-4": (3, 3, 1, 3, 3, 2, 3, 3, 2.5, 3), "MiniGPT-4": (2, 3, 2, 3, 2, 1, 2, 2, 2.5, 2)}
+NOTES = (
+    "Differences are paired: the same items, first model minus second. Intervals are Student's t, "
+    "over items within their benchmark, and over training seeds where there are several; with one "
+    "seed they speak of these very weights. There is none below 8 items. Repeats of a judge are "
+    "averaged first. Where many pairs are compared, some intervals leave zero out by chance.",
+    "Weighted kappa (quadratic): 1 where two judges agree, 0 where they do no more than by chance.")
 
 
-def rows_of(items, columns):
-    """(rows, notes, scores): a Row for each name, with the scores of all its columns, what is
-    missing, and the scores as {name: {benchmark: {number: samples}}}."""
-    rows, notes, scores = [], [], {}
-    for name in dict.fromkeys(column.name for column in columns):
-        found = {}
-        for item in items:
-            samples = [verdict["score"] for column in columns if column.name == name
-                       for verdict in column.verdicts(item)]
-            found.setdefault(item.benchmark, {})[item.number] = samples
-        rows.append(summary(name, found))
-        scores[name] = found
-        every = [score for benchmark in found.values() for samples in benchmark.values()
-                 for score in samples]
-        if None in every:
-            notes.append(f"{name}: {every.count(None)} of {len(every)} scores are missing "
-                         "(unjudged); its means are of the rest.")
-    if any(value is not None for row in rows for value in row.spreads.values()):
-        notes.append("±: the standard deviation of the averages, over training seeds and repeats "
-                     "of the judge.")
-    return rows, notes, scores
+# ---- Averages and differences
+
+def averages(scores, benchmarks):
+    """{benchmark or OVERALL: (S,) means of what was judged} of (S, N); NaN where nothing was."""
+    found = {}
+    for name in BENCHMARKS:
+        here = scores[:, np.array(benchmarks) == name]
+        with np.errstate(invalid="ignore"):
+            found[name] = np.nansum(here, axis=1) / (~np.isnan(here)).sum(axis=1)
+    return found | {OVERALL: np.mean(list(found.values()), axis=0)}
 
 
-def rounds_in_html(questions, answers):
-    """Each question, and below it the answer; a web page in it is shown as such."""
-    parts = []
-    for question, answer in zip(questions, answers, strict=True):
-        parts += [paragraph(question, "faint"), paragraph(answer or "(no answer)")]
-        document = find_html(answer)
-        if document:
-            parts.append(frame(document, question))
-    return "".join(parts)
+def average_table(caption, scores, benchmarks):
+    """Each model's averages; with several seeds, their standard deviation too."""
+    lines = []
+    for name, found in scores.items():
+        lines.append([name])
+        for values in averages(found, benchmarks).values():
+            spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+            lines[-1].append("–" if np.isnan(values).any() else f"{values.mean():.2f}{spread}")
+    return caption, ["model", *BENCHMARKS, OVERALL], lines
 
 
-def verdict_in_html(verdict):
-    score = "Unjudged" if verdict["score"] is None else verdict["score"]
-    return paragraph(f"{score}: {verdict['reason']}", "score")
+def difference_table(scores, benchmarks):
+    """Every two models, overall and by benchmark. No overall difference without all four."""
+    lines, benchmarks = [], np.array(benchmarks)
+    for (name, first), (other, second) in itertools.combinations(scores.items(), 2):
+        for part in (OVERALL, *dict.fromkeys(benchmarks)):
+            here = (benchmarks == part) | (part == OVERALL)
+            found = paired_difference(first[:, here], second[:, here], benchmarks[here])
+            whole = part != OVERALL or set(BENCHMARKS) <= set(benchmarks)
+            lines.append([f"{name} – {other}", part, *cells(found if whole else None)])
+    return "Paired differences", ["models", "benchmark", *HEADING], lines
 
 
-def item_card(item, columns):
-    """An item in HTML: its picture, and side by side what each model said and its scores."""
-    body = [picture_tag(open_image(item.file), 260, f"{item.benchmark}/{item.file.name}")]
-    for column in columns:
-        rounds = rounds_in_html(item.questions, column.answers[item.name])
-        scores = "".join(map(verdict_in_html, column.verdicts(item)))
-        body.append(f"<div>{paragraph(column.label, 'name')}{rounds}{scores}</div>")
-    return (f'<div class="card" id="{item.benchmark}-{item.number}"><h3>{item.name}</h3>'
-            f'<div class="side">{"".join(body)}</div></div>')
+def missing(scores, benchmarks):
+    """Notes on what a judge has not scored."""
+    notes = [f"{np.isnan(found).sum()} of {found.size} answers of {name} are unjudged; its means "
+             "are of the rest." for name, found in scores.items() if np.isnan(found).any()]
+    rows = [averages(found, benchmarks) for found in scores.values()]
+    empty = [name for name in BENCHMARKS if any(np.isnan(row[name]).any() for row in rows)]
+    if empty:
+        notes.append(f"No judged item in {', '.join(empty)}: so there is no overall score.")
+    return notes
 
 
-def averages_chart(rows, published):
-    keys = [*BENCHMARKS, OVERALL]
-    averages = {row.name: [row.averages[key] for key in keys] for row in rows + published}
-    spreads = {row.name: [row.spreads[key] for key in keys] for row in rows}
-    return bar_chart(keys, averages, "Averages", "score, 0 to 5", 5, spreads)
+# ---- Judges
+
+def agreement_table(means):
+    """Every two judges, of {judge: {id: mean score}}."""
+    lines = []
+    for (judge, first), (other, second) in itertools.combinations(means.items(), 2):
+        pairs = np.array([(first[id], second[id]) for id in first.keys() & second.keys()])
+        if len(pairs):
+            a, b = pairs.T
+            chance = ((a[:, None] - b) ** 2).mean()
+            kappa = f"{1 - ((a - b) ** 2).mean() / chance:.2f}" if chance else "–"
+            lines.append([f"{judge} – {other}", len(pairs), kappa, f"{(a - b).mean():+.2f}",
+                          f"{(a == b).mean():.0%}"])
+    heading = ["judges", "answers", "weighted kappa", "mean difference", "the same score"]
+    return "Agreement of the judges", heading, lines
 
 
-def write_report(out, items, models, answers, scores, facts, references=()):
-    """Write out/report.md and out/report.html. Returns the tables for the terminal.
-
-    models: [Weights]; answers: as answer_all returns them; scores: {Said.id: verdicts}, or None if
-    nobody judged; facts: lines that say how the report was made; references: Rows that are no
-    models.
-    """
-    columns, made, first, chart = columns_of(models, answers, scores), [], [], ""
-    notes = ["Not judged; --judge says by whom."]
-    if scores is not None:
-        rows, notes, samples = rows_of(items, columns)
-        notes += ["The published rows are of the paper's own pictures and judges. They stand "
-                  "beside these models, but cannot be compared with them item by item.",
-                  *published_notes()]
-        published = [row._replace(name=f"{row.name} (published)") for row in published_rows()]
-        *made, overall = tables([*rows, *references, *published])
-        differences = difference_table(samples)
-        first = [overall]
-        if differences:
-            first.append(differences)
-            notes = [*DIFFERENCE_NOTES, *notes]
-        if references:
-            notes = [NOTE, *notes]
-        chart = averages_chart(rows, published)
-    names = dict.fromkeys(column.name for column in columns)
-    title = f"{' and '.join(names)} on the paper's four benchmarks"
-    write_text(out / "report.md", in_markdown(title, facts, first + made, notes))
-    cards = [item_card(item, columns) for item in items]
-    write_text(out / "report.html", in_html(title, facts, chart, first + made, notes, cards))
-    return first
+def letter_table(records, names):
+    """What the letter A was worth to judges of two answers at a time, in points: each pair is
+    judged in both orders. records: {judge: {(ids, repeat): [Verdict]}}; names: {id: item name}."""
+    lines = []
+    for judge, found in records.items():
+        pairs = {}                                            # item name: [(score of A, of B)]
+        for (ids, repeat), verdicts in found.items():
+            if len(verdicts) == 2 and (ids[::-1], repeat) in found:
+                pairs.setdefault(names[ids[0]], []).append([score for score, _ in verdicts])
+        if pairs:
+            first, second = np.array([np.mean(scores, axis=0) for scores in pairs.values()]).T
+            lines.append([judge, *cells(paired_difference([first], [second]))])
+    return "What the letter A was worth", ["judge", *HEADING], lines
 
 
-def in_markdown(title, facts, made, notes):
-    """The report without its answers."""
-    parts = [f"# {markdown_text(title)}", "\n".join(f"- {markdown_text(fact)}" for fact in facts)]
-    for table in made:
-        parts += [f"## {table.caption}", markdown_table(table.heading, table.lines)]
-    parts.append("\n".join(f"- {markdown_text(note)}" for note in notes))
-    return "\n\n".join(parts) + "\n"
+# ---- The report
+
+def write_report(out, items, columns, facts):
+    """Write out/report.md, the tables of all judges in out/scores.jsonl, and out/report.html, the
+    answers too. Returns the text of the first. facts: lines that say where answers come from."""
+    benchmarks, verdicts, records = [item.benchmark for item in items], {}, {}
+    ids = [[answer_id(item, column.answers[item.name]) for item in items] for column in columns]
+    names = {id: item.name for row in ids for id, item in zip(row, items, strict=True)}
+    for judge, found in read_scores(out / "scores.jsonl").items():
+        for (group, repeat), row in found.items():
+            if row and names.keys() >= set(group):            # on answers of this report
+                records.setdefault(judge, {})[group, repeat] = row
+                for id, verdict in zip(group, row, strict=True):
+                    verdicts.setdefault(judge, {}).setdefault(id, []).append(verdict)
+    means = {judge: {id: np.mean([score for score, _ in row]) for id, row in found.items()}
+             for judge, found in verdicts.items()}
+    tables, notes = [], list(facts)
+    for judge, found in means.items():
+        scores = {}
+        for column, row in zip(columns, ids, strict=True):
+            row = np.array([[found.get(id, np.nan) for id in row]])
+            scores[column.name] = np.append(scores.get(column.name, row[:0]), row, axis=0)
+        tables += [average_table(f"Judged by {judge}", scores, benchmarks),
+                   difference_table(scores, benchmarks)]
+        notes += [f"Judged by {judge}: {note}" for note in missing(scores, benchmarks)]
+    tables += [agreement_table(means), letter_table(records, names)]
+    tables = [table for table in tables if table[2]]
+    notes += NOTES if means else ["Not judged; --judge says by whom."]
+
+    body = [f"<h2>{escape(caption)}</h2>{html_table(heading, lines)}"
+            for caption, heading, lines in tables] + list(map(paragraph, notes))
+    for i, item in enumerate(items):
+        body.append(card(item, [
+            (column.name, column.answers[item.name],
+             [f"{score}: {reason} ({judge})" for judge, found in verdicts.items()
+              for score, reason in found.get(row[i], ())])
+            for column, row in zip(columns, ids, strict=True)]))
+    text = "\n\n".join([*map(in_markdown, tables), "\n".join(f"- {note}" for note in notes)])
+    with written_beside(out / "report.html") as path:
+        path.write_text(page("The paper's benchmarks", "\n".join(body)), encoding="utf-8")
+    with written_beside(out / "report.md") as path:
+        path.write_text(f"{text}\n", encoding="utf-8")
+    return text
 
 
-def in_html(title, facts, chart, made, notes, cards):
-    """The whole report. chart, cards: HTML; all else is text."""
-    body = [paragraph("\n".join(facts), "faint"), chart]
-    for table in made:
-        body += [f"<h2>{table.caption}</h2>", html_table(table.heading, table.lines)]
-    body += [*map(paragraph, notes), "<h2>Answers</h2>", *cards]
-    return page(title, "\n".join(body))
+def in_markdown(table):
+    caption, heading, lines = table
+    return f"{caption}\n\n{markdown_table(heading, lines)}"
+
+
+# ---- What the paper prints
+
+def published_tables():
+    """The paper's tables from their items, and beside its printed numbers what the items give."""
+    scores = {name: np.array([list(map(float, "".join(rows)))]) for name, rows in PUBLISHED.items()}
+    shape = zip(BENCHMARKS, map(len, PUBLISHED["GPT-4"]), strict=True)
+    names = [f"{name} {number}" for name, count in shape for number in range(1, count + 1)]
+    items = [[name, *(f"{row[0, i]:g}" for row in scores.values())] for i, name in enumerate(names)]
+    benchmarks = [name.split()[0] for name in names]
+    sums, overall = [], []
+    for name, printed in PRINTED.items():
+        found = averages(scores[name], benchmarks)
+        overall.append(found[OVERALL].item())
+        sums += [[f"{name}, {key}", f"{value.item():.2f}", f"{number:.2f}"]
+                 for (key, value), number in zip(found.items(), printed, strict=True)]
+    gpt4, art, mini = overall
+    sums += [["GPT-4 – ArtGPT-4, overall", f"{gpt4 - art:.2f}", "0.15 and 0.25"],
+             ["ArtGPT-4 – MiniGPT-4, overall", f"{art - mini:.2f}", "1.05"]]
+    for name, logged in LOG.items():
+        _, isac, *_ = PRINTED[name]
+        sums.append([f"{name}, ISAC, by the judge's released log", f"{np.mean(logged):.2f}",
+                     f"{isac:.2f}"])
+    return [("Tables 1 to 3: the items", ["item", *scores], items),
+            average_table("Tables 1 to 3: averages of the items", scores, benchmarks),
+            difference_table(scores, benchmarks),
+            ("The sums", ["what", "from the items", "as printed"], sums)]

@@ -1,329 +1,281 @@
 """ArtGPT-4 against controls of the same size: `python -m gallery.ablation`.
 
-Every arm of gallery/arms.py is trained through both stages, with the same data and steps. First a
-sweep: four rates on a seed that no result uses, judged on validation paintings; then five
-seeds at each arm's best rate. The measure was named beforehand: the share of the four attributes
-that texts about held-out paintings of unseen pairs name rightly; so was the first question, whether
-ArtGPT-4 differs from the projection alone (MiniGPT-4). ViT and Q-Former are frozen in all arms, so
-what they find in each painting is computed once, without random crops.
+Every arm trains the projection, and most as many parameters beside it as ArtGPT-4 does, through
+both stages, with the same data and steps. First a sweep: four rates on a seed that no result uses,
+judged on validation paintings; then five seeds at each arm's best rate. Named beforehand were the
+measure, the share of the four attributes that texts about held-out paintings of unseen pairs name
+rightly, and the first question, whether ArtGPT-4 differs from the projection alone (MiniGPT-4).
 
-    python -m gallery.ablation              all of it, some hours on two cores; after an
-                                            interruption the same command continues with the runs
-                                            that were not finished
-    python -m gallery.ablation --device cuda --jobs 16             16 runs at once, on a GPU
-    python -m gallery.ablation --table      the tables and curves from docs/ablation.json alone
-
-OUT has a JSON file for each run. When all are there, docs/ablation.json holds their raw scores and
-docs/ablation.html the tables and learning curves.
+OUT has a JSON file for each run; the same command continues after an interruption. When all are
+there, docs/ablation.json holds their raw scores. --table prints its tables again.
 """
-from common.start import start_command
-
-if __name__ == "__main__":
-    start_command()                                           # before the slow imports
-
 import argparse
 import json
 import multiprocessing
-import os
+import random
+import re
 import zlib
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
+from torch import nn
 
+from artgpt4 import (
+    IGNORE, IMAGE_MARK, INSTRUCTIONS, PROMPTS, TRAINABLE, Adapter, ArtGPT4, example,
+    instruction_prompt, pad_examples,
+)
 from common.command_line import Misuse, number, run_command
-from common.files import read_json, weight_files, written_beside
-from common.loading import device, load_folder
-from common.page import html_table, line_chart, markdown_table, page, paragraph
+from common.files import read_json, written_beside
+from common.models import TINY, device
+from common.page import markdown_table
 from common.paired import cells, paired_difference
-from common.progress import Progress
-from gallery import words
 from gallery.album import painted
-from gallery.arms import ARMS, attach
-from gallery.scenes import SEEN_PAIRS, UNSEEN_PAIRS, random_scenes
-from gallery.score import ATTRIBUTES, describe, held_out
-from train import RECIPES, backward, learning_rate, optimizer_for, set_rate
-from training.cached_vision import cached_vision
-from training.data import Gallery, batches, in_parts
-from training.flags import PARTS
-from training.processes import mean_over_tokens
+from gallery.conversations import about_one, prompt_and_answer
+from gallery.pretrain import end_with_parent, train
+from gallery.scenes import random_scenes
+from gallery.score import ATTRIBUTES, PAIRS, rightly, seen, tell
+from gallery.words import caption, description
 
-HERE = Path(__file__).resolve().parent.parent
-FACTORS = (1 / 3, 1, 3, 9)                                    # of the recipe's rates, in the sweep
+STAGES = {1: (660, 32, 3e-3, 40), 2: (525, 16, 1e-3, 240)}   # steps, batch, rate, longest text
+FACTORS = (1 / 3, 1, 3, 9)                                    # of the rates, in the sweep
 SWEEP_SEED = 1000
-EVERY = 15                                                    # steps of a point of a curve
 MEASURE = "unseen pairs"
-AT_ONCE = 1 - 0.05 / (len(ARMS) - 1)      # of intervals that shall hold for all other arms at once
+
+# ---- Arms: the label, the beginnings of the names that are trained, what is changed before
+
+class LowRank(nn.Module):
+    """LoRA on the queries and values of a fused qkv matrix: W x + B A x, B zero at first."""
+
+    def __init__(self, attention, rank):
+        super().__init__()
+        self.qkv, self.widths = attention.qkv, attention.widths
+        q, _, v = self.widths
+        self.down = nn.ModuleList(nn.Linear(self.qkv.in_features, rank, bias=False) for _ in "qv")
+        self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for width in (q, v))
+        for up in self.up:
+            nn.init.zeros_(up.weight)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).split(self.widths, dim=-1)
+        return torch.cat((q + self.up[0](self.down[0](x)), k, v + self.up[1](self.down[1](x))), -1)
+
+
+def with_mlp(model, goal):
+    width = model.config.llama_width
+    model.proj = nn.Sequential(model.proj, Adapter(width, round((goal - width) / (2 * width + 1))))
+
+
+def with_adapters(model, goal):
+    width, goal = model.config.llama_width, goal / len(model.llama.blocks)
+    for block in model.llama.blocks:
+        block.adapter = Adapter(width, round((goal - width) / (2 * width + 1)))
+
+
+def with_low_rank(model, goal):
+    for block in model.llama.blocks:
+        q, _, v = block.attn.widths
+        rank = goal / len(model.llama.blocks) / (2 * model.config.llama_width + q + v)
+        block.attn.qkv = LowRank(block.attn, round(rank))
+
+
+BLOCK = r"proj\.|llama\.blocks\.\d+\."
+ARMS = {
+    "artgpt4": ("projection, norms and adapters (ArtGPT-4)", TRAINABLE["artgpt4"], None),
+    "projection": ("projection alone (MiniGPT-4)", r"proj\.", None),
+    "mlp": ("projection and an MLP after it", r"proj\.", with_mlp),
+    "lora": ("projection and LoRA on q and v", BLOCK + r"attn\.qkv\.(down|up)\.", with_low_rank),
+    "norms": ("projection and norms", TRAINABLE["artgpt4"].replace("adapter|", ""), None),
+    "adapters": ("projection and adapters", BLOCK + r"adapter\.", with_adapters),
+    "shuffled": ("ArtGPT-4, trained with shuffled pictures", TRAINABLE["artgpt4"], None)}
+
+
+def attach(model, arm):
+    """Make a model that starts as MiniGPT-4 an arm. Returns what is trained, in float32."""
+    _, names, change = ARMS[arm]
+    goal = sum(model.get_parameter(name).numel() for name in model.trainable_names()
+               if not name.startswith("proj."))
+    if change:
+        change(model, goal)
+    model.to(model.llama.embed.weight.device).requires_grad_(False)
+    found = [p for name, p in model.named_parameters() if re.match(names, name)]
+    return [parameter.requires_grad_(True) for parameter in found]
+
 
 # ---- One run
 
-
-def train_stage(model, arm, parameters, stage, recipe, source, what, workers):
-    """Train `parameters` by a recipe; the batches hold features in place of pixels. Returns the
-    mean loss of every EVERY steps."""
-    optimizer = optimizer_for(parameters, recipe)
-    loader = batches(source, stage, model.config.image_size, recipe.batch_size, recipe.steps,
-                     recipe.seed, recipe.min_crop_area, workers)
-    progress, losses = Progress(what, recipe.steps, "steps"), []
-    for step, [batch] in enumerate(loader):
-        set_rate(optimizer, learning_rate(step, recipe))
-        if arm.shuffled:
-            away = len(batch.pixels) // 2                     # beyond the pictures of one prompt
-            batch = batch._replace(pixels=batch.pixels.roll(away, dims=0))
-        parts = in_parts(batch, PARTS.get(("tiny", stage), 1))    # as train.py computes it
-        loss, tokens = backward(model, parts, stage, recipe.max_text_tokens)
-        mean_over_tokens(parameters, tokens)
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss / tokens)
-        progress.show(step + 1, f"loss {losses[-1]:.3f}")
-    return [fmean(losses[i:i + EVERY]) for i in range(0, len(losses), EVERY)]
+@cache
+def pictures_of(weights, device, count, seed, pairs):
+    """(`count` scenes, their queries (count, Q, D of the Q-Former), which no arm changes)."""
+    scenes = random_scenes(count, seed, pairs)
+    model = ArtGPT4.from_pretrained(weights, device, torch.float32)
+    return scenes, seen(model, painted(scenes))[0].clone()
 
 
-def rightly(model, scenes):
-    """{attribute: a text of 0 and 1, whether each scene's description names it rightly}."""
-    texts = describe(model, painted(scenes), 2)
-    named = [words.named(text) for text in texts]
-    return {attribute: "".join(str(int(found[attribute] == scene.attributes[attribute]))
-                               for found, scene in zip(named, scenes, strict=True))
-            for attribute in ATTRIBUTES}
+def text_of(stage, scene, rng, style):
+    """What a stage teaches about a scene: (prompt, answer)."""
+    if stage == 1:
+        return IMAGE_MARK, caption(scene, rng) + "\n"
+    if rng.random() < 0.5:
+        prompt, answer = prompt_and_answer(about_one(scene, rng), rng)
+    else:
+        prompt = instruction_prompt(rng.choice(INSTRUCTIONS), style)
+        answer = description(scene, rng)
+    return prompt, answer + PROMPTS[style][-1]
 
 
-def scenes_of(sweep, count):
-    """{name: held-out scenes}: those of gallery.score, or for the sweep others."""
-    if sweep:
-        return {MEASURE: random_scenes(count, "validation", UNSEEN_PAIRS)}
-    return {"seen pairs": held_out(SEEN_PAIRS, count), MEASURE: held_out(UNSEEN_PAIRS, count)}
+def train_stage(model, parameters, run, stage, args):
+    """Train one stage of a run: (arm, factor, seed, sweep)."""
+    arm, factor, seed, _ = run
+    steps, size, rate, longest = STAGES[stage]
+    steps, size = (args.steps, 2) if args.steps else (steps, size)
+    scenes, queries = pictures_of(args.weights, args.device, args.paintings, "training",
+                                  PAIRS["seen pairs"])
+    style, count = model.config.prompt, model.config.queries
+
+    def loss_of_step(step):
+        rng = random.Random(f"{seed} {stage} {step}")
+        numbers = rng.sample(range(len(scenes)), size)
+        texts = [text_of(stage, scenes[i], rng, style) for i in numbers]
+        ids, targets = pad_examples([example(model.tokenizer, count, prompt, answer, longest)
+                                     for prompt, answer in texts])
+        if arm == "shuffled":
+            numbers = numbers[size // 2:] + numbers[:size // 2]
+        return model(queries[numbers], ids, targets) / (targets != IGNORE).sum(), ""
+
+    what = f"{arm}, rate x {factor:.2g}, seed {seed}, stage {stage}"
+    train((parameters, loss_of_step), steps, factor * rate, what)
 
 
-def recipe_of(stage, args, factor=1, seed=0):
-    """The recipe of a stage for all arms, without random crops; rates are times `factor`."""
-    recipe = RECIPES["tiny", stage]
-    recipe = replace(recipe, lr=factor * recipe.lr, min_lr=factor * recipe.min_lr, seed=seed,
-                     min_crop_area=1)
-    if args.steps:
-        recipe = replace(recipe, steps=args.steps, warmup_steps=1, batch_size=2)
-    return recipe
-
-
-def identity(args):
-    """What must be the same in all runs that are compared."""
-    sums = {file.name: zlib.crc32(file.read_bytes()) for file in weight_files(args.weights, False)}
-    return {"weights": sums, "recipes": [asdict(recipe_of(stage, args)) for stage in (1, 2)],
-            "pictures": args.pictures, "paintings": args.paintings}
-
-
-def source_of(model, args):
-    """What the arms train on: what the model's towers find in the paintings, computed once."""
-    return cached_vision(model, Gallery(args.paintings), workers=args.workers)
-
-
-def one_run(name, factor, seed, sweep, args):
+def one_run(run, args):
     """Train and score one arm. Returns what its JSON file holds."""
-    arm, losses = ARMS[name], {}
+    arm, factor, seed, sweep = run
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
-    model = load_folder(args.weights, args.device, torch.float32, adapter=False)
-    source = source_of(model, args)
-    parameters = attach(model, arm)
-    for stage in (1, 2):
-        recipe = recipe_of(stage, args, factor, seed)
-        what = f"{name}, rate x {factor:.2g}, seed {seed}, stage {stage}"
-        losses[stage] = train_stage(model, arm, parameters, stage, recipe, source, what,
-                                    args.workers)
-    model.eval()
-    found = {pairs: rightly(model, scenes)
-             for pairs, scenes in scenes_of(sweep, args.pictures).items()}
-    return {"arm": name, "factor": factor, "seed": seed, "sweep": sweep, "device": args.device,
+    model = ArtGPT4.from_pretrained(args.weights, args.device, torch.float32, adapter=False)
+    parameters, found = attach(model, arm), {}
+    model.encode_image = lambda queries: model.proj(queries)  # the towers have done their part
+    for stage in STAGES:
+        train_stage(model, parameters, run, stage, args)
+    for name in (MEASURE,) if sweep else PAIRS:
+        scenes, queries = pictures_of(args.weights, args.device, args.pictures,
+                                      "validation" if sweep else "held out", PAIRS[name])
+        right = rightly(scenes, tell(model, queries, 2))
+        found[name] = {attribute: "".join(str(int(value)) for value in right[attribute])
+                       for attribute in ATTRIBUTES}
+    return {"arm": arm, "factor": factor, "seed": seed, "sweep": sweep,
             "parameters": sum(parameter.numel() for parameter in parameters),
-            "rates": [recipe_of(stage, args, factor).lr for stage in (1, 2)],
-            "losses": losses, "rightly": found}
-
-
-def share(rightly):
-    """The mean over attributes and paintings of what `rightly` returns."""
-    return fmean(int(digit) for row in rightly.values() for digit in row)
+            "rates": [factor * STAGES[stage][2] for stage in STAGES], "rightly": found}
 
 
 # ---- All runs
 
-
-def kept_run(name, factor, seed, sweep, args):
-    """What one_run returns, from the run's file or made now. Raises ValueError if the file is of
-    other weights or settings."""
-    same = identity(args)
-    file = args.out / f"{name}-{factor:.3g}-{seed}.json"
+def kept_run(run, args):
+    """What one_run returns, from the run's file or made now. Raises ValueError, naming the file, if
+    it is of other weights or settings."""
+    files = [args.weights / f"{name}.safetensors" for name in ("vision", "llama")]
+    same = [*(zlib.crc32(file.read_bytes()) for file in files), args.pictures, args.paintings,
+            args.steps]
+    file = args.out / "{}-{:.3g}-{}.json".format(*run)
     if not file.is_file():
-        found = one_run(name, factor, seed, sweep, args) | {"identity": same}
+        found = one_run(run, args) | {"identity": same}
         with written_beside(file) as path:
             path.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    run = read_json(file)
-    if run.get("identity") != same:
-        raise ValueError(f"{file}: a run with other weights, recipes or settings; give another "
-                         "--out")
-    return run
+    found = read_json(file)
+    if found.pop("identity", None) != same:
+        raise ValueError(f"{file}: a run with other weights or settings; give another --out")
+    return found
 
 
-def in_turn(runs, args):
-    """kept_run of each (name, factor, seed, sweep), one after the other or args.jobs at once."""
+def share(rightly):
+    """The mean over attributes and paintings of a run's digits."""
+    return fmean(int(digit) for row in rightly.values() for digit in row)
+
+
+def finished(runs, args):
+    """kept_run of each, in turn or args.jobs at once."""
     if args.jobs == 1:
-        return [kept_run(*run, args) for run in runs]
-    source_of(load_folder(args.weights, args.device, torch.float32), args)     # once for all jobs
-    for sweep in (True, False):
-        for scenes in scenes_of(sweep, args.pictures).values():
-            painted(scenes)
-    spawn, threads = multiprocessing.get_context("spawn"), max(1, os.cpu_count() // args.jobs)
-    with ProcessPoolExecutor(args.jobs, spawn, torch.set_num_threads, (threads,)) as pool:
-        return [done.result() for done in [pool.submit(kept_run, *run, args) for run in runs]]
-
-
-def restore(args):
-    """Where no run has been made, write the files of those whose raw scores are kept and fit."""
-    if args.out.is_dir() or not args.scores.is_file():
-        return
-    same, kept = identity(args), read_json(args.scores)
-    for run in kept["runs"] if kept.get("identity") == same else ():
-        file = args.out / f"{run['arm']}-{run['factor']:.3g}-{run['seed']}.json"
-        with written_beside(file) as path:
-            path.write_text(json.dumps(run | {"identity": same}) + "\n", encoding="utf-8")
+        return [kept_run(run, args) for run in runs]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, spawn, end_with_parent) as pool:
+        return list(pool.map(kept_run, runs, [args] * len(runs)))
 
 
 def all_runs(args):
-    """The runs of the sweep and of the comparison: kept ones, or made now."""
-    restore(args)
-    sweep = in_turn([(name, factor, SWEEP_SEED, True) for name in args.arms for factor in FACTORS],
-                    args)
-    best = {}
-    for name in args.arms:
-        scores = {run["factor"]: share(run["rightly"][MEASURE])
-                  for run in sweep if run["arm"] == name}
-        best[name] = max(scores, key=scores.get)
-    return sweep + in_turn([(name, best[name], seed, False)   # soon every arm has a seed
-                            for seed in args.seeds for name in args.arms], args)
+    """The runs of the sweep, and those of the comparison at each arm's best rate."""
+    sweep, best = finished([(arm, factor, SWEEP_SEED, True) for arm in args.arms
+                            for factor in FACTORS], args), {}
+    for run in sorted(sweep, key=lambda run: share(run["rightly"][MEASURE])):
+        best[run["arm"]] = run["factor"]
+    return sweep + finished([(arm, best[arm], seed, False) for seed in args.seeds
+                             for arm in args.arms], args)
 
 
-# ---- Tables and curves
-
-
-def matrix(runs, name, pairs):
-    """(seeds, paintings): the share of attributes that are right in each text of an arm's runs."""
-    rows = []
-    for run in runs:
-        if run["arm"] == name and not run["sweep"]:
-            columns = zip(*run["rightly"][pairs].values(), strict=True)
-            rows.append([fmean(map(int, digits)) for digits in columns])
-    return rows
-
-
-def made_tables(runs):
-    """[(caption, heading, lines)] of the raw scores."""
-    names = [name for name in ARMS if any(run["arm"] == name for run in runs)]
-    results, differences, sweep = [], [], []
-    for name in names:
-        of_arm = [run for run in runs if run["arm"] == name]
-        final = [run for run in of_arm if not run["sweep"]]
-        tried = [(run["factor"], share(run["rightly"][MEASURE])) for run in of_arm if run["sweep"]]
-        sweep.append([ARMS[name].label, *(f"{100 * value:.1f} %" for _, value in sorted(tried))])
+def tables(runs):
+    """The tables of the raw scores, in Markdown."""
+    results, differences, swept = [], [], []
+    shares = {}                                               # arm: (seeds, paintings)
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        own = [run for run in runs if run["arm"] == arm]
+        final = [run for run in own if not run["sweep"]]
+        label = ARMS[arm][0] if arm in ARMS else arm
+        tried = {run["factor"]: share(run["rightly"][MEASURE]) for run in own if run["sweep"]}
+        swept.append([label, *(f"{100 * tried[factor]:.1f} %" for factor in sorted(tried))])
         if not final:
             continue
-        line = [ARMS[name].label, f"{final[0]['parameters']:,}",
-                " and ".join(f"{rate:.0e}" for rate in final[0]["rates"])]
-        for pairs in (MEASURE, "seen pairs"):
-            shares = [100 * share(run["rightly"][pairs]) for run in final]
-            each = ", ".join(f"{value:.1f}" for value in shares)
-            line.append(f"{fmean(shares):.1f} % ({each})")
-        subjects = [share({"": run["rightly"][MEASURE]["subject"]}) for run in final]
-        loss = fmean(run["losses"]["2"][-1] for run in final)
-        results.append([*line, f"{100 * fmean(subjects):.1f} %", f"{loss:.3f}"])
-        if name != "artgpt4" and "artgpt4" in names:
-            pair = matrix(runs, "artgpt4", MEASURE), matrix(runs, name, MEASURE)
-            difference, interval, _, counts = cells(paired_difference(*pair), 1, 100)
-            _, wide, _, _ = cells(paired_difference(*pair, level=AT_ONCE, draws=40_000), 1, 100)
-            differences.append([ARMS[name].label, difference, interval, wide, counts])
-    swept = sorted({run["factor"] for run in runs if run["sweep"]})
-    factors = [f"rates x {factor:.2g}" for factor in swept]
-    heading = ["arm", "difference", "95 % interval", f"{100 * AT_ONCE:.1f} % interval",
-               "wins, ties, losses"]
-    tables = [
-        ("Attributes named rightly, mean and each seed",
-         ["trained", "parameters", "rates", MEASURE, "seen pairs", f"subject, {MEASURE}",
-          "last loss"], results),
-        (f"ArtGPT-4 minus the arm, {MEASURE}, percentage points", heading, differences),
-        (f"Sweep: validation paintings of {MEASURE}, one seed", ["trained", *factors], sweep)]
-    return [table for table in tables if table[-1]]           # those that have lines
-
-
-def curves(runs):
-    """The chart of the loss of stage 2 in training, an arm's mean over its seeds."""
-    series = {}
-    for name in ARMS:
-        rows = [run["losses"]["2"] for run in runs if run["arm"] == name and not run["sweep"]]
-        if rows:
-            means = map(fmean, zip(*rows, strict=True))
-            series[name] = [((i + 1) * EVERY, loss) for i, loss in enumerate(means)]
-    return line_chart(series, "Stage 2", "step", "loss, nats per token", log_y=True)
-
-
-def report(runs, file):
-    """Print the tables, and write them with the curves to an HTML file."""
-    body = [paragraph("Made by python -m gallery.ablation --table from the raw scores. The "
-                      "intervals are of a bootstrap over paintings and training seeds; the wider "
-                      "ones are for all comparisons at once (Bonferroni).")]
-    if not all(run["sweep"] for run in runs):
-        body.append(curves(runs))
-    for caption, heading, lines in made_tables(runs):
-        print(f"{caption}\n\n{markdown_table(heading, lines)}\n")
-        body += [f"<h2>{caption}</h2>", html_table(heading, lines)]
-    with written_beside(file) as path:
-        path.write_text(page("ArtGPT-4 and controls of the same size", "\n".join(body)),
-                        encoding="utf-8")
+        digits = np.array([[list(map(int, row)) for row in run["rightly"][MEASURE].values()]
+                           for run in final])                 # (seeds, attributes, paintings)
+        shares[arm] = digits.mean(axis=1)
+        seen_pairs = fmean(share(run["rightly"]["seen pairs"]) for run in final)
+        each = ", ".join(f"{100 * value:.1f}" for value in shares[arm].mean(axis=1))
+        results.append([
+            label, f"{final[0]['parameters']:,}",
+            " and ".join(f"{rate:.0e}" for rate in final[0]["rates"]),
+            f"{100 * shares[arm].mean():.1f} % ({each})", f"{100 * seen_pairs:.1f} %",
+            f"{100 * digits[:, 0].mean():.1f} %", f"{100 * digits.min(axis=1).mean():.1f} %"])
+        if arm != "artgpt4" and "artgpt4" in shares:
+            pair = shares["artgpt4"], shares[arm]
+            wide = paired_difference(*pair, level=1 - 0.05 / (len(ARMS) - 1))
+            differences.append([label, *cells(paired_difference(*pair), 1, 100),
+                                cells(wide, 1, 100)[1]])
+    return "\n\n".join(markdown_table(heading, rows) for heading, rows in (
+        (("trained", "parameters", "rates", MEASURE, "seen pairs", f"subject, {MEASURE}",
+          f"all four at once, {MEASURE}"), results),
+        ((f"ArtGPT-4 minus the arm, {MEASURE}", "points", "95 % interval", "wins, ties, losses",
+          "for all at once"), differences),
+        (("sweep, one seed", *(f"rates x {factor:.2g}" for factor in FACTORS)), swept)) if rows)
 
 
 def main(args):
     if SWEEP_SEED in args.seeds:
         raise Misuse(f"--seeds: {SWEEP_SEED} is the seed of the sweep, which no result uses")
-    if args.table:
-        runs = read_json(args.scores)["runs"]
-    else:
-        runs = all_runs(args)
+    if not args.table:
+        lines = ",\n".join(map(json.dumps, all_runs(args)))
         with written_beside(args.scores) as path:
-            raw = [{key: value for key, value in run.items() if key != "identity"} for run in runs]
-            lines = ",\n".join(map(json.dumps, raw))
-            same = json.dumps(identity(args))
-            path.write_text(f'{{"identity": {same},\n"runs": [\n{lines}\n]}}\n', encoding="utf-8")
-    report(runs, args.scores.with_suffix(".html"))
+            path.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
+    print(tables(read_json(args.scores)["runs"]))
 
 
 def command_line():
     parser = argparse.ArgumentParser(prog="python -m gallery.ablation", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=HERE / "weights" / "tiny",
-                        help="the weights folder whose frozen parts are used; default: "
-                             "weights/tiny")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"),
-                        help="folder of the runs; default: %(default)s")
-    parser.add_argument("--scores", type=Path, default=Path("docs/ablation.json"), metavar="FILE",
-                        help="the raw scores of all runs; default: %(default)s")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3, 4, 5],
-                        help="none: the sweep alone; default: 1 to 5")
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS),
-                        help="default: all")
-    parser.add_argument("--pictures", type=int, default=200, help="held-out, of each kind; "
-                        "default: %(default)s")
-    parser.add_argument("--paintings", type=int, default=3000, help="to train on; default: "
-                        "%(default)s")
-    parser.add_argument("--steps", type=int, help="of each stage, with batches of 2: a trial of "
-                        "the command, whose scores mean nothing; needs another --out and --scores")
-    parser.add_argument("--workers", type=int, default=1, help="processes that load texts, for "
-                        "each run; default: %(default)s")
-    parser.add_argument("--jobs", type=number(int, 1, 256), default=1, help="runs at the same "
-                        "time; default: %(default)s")
-    parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda, ...; default: "
-                        "%(default)s")
-    parser.add_argument("--table", action="store_true",
-                        help="train nothing; make tables and curves from --scores")
+    add, count = parser.add_argument, number(int, 1, 10**6)
+    add("--weights", type=Path, default=TINY, metavar="FOLDER", help="default: weights/tiny")
+    add("--device", type=device, default="cpu", help="default: %(default)s")
+    add("--out", type=Path, default=Path("runs/ablation"), metavar="FOLDER",
+        help="folder of the runs; default: %(default)s")
+    add("--scores", type=Path, default=Path("docs/ablation.json"), metavar="FILE",
+        help="the raw scores of all runs; default: %(default)s")
+    add("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="default: all")
+    add("--seeds", type=int, nargs="*", default=[1, 2, 3, 4, 5], help="default: 1 to 5")
+    add("--pictures", type=count, default=200, help="held-out, of each kind; default: 200")
+    add("--paintings", type=count, default=3000, help="to train on; default: 3000")
+    add("--steps", type=count, help="of each stage, with batches of 2: a trial of the command")
+    add("--jobs", type=count, default=1, help="runs at the same time; default: 1")
+    add("--table", action="store_true", help="train nothing; print the tables of --scores")
     return parser
 
 

@@ -73,10 +73,8 @@ def painted(scenes, folder="runs/gallery", size=224):
 
 
 def contact_sheet(pictures, columns, captions=None):
-    """PIL pictures of one size in a grid with `columns` columns, as one PIL RGB image.
-
-    captions: one string a picture, wrapped under it; all get the space of the tallest.
-    """
+    """PIL pictures of one size in a grid with `columns` columns, as one PIL RGB image. captions:
+    one string a picture, wrapped under it; all get the space of the tallest."""
     width, height = pictures[0].size
     margin, font = max(4, width // 28), ImageFont.load_default(size=max(9, width // 18))
     letters, pen = max(8, int(width / font.getlength("n"))), ImageDraw.Draw(Image.new("L", (1, 1)))

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from artgpt4 import INSTRUCTIONS
 from common.command_line import number, run_command
-from common.files import written_beside
+from common.files import read_json, written_beside
 from gallery.painting import paint
-from gallery.scenes import (EMOTION_OF, FIGURES, MOODS, PALETTES, SEEN_PAIRS, STYLES, SUBJECTS,
-                            THINGS, UNSEEN_PAIRS, Scene, random_scenes)
+from gallery.scenes import (EMOTION_OF, FIGURES, MOODS, SEEN_PAIRS, SUBJECTS, THINGS,
+                            UNSEEN_PAIRS, Scene, random_scenes)
 from gallery.words import PHRASES, mentioned, named
 
 QUESTIONS = {
@@ -31,68 +31,55 @@ QUESTIONS = {
     "MDIUC": [INSTRUCTIONS[0], "What kind of situation do you think it is in?",
               "Can you tell me what it is doing or preparing to do?",
               "Which colours does it have, and how was it painted?",
-              "Write a short poem about it."],
-    "PAGES": "Write a web page for this painting."}
+              "Write a short poem about it."]}
 SHAPE = {"IDC": 10, "ISAC": 10, "ICRC": 5, "MDIUC": 2}        # items of the paper's benchmarks
 
 # ---- The folder
 
-
 def held_out_scenes(name, count, subjects, things=0, alone=0.5):
-    """`count` scenes that no training set has, each subject about equally often.
-
-    They come from seen and unseen pairs alike and have at least `things` things; `alone`: see
-    random_scenes.
-    """
+    """`count` scenes that no training set has, each subject about equally often, from seen and
+    unseen pairs alike, with at least `things` things; `alone`: see random_scenes."""
     pairs = [pair for pair in SEEN_PAIRS + UNSEEN_PAIRS if pair[0] in subjects]
-    most = math.ceil(count / len(subjects))
+    left = dict.fromkeys(subjects, math.ceil(count / len(subjects)))
     chosen = []
     for scene in random_scenes(max(1000, 10 * count), f"benchmark {name}", pairs, alone):
-        same_subject = sum(scene.subject == other.subject for other in chosen)
-        if len(scene.things) >= things and same_subject < most and len(chosen) < count:
+        if len(scene.things) >= things and left[scene.subject] > 0 and len(chosen) < count:
+            left[scene.subject] -= 1
             chosen.append(scene)
     return chosen
 
 
 def items_of(count):
     """{benchmark: items} of `count` items in the shape of the paper's, at least one of each."""
-    counts, total = {}, sum(SHAPE.values())
-    for benchmark, share in SHAPE.items():
-        counts[benchmark] = max(1, count * share // total)
+    total = sum(SHAPE.values())
+    counts = {name: max(1, count * share // total) for name, share in SHAPE.items()}
     remainder = sorted(SHAPE, key=lambda name: -(count * SHAPE[name] % total))
-    for benchmark in remainder[:max(0, count - sum(counts.values()))]:
-        counts[benchmark] += 1
+    for name in remainder[:max(0, count - sum(counts.values()))]:
+        counts[name] += 1
     return counts
 
 
-def scenes(items=27, pages=0):
-    """{("IDC", "1"): Scene, ...}, `items` in the four benchmarks and `pages` in PAGES.
-
-    27 is the paper's number: 10 IDC, 10 ISAC with figures, 5 ICRC with several objects, and 2
-    MDIUC, half of them figures.
-    """
+def scenes(items=27):
+    """{("IDC", "1"): Scene, ...}. 27 is the paper's number: 10 IDC, 10 ISAC with figures, 5 ICRC
+    with several objects, and 2 MDIUC, half of them figures."""
     others = [subject for subject in SUBJECTS if subject not in FIGURES]
     outdoors = [subject for subject in others if subject not in ("vase of flowers", "cat")]
     counts = items_of(items)
     half = counts["MDIUC"] // 2
-    dialogues = (held_out_scenes("MDIUC", half, FIGURES)
-                 + held_out_scenes("MDIUC", counts["MDIUC"] - half, others))
     chosen = {"IDC": held_out_scenes("IDC", counts["IDC"], others),
               "ISAC": held_out_scenes("ISAC", counts["ISAC"], FIGURES, alone=1),
               "ICRC": held_out_scenes("ICRC", counts["ICRC"], outdoors, things=2, alone=0),
-              "MDIUC": dialogues,
-              "PAGES": held_out_scenes("PAGES", pages, SUBJECTS)}
+              "MDIUC": [*held_out_scenes("MDIUC", half, FIGURES),
+                        *held_out_scenes("MDIUC", counts["MDIUC"] - half, others)]}
     return {(benchmark, str(number)): scene
             for benchmark, row in chosen.items() for number, scene in enumerate(row, start=1)}
 
 
-def make(folder, items=27, pages=0):
-    """Write the benchmark: IDC/1.png ..., questions.json and, last of all, truth.json.
-
-    The bytes are the same each time. Pictures of another benchmark that was made there are removed.
-    """
+def make(folder, items=27):
+    """Write the benchmark: IDC/1.png ..., questions.json and, last of all, truth.json. The bytes
+    are the same each time. Pictures of another benchmark that was made there are removed."""
     folder, truths = Path(folder), {}
-    chosen = scenes(items, pages)
+    chosen = scenes(items)
     if (folder / "truth.json").is_file():
         for benchmark, number in truth(folder).keys() - chosen.keys():
             (folder / benchmark / f"{number}.png").unlink(missing_ok=True)
@@ -109,24 +96,20 @@ def make(folder, items=27, pages=0):
 def truth(folder):
     """{("IDC", "1"): Scene, ...} of a folder that `make` wrote. Raises ValueError for any other."""
     file = Path(folder) / "truth.json"
+    rows = read_json(file)                                    # names it if there is none
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
         found = {(benchmark, number): Scene(**scene | {"things": tuple(scene["things"])})
                  for benchmark, items in rows.items() for number, scene in items.items()}
-        for (benchmark, number), scene in found.items():
-            if benchmark == "ISAC" and scene.subject not in FIGURES:
-                raise ValueError(f"ISAC {number} shows no figure, but a {scene.subject}")
-        return found
-    except FileNotFoundError:
-        raise ValueError(f"{folder}: no truth.json in it, so it is not a gallery benchmark and the "
-                         "gallery's rules cannot judge it; choose another judge") from None
+        figures = {scene.subject for (name, _), scene in found.items() if name == "ISAC"}
+        if not figures <= set(FIGURES):
+            raise ValueError("a picture of ISAC shows no figure")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not the truth of a gallery benchmark ({error!r}); delete the "
                          "folder and make it again") from None
+    return found
 
 
 # ---- What a text says
-
 
 DENIALS = re.compile(
     r"\b(?:no|not|nor|never|neither|without|lacks?|lacking|hardly|(?:nothing|anything) (?:like|but)"
@@ -159,25 +142,15 @@ def said(text, *rules):
     return values
 
 
-def compared(scene, text, attributes):
-    """({attribute: whether the text names it rightly}, the same as a sentence)."""
-    values_of = {"subject": SUBJECTS, "style": STYLES, "palette": PALETTES, "mood": MOODS}
-    text = affirmed(text)
-    found, right, findings = named(text), {}, []
-    for attribute in attributes:
-        true = scene.attributes[attribute]
-        right[attribute] = found[attribute] == true
-        finding = f"{attribute} {true}"
-        if not right[attribute]:
-            finding += " not named"
-            if others := mentioned(text, values_of[attribute]):
-                finding += f", but {', '.join(sorted(others))}"
-        findings.append(finding)
-    return right, "; ".join(findings)
+def compared(scene, text, *attributes):
+    """({attribute: whether the text names it rightly}, the same in words)."""
+    found = named(affirmed(text))
+    right = {name: found[name] == scene.attributes[name] for name in attributes}
+    return right, "; ".join(f"{name} {scene.attributes[name]}{'' if is_named else ' not named'}"
+                            for name, is_named in right.items())
 
 
 # ---- The rules
-
 
 def idc(scene, questions, answers):
     """How complete the description is, and whether it appreciates the painting.
@@ -190,23 +163,21 @@ def idc(scene, questions, answers):
     5 as an artist speaks: how it is made and what it does to the viewer, with nothing left out
     """
     text = answers[0]
-    right, reason = compared(scene, text, ("subject", "style", "palette", "mood"))
+    right, reason = compared(scene, text, "subject", "style", "palette", "mood")
     things = mentioned(affirmed(text), THINGS)
-    wrong_things = things - set(scene.things)
-    names_something = any(named(affirmed(text)).values()) or (things and not wrong_things)
-    if not names_something:
+    wrong = things - set(scene.things)
+    if not any(named(affirmed(text)).values()) and (wrong or not things):
         return 0, "nothing of a painting is named, or several names of every kind"
     if not right["subject"]:
         return 1, reason
-    if wrong_things:
-        return 2, f"{reason}; not there: {', '.join(sorted(wrong_things))}"
+    if wrong:
+        return 2, f"{reason}; not there: {', '.join(sorted(wrong))}"
     if not (right["style"] and right["palette"]):
         return 2, reason
     if not right["mood"]:
         return 3, reason
     tells_means = said(text, "technique", "handling") == {scene.style}
-    tells_effect = said(text, "feeling") == {scene.mood}
-    if tells_means and tells_effect and things == set(scene.things):
+    if tells_means and said(text, "feeling") == {scene.mood} and things == set(scene.things):
         return 5, f"{reason}; technique, effect and everything around are told"
     return 4, reason
 
@@ -221,36 +192,24 @@ def isac(scene, questions, answers):
     4 both, with their proofs
     5 and the artist's means
     """
-    text, names = answers[0], affirmed(answers[0])
+    text, names, emotion = answers[0], affirmed(answers[0]), EMOTION_OF[scene.subject]
     emotions, moods = mentioned(names, EMOTION_OF.values()), mentioned(names, MOODS)
-    figures = mentioned(names, FIGURES)
-    emotion = EMOTION_OF[scene.subject]
-    right = {"figure": emotions == {emotion} and figures <= {scene.subject},
-             "viewer": moods == {scene.mood}}
-    proof = {"figure": said(text, "posture") == {scene.subject},
-             "viewer": said(text, "tone", "colours") == {scene.palette}}
-    parts = []
-    feelings = (("figure", emotion, emotions | figures), ("viewer", scene.mood, moods))
-    for who, true, found in feelings:
-        if not right[who]:
-            finding = f"the text says {', '.join(sorted(found)) or 'nothing'}"
-        elif proof[who]:
-            finding = "proven"
+    states = []
+    for found, is_right, is_proven in (
+            (emotions, emotions == {emotion} and mentioned(names, FIGURES) <= {scene.subject},
+             said(text, "posture") == {scene.subject}),
+            (moods, moods == {scene.mood}, said(text, "tone", "colours") == {scene.palette})):
+        if is_right:
+            states.append("proven" if is_proven else "not proven")
         else:
-            finding = "no right proof"
-        parts.append(f"{who} feels {true}: {finding}")
-    reason = "; ".join(parts)
-    if not any(right.values()):
-        return 0, reason
-    proven = [who for who in right if right[who] and proof[who]]
-    if not proven:
-        return 1, reason
-    if len(proven) < 2:
-        wrong = (emotions and not right["figure"]) or (moods and not right["viewer"])
-        return (2 if wrong else 3), reason
-    if said(text, "technique", "handling") == {scene.style}:
-        return 5, f"{reason}; the artist's means too"
-    return 4, reason
+            states.append("wrong" if found else "left open")
+    reason = f"figure feels {emotion}: {states[0]}; viewer feels {scene.mood}: {states[1]}"
+    if states == ["proven", "proven"]:
+        means = said(text, "technique", "handling") == {scene.style}
+        return (5, f"{reason}; the artist's means too") if means else (4, reason)
+    if "proven" in states:
+        return (2 if "wrong" in states else 3), reason
+    return (1 if "not proven" in states else 0), reason
 
 
 def icrc(scene, questions, answers):
@@ -278,9 +237,7 @@ def icrc(scene, questions, answers):
         if said(answers[0], "setting") == {scene.setting}:
             return 5, f"{reason}; and the setting"
         return 4, reason
-    if there < found and errors == 1:
-        return 3, reason
-    return 2, reason
+    return (3 if there < found and errors == 1 else 2), reason
 
 
 def mdiuc(scene, questions, answers):
@@ -294,64 +251,31 @@ def mdiuc(scene, questions, answers):
     5 and the poem is one, about this picture
     """
     describing, situation, doing, look, poem = answers
-    described, _ = compared(scene, describing, ("subject", "style", "palette"))
-    looked, _ = compared(scene, look, ("style", "palette"))
     understood = {
-        "description": all(described.values()),
+        "description": all(compared(scene, describing, "subject", "style", "palette")[0].values()),
         "situation": (named(affirmed(situation))["mood"] == scene.mood
                       and mentioned(affirmed(situation), SUBJECTS) <= {scene.subject}),
         "doing": said(doing, "doing") == {scene.subject},
-        "look": all(looked.values())}
+        "look": all(compared(scene, look, "style", "palette")[0].values())}
     count = sum(understood.values())
     parts = [part for part, is_understood in understood.items() if is_understood]
     reason = f"understood: {', '.join(parts) or 'nothing'}"
-    distinct = {answer.strip().lower() for answer in answers} - {""}
-    if len(distinct) < len(answers):
+    if len({answer.strip().lower() for answer in answers} - {""}) < len(answers):
         return min(1, count), f"{reason}; an answer is empty or given twice"
-    lines = [line for line in poem.splitlines() if line.strip()]
     of_this = (mentioned(poem, SUBJECTS) == {scene.subject}
                and said(poem, "verse") == {scene.subject})
-    if count == 4 and len(lines) > 1 and of_this:
+    if count == 4 and len(poem.split("\n")) > 1 and of_this:
         return 5, f"{reason}; and a poem about it"
     return count, reason
 
 
-def pages(scene, questions, answers):
-    """A web page: what it says to its reader, and whether it wears the painting's colours.
-
-    0 no page
-    1 a page that does not name the subject, or another one
-    2 the subject
-    3 style, palette and mood too
-    4 and three of the palette's five colours
-    5 all five, with a title and a heading
-    """
-    source = answers[0]
-    if not re.search(r"<(!doctype html|html|body|h1|title)\b.*<", source, re.I | re.S):
-        return 0, "no web page"
-    visible = re.sub(r"<style.*?</style>|<[^>]*>", " ", source, flags=re.I | re.S)
-    right, reason = compared(scene, visible, ("subject", "style", "palette", "mood"))
-    colours = {colour for colour in vars(PALETTES[scene.palette]).values()
-               if colour in source.lower()}
-    reason += f"; {len(colours)} of 5 colours"
-    if not right["subject"]:
-        return 1, reason
-    if not all(right.values()):
-        return 2, reason
-    if len(colours) < 3:
-        return 3, reason
-    if len(colours) == 5 and re.search("<title>.*<h1>", source, re.I | re.S):
-        return 5, f"{reason}; title and heading"
-    return 4, reason
-
-
-RULES = {"IDC": idc, "ISAC": isac, "ICRC": icrc, "MDIUC": mdiuc, "PAGES": pages}
+RULES = {"IDC": idc, "ISAC": isac, "ICRC": icrc, "MDIUC": mdiuc}
 
 
 def main(args):
-    make(args.folder, args.items, args.pages)
-    print(f"wrote {args.folder}: {args.items} items and {args.pages} web pages to ask for; judge "
-          f"answers with python evaluate.py {args.folder} --judge gallery")
+    make(args.folder, args.items)
+    print(f"wrote {args.folder}: {args.items} items; judge answers to them with python evaluate.py "
+          f"{args.folder} --judge gallery")
 
 
 if __name__ == "__main__":
@@ -360,6 +284,4 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, help="the benchmark folder to make")
     parser.add_argument("--items", type=number(int, 4, 10_000), default=27, metavar="N",
                         help="pictures in the four benchmarks, in the paper's shape; default: 27")
-    parser.add_argument("--pages", type=number(int, 0, 1000), default=0, metavar="N",
-                        help="pictures for which a web page is asked; default: 0")
     run_command(main, parser)

@@ -1,10 +1,9 @@
 """Whether a picture is like those that a model was trained on: `python -m gallery.familiarity`.
 
-The mean of a picture's query outputs lies near those of other pictures of the gallery. Along the
-directions in which those hardly differ, a foreign picture stands out: what is measured is the sum
-of squared deviations along 32 of these, each in units of the gallery's own. The threshold is what
-98 % of held-out paintings stay below; other held-out paintings show how often it errs. Noise, sharp
-and soft, and files that are given are measured too.
+The mean of a picture's query outputs lies near those of other pictures of the gallery. What is
+measured is the sum of its squared deviations along the 32 directions in which those hardly differ,
+each in units of the gallery's own: there a foreign picture stands out. 98 % of held-out paintings
+stay below the threshold; other held-out ones, noise and files that are given are measured too.
 """
 import argparse
 from pathlib import Path
@@ -83,11 +82,11 @@ def mean_queries(model, images):
 
 def fitted(model, paintings=3000):
     """(the measure of a model, mean queries of held-out paintings to which it was not fitted)."""
-    def seen(count, *of):
-        return mean_queries(model, map(Image.fromarray, painted(random_scenes(count, *of))))
-    held_out = torch.cat([seen(max(2, paintings // 15), "held out", pairs)
+    def seen(every, scenes):
+        return mean_queries(model, map(Image.fromarray, painted(scenes)[::every]))
+    held_out = torch.cat([seen(1, random_scenes(max(2, paintings // 15), "held out", pairs))
                           for pairs in (SEEN_PAIRS, UNSEEN_PAIRS)])
-    return fit(seen(paintings, "training")[::3], held_out[::2]), held_out[1::2]
+    return fit(seen(3, random_scenes(paintings, "training")), held_out[::2]), held_out[1::2]
 
 
 def main(args):
@@ -95,13 +94,12 @@ def main(args):
     measure, held_out = fitted(model)
     noise = np.random.default_rng(0).integers(0, 256, (40, 224, 224, 3), dtype=np.uint8)
     kinds = {"held-out paintings, wrongly": held_out,
-             "noise": mean_queries(model, map(Image.fromarray, noise)),
-             "soft noise": mean_queries(model, [Image.fromarray(part[:8, :8]) for part in noise])}
+             "noise": mean_queries(model, map(Image.fromarray, noise))}
     if args.pictures:
         kinds["the given pictures"] = mean_queries(model, map(open_image, args.pictures))
     far = {kind: distance(measure, rows) > measure["threshold"] for kind, rows in kinds.items()}
-    print(markdown_table(("said to be unfamiliar", "share"), (
-        (f"{kind} ({len(row)})", f"{row.float().mean():.1%}") for kind, row in far.items())))
+    print(markdown_table(("said to be unfamiliar", "of", "share"), (
+        (kind, len(row), f"{row.float().mean():.1%}") for kind, row in far.items())))
     if args.save:
         save_tensors(measure, args.weights / FILE)
 

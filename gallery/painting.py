@@ -23,7 +23,6 @@ from gallery.scenes import COMPOSITIONS, PALETTES, STYLES
 WORK_SIZE = 224
 ROLES = ("sky", "ground", "main", "accent", "dark")
 
-
 @dataclass(frozen=True)
 class Shape:
     """Polygons of one colour that make one region."""
@@ -43,7 +42,6 @@ class Shape:
     def is_sky(self):
         return self.role == "sky" and not self.subject
 
-
 @dataclass(frozen=True)
 class Plate:
     """A rendered scene, from which every style starts."""
@@ -57,37 +55,30 @@ class Plate:
         """(n, n) map of value(shape) for the visible shape."""
         return np.take(np.array([value(shape) for shape in self.shapes], np.float32), self.labels)
 
-
 # ---- geometry ----
 
 def box(u0, v0, u1, v1):
     return [(u0, v0), (u1, v0), (u1, v1), (u0, v1)]
 
-
 WHOLE, UPPER, LOWER = (0, 2 * pi), (0, pi), (pi, 2 * pi)     # arcs of an oval
-
 
 def oval(u, v, ru, rv=None, arc=WHOLE, steps=24):
     rv, (start, stop) = ru if rv is None else rv, arc
     angles = [start + (stop - start) * i / steps for i in range(steps + 1)]
     return [(u + ru * cos(a), v + rv * sin(a)) for a in angles]
 
-
 def taper(v0, half0, v1, half1, u=0.0):
     """A tower's trapezium: half the width at height v0 and at height v1."""
     return [(u - half0, v0), (u + half0, v0), (u + half1, v1), (u - half1, v1)]
-
 
 def line(u0, v0, u1, v1, width):
     length = ((u1 - u0) ** 2 + (v1 - v0) ** 2) ** 0.5
     du, dv = (v0 - v1) / length * width / 2, (u1 - u0) / length * width / 2
     return [(u0 + du, v0 + dv), (u1 + du, v1 + dv), (u1 - du, v1 - dv), (u0 - du, v0 - dv)]
 
-
 def battlements(u0, u1, v, height, teeth):
     step = (u1 - u0) / (2 * teeth - 1)
     return [box(u0 + 2 * i * step, v, u0 + (2 * i + 1) * step, v + height) for i in range(teeth)]
-
 
 # ---- subjects: each function returns shapes in the subject's own frame ----
 
@@ -116,7 +107,6 @@ def mountain(rng):
         shapes.append(Shape([[(u, top), edge[-1], *away]], "accent", -0.2, 0.1))
     return shapes
 
-
 def lighthouse(rng):
     foot, top, stripes = rng.uniform(0.13, 0.16), rng.uniform(0.08, 0.095), rng.randint(4, 6)
     rock = [(-0.36, 0), (-0.29, 0.07), (-0.2, 0.09), (-0.13, 0.14), (0.14, 0.13), (0.2, 0.08),
@@ -134,7 +124,6 @@ def lighthouse(rng):
             Shape([line(0, 0.76, 0, 0.87, 0.02)], "dark", fine=True),
             Shape([oval(0, 0.87, top * 1.1, 0.085, UPPER), line(0, 0.94, 0, 1, 0.02)], "dark", 0.1),
             Shape([oval(0, 0.17, 0.035, 0.07, UPPER) + [(-0.035, 0.1), (0.035, 0.1)]], "dark")]
-
 
 def sailing_boat(rng):
     mast, reach, lean = rng.uniform(-0.06, 0.04), rng.uniform(0.36, 0.46), rng.uniform(0.02, 0.08)
@@ -158,7 +147,6 @@ def sailing_boat(rng):
                      Shape([[(-0.46, deck + 0.03), (0.46, deck), (0.44, deck - 0.04),
                              (-0.43, deck - 0.015)]], "accent", 0.0)]
 
-
 def windmill(rng):
     foot, turn, hub = rng.uniform(0.19, 0.23), rng.uniform(0.15, 1.4), 0.62
     sails, spars = [], []
@@ -178,7 +166,6 @@ def windmill(rng):
             Shape(sails, "accent", 0.2, 0.1),
             Shape(spars, "dark", 0.0, 0.0, fine=True), Shape([oval(0, hub, 0.035)], "dark")]
 
-
 def cottage(rng):
     wall, ridge, front = rng.uniform(0.4, 0.47), rng.uniform(0.8, 0.88), rng.uniform(0.34, 0.4)
     left, right, middle = -0.56, 0.58, -0.56 + front * 0.62
@@ -192,7 +179,6 @@ def cottage(rng):
     panes = [box(u0, 0.16, u1, 0.33) for u0, u1 in windows]
     bars = [line((u0 + u1) / 2, 0.16, (u0 + u1) / 2, 0.33, 0.018) for u0, u1 in windows]
     bars += [line(u0, 0.245, u1, 0.245, 0.018) for u0, u1 in windows]
-    door = left + front * 0.62
     return [Shape(smoke, "sky", 0.4, 0.05),
             Shape([box(chimney - 0.06, 0.6, chimney + 0.06, 1.0)], "dark", 0.3),
             Shape([box(left + 0.1, 0, right, wall)], "accent", -0.28, 0.08),
@@ -202,11 +188,10 @@ def cottage(rng):
                     (gable_right + 0.03, wall - 0.05)]], "main", -0.05, 0.2, (0, 1)),
             Shape([line(left - 0.06, wall - 0.07, middle, ridge, 0.06)], "main", -0.45, 0.0),
             Shape([line(middle, ridge, gable_right + 0.05, wall - 0.07, 0.06)], "main", -0.45, 0.0),
-            Shape([box(door - 0.075, 0, door + 0.075, 0.27)], "dark", 0.08),
-            Shape([oval(door, 0.5, 0.05)], "dark", 0.2),
+            Shape([box(middle - 0.075, 0, middle + 0.075, 0.27)], "dark", 0.08),
+            Shape([oval(middle, 0.5, 0.05)], "dark", 0.2),
             Shape(panes, "accent" if rng.random() < 0.4 else "dark", 0.2),
             Shape(bars, "dark", 0.0, 0.0, fine=True)]
-
 
 def tree(rng):
     lobes = [(0, 0.68, 0.3)]
@@ -228,7 +213,6 @@ def tree(rng):
         shapes.append(Shape([oval(r * cos(a), 0.65 + 0.85 * r * sin(a), 0.028, steps=12)
                              for r, a in fruit], "accent"))
     return shapes
-
 
 def bridge(rng):
     arches, reach, hump = rng.choice([1, 2, 3, 3, 4]), 0.86, rng.uniform(0.05, 0.14)
@@ -252,7 +236,6 @@ def bridge(rng):
             Shape([deck + rail[::-1]], "main", 0.35, 0.1),
             Shape([deck + [(u, v - 0.025) for u, v in deck[::-1]]], "dark", 0.1, 0.0),
             Shape(posts, "accent", 0.0, 0.1), Shape(banks, "ground", -0.4, 0.15, (0, 1))]
-
 
 def vase_of_flowers(rng):
     belly, neck, shapes = rng.uniform(0.17, 0.22), rng.uniform(0.07, 0.1), []
@@ -282,7 +265,6 @@ def vase_of_flowers(rng):
     return shapes + [Shape([body], "dark", 0.35, 0.35, (1, 0.2)),
                      Shape([band], "accent", 0.0, 0.3, (1, 0))]
 
-
 def cat(rng):
     role, light = rng.choice([("dark", 0.12), ("main", -0.3), ("main", -0.1)])
     head, swing = rng.uniform(0.68, 0.72), rng.uniform(0.9, 1.15)
@@ -310,7 +292,6 @@ def cat(rng):
             Shape(eyes, "accent", 0.1, 0.0), Shape(pupils + face, "dark", -0.3, 0.0),
             Shape(whiskers, "accent", 0.2, 0.0, fine=True)]
 
-
 def castle(rng):
     wall, keep, tall = rng.uniform(0.34, 0.42), rng.uniform(0.7, 0.78), rng.uniform(0.52, 0.64)
     cones = rng.random() < 0.5
@@ -334,14 +315,12 @@ def castle(rng):
     gate = oval(0, 0.16, 0.1, 0.1, UPPER) + [(-0.1, 0), (0.1, 0)]
     return shapes + [Shape(windows, "accent", 0.0), Shape([gate], "dark", 0.0)]
 
-
 # ---- figures ----
 
 def limb(width, *points):
     """A bent limb, round at its joints."""
     return ([line(*a, *b, width) for a, b in zip(points, points[1:], strict=False)]
             + [oval(u, v, width / 2, steps=10) for u, v in points])
-
 
 def head(u, v, size, towards=1, bun=False):
     """A head with hair, of radius `size`; it looks right (towards = 1) or left (-1)."""
@@ -350,7 +329,6 @@ def head(u, v, size, towards=1, bun=False):
         hair.append(oval(u - towards * 1.3 * size, v + 0.35 * size, size * 0.55, steps=12))
     face = oval(u + towards * 0.22 * size, v - 0.12 * size, size * 0.86, size * 0.9, steps=18)
     return [Shape(hair, "dark", 0.02, 0.05), Shape([face], "accent", 0.25, 0.1)]
-
 
 def dancer(rng):
     swing, kick, low = rng.uniform(-0.04, 0.04), rng.uniform(0.3, 0.4), rng.uniform(0.3, 0.34)
@@ -370,7 +348,6 @@ def dancer(rng):
             Shape([box(-0.03, 0.7, 0.03, 0.78)], "accent", 0.1, 0.0),
             *head(0.01, 0.85, 0.088, rng.choice((-1, 1)), True)]
 
-
 def mourner(rng):
     """A man who sits on a block, bent over, with his face in his hands."""
     back, down = rng.uniform(0.6, 0.66), rng.uniform(0.02, 0.06)
@@ -385,7 +362,6 @@ def mourner(rng):
             Shape([trunk], role, 0.05, 0.22, (1, 0.4)), *head(0.22, back - down, 0.125),
             Shape(limb(0.085, (0.04, back - 0.02), (0.2, 0.42)), role, -0.3, 0.1),
             Shape(limb(0.075, (0.2, 0.43), (0.31, back - 0.12)), "accent", 0.1, 0.1)]
-
 
 def wanderer(rng):
     """A man with a hat, walking with long steps, a staff in his hand and a bundle on his back."""
@@ -407,7 +383,6 @@ def wanderer(rng):
             Shape(limb(0.075, (0.02, 0.71), (0.09, 0.54), (0.25, 0.56)), "main", -0.3, 0.1),
             Shape([oval(0.285, 0.565, 0.04, steps=10)], "accent", 0.2)]
 
-
 def couple(rng):
     """Two people who hold each other, face to face."""
     tall = rng.uniform(0.87, 0.9)
@@ -424,7 +399,6 @@ def couple(rng):
             Shape(limb(0.072, (-0.16, 0.7), (-0.08, 0.52), (0.13, 0.49)), "dark", 0.42, 0.1),
             Shape([oval(0.16, 0.49, 0.035, steps=10)], "accent", 0.25)]
 
-
 # ---- things around the subject ----
 
 def birds(rng):
@@ -436,7 +410,6 @@ def birds(rng):
         wings += [[(u, v - 0.1 * s), (u + side * 0.5 * s, v + lift), (u + side * s, v + 0.5 * lift),
                    (u + side * 0.5 * s, v + lift - 0.3 * s), (u, v - 0.38 * s)] for side in (-1, 1)]
     return [Shape(wings, "dark", 0.0, 0.0)]
-
 
 def balloon(rng):
     r, middle = rng.uniform(0.34, 0.38), 0.64
@@ -452,7 +425,6 @@ def balloon(rng):
             Shape([line(s * 0.08, 0.13, s * 0.08, 0.2, 0.02) for s in (-1, 1)],
                   "dark", 0.0, 0.0, fine=True)]
 
-
 def rainbow(rng):
     def band(outer, inner):
         return (oval(0, 0, outer, arc=UPPER, steps=40)
@@ -460,7 +432,6 @@ def rainbow(rng):
     colours = (("main", 0.1), ("accent", 0.35), ("ground", 0.1), ("accent", 0.6))
     return [Shape([band(1 - i * 0.075, 0.925 - i * 0.075)], role, light, 0.0)
             for i, (role, light) in enumerate(colours)]
-
 
 def firs(rng):
     shapes = []
@@ -472,14 +443,12 @@ def firs(rng):
             shapes.append(Shape([tier], "main", -0.5 + 0.1 * i, 0.15, (1, 0)))
     return shapes
 
-
 def fence(rng):
     count, gap = 9, 1 / 9
     posts = [[(u - 0.022, 0), (u + 0.022, 0), (u + 0.022, 0.125), (u, 0.155), (u - 0.022, 0.125)]
              for u in (-0.5 + gap * (i + 0.5) + rng.uniform(-0.01, 0.01) for i in range(count))]
     rails = [line(-0.6, v, 0.6, v + rng.uniform(-0.005, 0.005), 0.02) for v in (0.045, 0.1)]
     return [Shape(rails, "dark", 0.3, 0.1), Shape(posts, "accent", 0.1, 0.1)]
-
 
 def rowboat(rng):
     oar = rng.uniform(0.6, 0.75)
@@ -491,7 +460,6 @@ def rowboat(rng):
                   "accent", 0.1, 0.0),
             Shape([line(-0.5, 0.2, 0.5, 0.2, 0.05)], "accent", 0.2, 0.0)]
 
-
 def candle(rng):
     top = rng.uniform(0.62, 0.7)
     flame = [(0, 1), (0.07, top + 0.15), (0.05, top + 0.05), (0, top + 0.02), (-0.05, top + 0.05),
@@ -502,7 +470,6 @@ def candle(rng):
             Shape([flame], "main", 0.2, 0.0),
             Shape([line(0, top, 0, top + 0.06, 0.025)], "dark", 0.0, 0.0)]
 
-
 def apples(rng):
     at = ((-0.36, 0.3), (0.36, 0.3), (0.0, 0.34), (0.02, 0.8))
     return [part for u, v in at for part in (
@@ -510,18 +477,14 @@ def apples(rng):
         Shape([line(u, v + 0.24, u + 0.06, v + 0.42, 0.05)], "dark", 0.0, 0.0),
         Shape([oval(u - 0.1, v + 0.1, 0.07, 0.06, steps=10)], "accent", 0.5, 0.0))]
 
-
 SHAPES_OF = {shapes.__name__.replace("_", " "): shapes for shapes in (
     mountain, lighthouse, sailing_boat, windmill, cottage, tree, bridge, vase_of_flowers, cat,
     castle, dancer, mourner, wanderer, couple, birds, balloon, rainbow, firs, fence, rowboat,
     candle, apples)}
 
-
 def placed(name, rng, x, y, height, mirrored):
-    """The shapes of a subject or thing in the picture: middle at x, foot at y, `height` tall.
-
-    They are mirrored when the light comes from the right.
-    """
+    """The shapes of a subject or thing in the picture: middle at x, foot at y, `height` tall. They
+    are mirrored when the light comes from the right."""
     side = -1 if mirrored else 1
     shapes = []
     for shape in SHAPES_OF[name](rng):
@@ -530,12 +493,9 @@ def placed(name, rng, x, y, height, mirrored):
         shapes.append(replace(shape, name=name, towards=(side * across, down), parts=parts))
     return shapes
 
-
 def thing_places(x, foot, horizon, side, taken):
-    """thing -> (x, foot, height), for a subject at x and the sun on `side` of the middle.
-
-    `taken` is half the subject's width; beyond it there is room.
-    """
+    """thing -> (x, foot, height), for a subject at x and the sun on `side` of the middle. `taken`
+    is half the subject's width; beyond it there is room."""
     if abs(x - 0.5) < 0.1:
         near, other = x - side * taken, x + side * taken
     else:
@@ -551,7 +511,6 @@ def thing_places(x, foot, horizon, side, taken):
             "candle": (near, foot + 0.02, 0.32),
             "apples": (other, foot + 0.035, 0.14)}
 
-
 # ---- scenery and composition ----
 
 def rolling(rng, y, height, phase_step=4.0):
@@ -560,13 +519,11 @@ def rolling(rng, y, height, phase_step=4.0):
     top = [(i / 20, y + height * sin(phase + pace * i / 20)) for i in range(21)]
     return [*top, (1, 1), (0, 1)]
 
-
 def cloud(rng, x, y, size):
     puffs = ((-0.6, 0.3), (-0.15, rng.uniform(0.4, 0.55)), (0.35, rng.uniform(0.3, 0.45)),
              (0.75, 0.22))
     lobes = [(x + size * d, y - size * r * 0.35, size * r) for d, r in puffs]
     return [oval(u, v, r * 1.15, r * 0.62, steps=16) for u, v, r in lobes]
-
 
 def scenery(rng, setting, horizon, sun, night):
     """The shapes behind the subject, from the sky to the ground."""
@@ -611,7 +568,6 @@ def scenery(rng, setting, horizon, sun, night):
     shapes.append(Shape([rolling(rng, horizon, 0.012)], "ground", 0.15, 0.2, down))
     return [*shapes, Shape([rolling(rng, horizon + 0.11, 0.025, 3)], "ground", -0.08, 0.15, down)]
 
-
 def compose(scene):
     """(shapes from back to front, sun (x, y), the subject's foot y, whether on water)."""
     rng = random.Random(scene.seed)
@@ -639,7 +595,6 @@ def compose(scene):
         shapes += thing
     return shapes, sun, foot, scene.setting == "water"
 
-
 def scene_colours(scene):
     """role -> (3,) RGB in 0 .. 1: the palette's colours, varied a little by the seed."""
     rng = random.Random(scene.seed + 1)
@@ -651,12 +606,9 @@ def scene_colours(scene):
         colours[role] = np.clip(rgb + (shift + rng.uniform(-0.025, 0.025)), 0, 1)
     return colours
 
-
 def render(scene, n, fine=True):
-    """The scene as a Plate of n x n pixels, without anti-aliasing.
-
-    fine=False leaves out the thinnest shapes.
-    """
+    """The scene as a Plate of n x n pixels, without anti-aliasing. fine=False leaves out the
+    thinnest shapes."""
     shapes, sun, foot, on_water = compose(scene)
     shapes = [shape for shape in shapes if fine or not shape.fine]
     colours = scene_colours(scene)
@@ -693,7 +645,6 @@ def render(scene, n, fine=True):
         add_reflection(image, plate.per_shape(lambda s: s.subject) > 0, int(foot * n))
     return plate
 
-
 def add_reflection(image, is_subject, foot):
     """Mirror the subject, where the map (n, n) has it, into the water under row `foot`, broken by
     ripples."""
@@ -707,16 +658,13 @@ def add_reflection(image, is_subject, foot):
     reflected = image[rows, columns] * 0.85
     image[below] += strength[..., None].astype(np.float32) * (reflected - image[below])
 
-
 # ---- what the styles share ----
 
 def to_image(array):
     return Image.fromarray((np.clip(array, 0, 1) * 255 + 0.5).astype(np.uint8))
 
-
 def blur(array, radius):
     return np.asarray(to_image(array).filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
-
 
 def noise(rng, n, cells):
     """(n, n) smooth noise, about normally distributed, with blobs of n / cells pixels."""
@@ -724,37 +672,29 @@ def noise(rng, n, cells):
     window = (0.5, 0.5, cells + 1.5, cells + 1.5)
     return np.asarray(coarse.resize((n, n), Image.Resampling.BICUBIC, window))
 
-
 def smoothstep(low, high, x):
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
-
 def luma(rgb):
     return rgb @ np.array([0.3, 0.59, 0.11], np.float32)
-
 
 def saturate(rgb, amount):
     grey = luma(rgb)[..., None]
     return grey + (rgb - grey) * amount
 
-
 def mix(a, b, t):
     return a + (b - a) * t
 
-
 def borders(labels, weight=None):
-    """(n, n): nonzero where the label differs from the one to the right or below.
-
-    The value is 1, or the larger of the two sides' weights.
-    """
+    """(n, n): nonzero where the label differs from the one to the right or below. The value is 1,
+    or the larger of the two sides' weights."""
     weight = np.ones(labels.shape, np.float32) if weight is None else weight
     edge = np.zeros(labels.shape, np.float32)
     edge[:, :-1] = (labels[:, :-1] != labels[:, 1:]) * np.maximum(weight[:, :-1], weight[:, 1:])
     down = (labels[:-1] != labels[1:]) * np.maximum(weight[:-1], weight[1:])
     edge[:-1] = np.maximum(edge[:-1], down)
     return edge
-
 
 @functools.cache
 def paper_grain(n):
@@ -763,15 +703,10 @@ def paper_grain(n):
     coarse = noise(rng, n, n // 2) + 0.8 * noise(rng, n, n // 4)
     return (coarse + 0.5 * rng.standard_normal((n, n), np.float32)) * 0.5
 
-
 def stamp(top, first, centres, brush):
-    """Lay S stamps over each other in `top`, numbered from `first` on.
-
-    top: (n, n), the number of the topmost stamp at each pixel, 0 where there is none.
-    centres: (S, 2) as x, y.
-    brush: the stamps' pixels relative to their centres, one after the other; each is (2,), or
-    (S, 2) where the stamps differ.
-    """
+    """Lay S stamps over each other, numbered from `first` on, in `top` (n, n), which has the number
+    of the topmost at each pixel, or 0. centres: (S, 2) as x, y. brush: the stamps' pixels relative
+    to these, one after the other; each is (2,), or (S, 2) where the stamps differ."""
     n, flat = len(top), top.reshape(-1)
     order = np.arange(first, first + len(centres), dtype=np.int32)
     for offset in brush:
@@ -779,14 +714,12 @@ def stamp(top, first, centres, brush):
         spot = y * n + x
         flat[spot] = np.maximum(flat[spot], order)
 
-
 def jittered_grid(rng, n, spacing, jitter=0.5):
     """(S, 2) points x, y in shuffled order, about `spacing` pixels apart."""
     count = int(n / spacing) + 1
     points = np.stack(np.meshgrid(np.arange(count), np.arange(count)), -1).reshape(-1, 2) + 0.5
     points = (points + rng.uniform(-jitter, jitter, points.shape)) * (n / count)
     return np.clip(rng.permutation(points), 0, n - 1).astype(np.float32)
-
 
 # ---- styles ----
 
@@ -813,7 +746,7 @@ def ink_wash(plate, rng):
     shifted = np.maximum(np.arange(n) - int(2 * unit), 0)
     absorbed = absorbed[shifted][:, shifted]
 
-    weight_of = {"sky": 0, "ground": 0.45, "main": 0.45, "accent": 0.45, "dark": 0.45}
+    weight_of = dict.fromkeys(ROLES, 0.45) | {"sky": 0}
     drawn = plate.per_shape(lambda s: 0 if s.fine and s.role != "dark"
                             else max(s.subject, weight_of[s.role]))
     pressure = np.clip(0.17 + 0.13 * noise(rng, n, 7), 0.06, 0.42) + 0.02 * noise(rng, n, 60)
@@ -829,7 +762,6 @@ def ink_wash(plate, rng):
     seal[side // 4:-side // 4:3, side // 4:-side // 4] = paper
     painting[y:y + side, x:x + side] *= mix(1, seal, 0.9)
     return painting
-
 
 def pointillism(plate, rng):
     """Round dots of pure colour on a toned ground, smaller along the outlines."""
@@ -857,7 +789,6 @@ def pointillism(plate, rng):
         first += len(centres)
     return to_image(np.take(colour.astype(np.float32), top, axis=0))
 
-
 def stained_glass(plate, rng):
     """Pieces of luminous glass, cut so that they respect the shapes, in black lead."""
     n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
@@ -883,12 +814,9 @@ def stained_glass(plate, rng):
     image = np.clip(glass, 0.03, 0.93).astype(np.float32)[piece] * shine[..., None]
     return mix(image, plate.colours["dark"] * 0.25, smoothstep(0.13, 0.22, lead)[..., None])
 
-
 def woodcut(plate, rng):
-    """Carved lines of dark ink that swell with the tone, over flat tints.
-
-    The lines of the sky are rings around the light.
-    """
+    """Carved lines of dark ink that swell with the tone, over flat tints. The lines of the sky are
+    rings around the light."""
     n, unit, c = len(plate.labels), len(plate.labels) / WORK_SIZE, plate.colours
     grid = np.arange(n, dtype=np.float32)
     angle = plate.per_shape(lambda s: rng.choice([0.5, 0.9, 2.3, 2.7]) if s.subject else pi / 2)
@@ -911,30 +839,21 @@ def woodcut(plate, rng):
     tint = [tint_of["ground" if s.role == "dark" else s.role] for s in plate.shapes]
     return mix(np.array(tint, np.float32)[plate.labels], c["dark"] * 0.8, ink[..., None])
 
-
 def stroke_flow(image, rng, cells):
     """(cells, cells): the angle of strokes that follow the outlines, from the structure tensor.
-
-    Where there is no outline, the angle drifts.
-    """
-    small = to_image(luma(image)).resize((cells, cells), Image.Resampling.BOX)
-    small = np.asarray(small, np.float32) / 255
+    Where there is no outline, the angle drifts."""
+    box, smooth = Image.Resampling.BOX, Image.Resampling.BICUBIC
+    small = np.asarray(to_image(luma(image)).resize((cells, cells), box), np.float32) / 255
     gy, gx = np.gradient(small)
     drift = noise(rng, cells, 3) * 0.9
     tensor = [gy * gy - gx * gx + 4e-4 * np.cos(drift), -2 * gx * gy + 4e-4 * np.sin(drift)]
-    smooth = []
-    for part in tensor:
-        coarse = Image.fromarray(part).resize((cells // 3, cells // 3), Image.Resampling.BOX)
-        smooth.append(np.asarray(coarse.resize((cells, cells), Image.Resampling.BICUBIC)))
-    double_cos, double_sin = smooth
+    coarse = [Image.fromarray(part).resize((cells // 3, cells // 3), box) for part in tensor]
+    double_cos, double_sin = (np.asarray(part.resize((cells, cells), smooth)) for part in coarse)
     return 0.5 * np.arctan2(double_sin, double_cos)
 
-
 def oil(plate, rng):
-    """Short loaded strokes that follow the shapes, finer along the outlines.
-
-    Ridges of paint catch the light.
-    """
+    """Short loaded strokes that follow the shapes, finer along the outlines. Ridges of paint catch
+    the light."""
     n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
     outline = blur(borders(plate.labels), 2 * unit)
     is_subject = plate.per_shape(lambda s: s.subject)
@@ -980,7 +899,6 @@ def oil(plate, rng):
     layer = layer * (1 + 0.025 * bristles[..., None])
     return layer * (1 + 0.75 * relief + weave) + 0.25 * relief
 
-
 def watercolour(plate, rng):
     """Transparent washes that pool at their edges, run together and leave paper between them."""
     n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
@@ -1006,20 +924,15 @@ def watercolour(plate, rng):
     paper = np.array([0.99, 0.98, 0.955], np.float32) * (1 + 0.012 * paper_grain(n)[..., None])
     return paper * np.exp(density[..., None] * np.log(np.clip(saturate(image, 1.2), 0.03, 1)))
 
-
 STYLE_PAINTERS = {style.__name__.replace("_", " "): style for style in (
     ink_wash, pointillism, stained_glass, woodcut, oil, watercolour)}
-
 
 # ---- public functions ----
 
 def draw(scene, size=224):
-    """The scene unpainted, as softly shaded shapes; scene.style is not used.
-
-    Returns a PIL RGB image of size x size pixels.
-    """
+    """The scene unpainted, as softly shaded shapes; scene.style is not used. Returns a PIL RGB
+    image of size x size pixels."""
     return to_image(render(scene, 2 * size).image).reduce(2)
-
 
 def paint(scene, size=224):
     """The scene painted in scene.style. Returns a PIL RGB image of size x size pixels."""

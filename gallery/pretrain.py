@@ -98,7 +98,6 @@ def write_json(values, file):
 
 # ---- The command
 
-
 def end_with_parent():
     """Let this process end when the one that started it does, even if that is killed."""
     def wait():

@@ -30,7 +30,6 @@ BATCH = 50                                                    # pictures that ar
 
 # ---- What a model says
 
-
 def held_out(pairs, count=200):
     """Scenes that no training sees, but that were in sight when the recipes were made."""
     return random_scenes(count, "held out", pairs)
@@ -74,7 +73,6 @@ def describe(model, pictures, stage):
 
 
 # ---- What is right in it
-
 
 def rightly(scenes, texts):
     """{what: 0 or 1, whether each text has it right, (N,)}: the four attributes, their mean, all
@@ -122,7 +120,6 @@ def chance(scenes):
 
 # ---- How the queries see
 
-
 def mean_cosine(queries):
     """The mean cosine of two different queries of one picture; queries (N, Q, D)."""
     unit, count = F.normalize(queries, dim=-1), queries.shape[1]
@@ -144,7 +141,6 @@ def pointing(attention, cells):
 
 
 # ---- The tables
-
 
 def table(columns, title="named rightly"):
     """{column: {row: a share or a text}} as a Markdown table."""

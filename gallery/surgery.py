@@ -121,14 +121,15 @@ def tables(model, count):
 
 def heat_map(shares):
     """Shares (Q, attributes) as a PIL image, with the percent in each cell."""
-    image = Image.new("RGB", (80 + 80 * len(ATTRIBUTES), 26 + 22 * len(shares)), "white")
+    image, texts = Image.new("RGB", (80 + 80 * len(ATTRIBUTES), 26 + 22 * len(shares)), "white"), {}
     draw = ImageDraw.Draw(image)
     for (row, column), share in np.ndenumerate(shares):
         x, y = 80 + 80 * column, 24 + 22 * row
         draw.rectangle((x, y, x + 78, y + 20), tuple(int(255 - share * c) for c in (215, 151, 87)))
-        for at, text in (((x + 40, y + 10), f"{100 * share:.0f}"), ((x + 40, 12),
-                         ATTRIBUTES[column]), ((40, y + 10), f"vector {row}")):
-            draw.text(at, text, "black", anchor="mm")
+        texts |= {(x + 40, y + 10): f"{100 * share:.0f}", (x + 40, 12): ATTRIBUTES[column],
+                  (40, y + 10): f"vector {row}"}
+    for place, text in texts.items():
+        draw.text(place, text, "black", anchor="mm")
     return image
 
 
@@ -144,7 +145,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m gallery.surgery",
                                      description=__doc__.partition("\n\n")[2])
     model_flags(parser)
-    parser.add_argument("--pairs", type=number(int, 4, 10000), default=200, metavar="N",
-                        help="default: %(default)s")
+    parser.add_argument("--pairs", type=number(int, 4, 10000), default=200, help="default: 200")
     parser.add_argument("--map", type=Path, metavar="FILE.png", help="draw the table too")
     run_command(main, parser)

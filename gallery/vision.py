@@ -30,11 +30,9 @@ SETTINGS = tuple(sorted({setting for settings in SETTINGS_OF.values() for settin
 # ---- Effects: functions (pixels, rng) -> pixels, both (B, 3, S, S). Those given are in 0 .. 1,
 # those returned may lie a little outside. rng: a random.Random; fine chance is torch's own
 
-
 def gray(x):
     """The mean over the colours, in the same shape."""
     return x.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-
 
 def blur(x, sigma):
     """A Gaussian blur; sigma in pixels."""
@@ -44,14 +42,12 @@ def blur(x, sigma):
     x = F.pad(x, (reach, reach, reach, reach), mode="reflect")
     return F.conv2d(F.conv2d(x, kernel, groups=3), kernel.transpose(2, 3), groups=3)
 
-
 def waves(x, rng, low, high):
     """A grating of x's size, (1, 1, S, S) in -1 .. 1: period low to high pixels, any angle."""
     period, angle, phase = rng.uniform(low, high), rng.uniform(0, math.pi), rng.uniform(0, 6.3)
     at = torch.arange(x.shape[-1]).float()
     along = at[None, :] * math.cos(angle) + at[:, None] * math.sin(angle)
     return torch.sin(2 * math.pi * along / period + phase)[None, None]
-
 
 def shake(x, reach, patch):
     """Take every pixel from up to `reach` pixels away; neighbours within `patch` move together."""
@@ -63,29 +59,24 @@ def shake(x, reach, patch):
     grid = (grid + shift.permute(0, 2, 3, 1)).expand(len(x), -1, -1, -1)
     return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
-
 def soft(x, rng):
     return blur(x, rng.uniform(0.7, 2.5))
-
 
 def grain(x, rng):
     """Noise in every pixel, gray or coloured."""
     like = x[:, :1] if rng.random() < 0.5 else x
     return x + torch.randn_like(like) * rng.uniform(0.05, 0.2)
 
-
 def blotches(x, rng):
     """Large soft spots of other colours."""
     spots = torch.randn(len(x), 3, 28, 28)
     return x + F.interpolate(spots, size=x.shape[2:], mode="bilinear") * rng.uniform(0.05, 0.2)
-
 
 def mosaic(x, rng):
     """Square cells of one colour each."""
     size, cell = x.shape[-1], rng.choice((3, 4, 5, 6, 7))
     cells = F.avg_pool2d(x, cell, ceil_mode=True)
     return F.interpolate(cells, scale_factor=cell)[..., :size, :size]
-
 
 def grille(x, rng):
     """Behind bars, dark or light, of any width, straight or bent."""
@@ -94,7 +85,6 @@ def grille(x, rng):
     bars = shake(bars, rng.uniform(0, 5), 16)
     return x * (1 - bars) + rng.choice((0.05, 0.1, 0.9)) * bars
 
-
 def halftone(x, rng):
     """As printed in a newspaper: a grid of dots, gray or coloured, larger where it is darker."""
     period = rng.uniform(3.5, 7)
@@ -102,28 +92,23 @@ def halftone(x, rng):
     x = gray(x) if rng.random() < 0.5 else x
     return ((x - screen) * rng.uniform(3, 10)).sigmoid() * 0.5 + x * 0.5
 
-
 def scanlines(x, rng):
     """The lines of a screen or a fax, thicker where it is darker."""
     lines = (gray(x) - 0.5) * 1.2 + 0.25 * waves(x, rng, 3.5, 8)
     lines = lines.mul(rng.uniform(6, 20)).sigmoid()
     return lines * (0.5 + 0.5 * x) if rng.random() < 0.7 else lines
 
-
 def rippled_glass(x, rng):
     return shake(x, rng.uniform(2, 6), rng.choice((3, 5, 8)))
-
 
 def posterised(x, rng):
     """Few levels of each colour."""
     levels = rng.choice((2, 3, 4))
     return (x * levels).round() / levels
 
-
 def fog(x, rng):
     haze = torch.rand(1, 3, 1, 1) * 0.15 + 0.85
     return x + (haze - x) * rng.uniform(0.3, 0.7)
-
 
 def rain(x, rng):
     """Slanting streaks, dark or light."""
@@ -132,19 +117,16 @@ def rain(x, rng):
     streaks = F.conv2d(drops, kernel[None, None], padding=4).clamp(max=1)
     return x + (rng.choice((0.1, 0.95)) - x) * streaks * rng.uniform(0.3, 0.8)
 
-
 def outlined(x, rng):
     """Sharpened until every edge has a dark line."""
     smooth = blur(x, rng.uniform(0.6, 2.0))
     return x - (x - smooth).abs().mean(dim=1, keepdim=True) * rng.uniform(3, 8)
-
 
 def confetti(x, rng):
     """Small cells, each a little off in its colour."""
     cells = x.shape[-1] // rng.choice((2, 3, 4, 5))
     off = torch.randn(len(x), 3, cells, cells) * rng.uniform(0.06, 0.2)
     return x + F.interpolate(off, size=x.shape[2:], mode=rng.choice(("nearest", "bicubic")))
-
 
 def brushed(x, rng):
     """Fine streaks of light and dark along one direction that bends a little: brushed metal."""
@@ -158,16 +140,13 @@ def brushed(x, rng):
     streaks = F.grid_sample(streaks, grid, padding_mode="reflection", align_corners=False)
     return x + shake(streaks, rng.uniform(0, 6), 24) * rng.uniform(0.06, 0.2)
 
-
 def faded(x, rng):
     """With little of its colour left."""
     return gray(x) + (x - gray(x)) * rng.uniform(0, 0.4)
 
-
 # Pre-training is reproducible: the order is part of what a seed means. The first is none.
 EFFECTS = (None, soft, grain, blotches, mosaic, grille, halftone, scanlines, rippled_glass,
            posterised, fog, rain, outlined, confetti, brushed, faded)
-
 
 def photograph(pictures, rng, share, groups=16):
     """Photographs of pictures, uint8 (B, S, S, 3) -> pixels (B, 3, S, S) in 0 .. 1, and two numbers
@@ -188,9 +167,7 @@ def photograph(pictures, rng, share, groups=16):
             labels[group, which] = effect
     return x, labels
 
-
 # ---- What is learned
-
 
 class Task(NamedTuple):
     """What a linear head reads, and how the loss weighs it."""
@@ -199,11 +176,9 @@ class Task(NamedTuple):
     loss: Callable              # (output, target) -> scalar
     weight: float
 
-
 def shares_loss(logits, shares):
     """Cross entropy with shares that sum to one over the last dimension; (..., classes) both."""
     return F.cross_entropy(logits.flatten(0, -2), shares.flatten(0, -2))
-
 
 GRID = 3                            # queries 7 to 15 describe the cells of a 3 x 3 grid
 CELLS = slice(7, 7 + GRID**2)
@@ -224,7 +199,6 @@ TASKS = {
 }
 POINTING = 0.3                      # the weight of `pointing_loss`
 
-
 def pointing_loss(attention, subject_shares):
     """-log of the attention of query 0, (B, Q, P) of `watched`, to the patches that the subject
     covers by more than 15 %; subject_shares (B, P - 1)."""
@@ -233,9 +207,7 @@ def pointing_loss(attention, subject_shares):
     visible = shows_subject.sum(dim=1) > 0
     return -(mass.clamp(min=1e-4).log() * visible).mean()
 
-
 # ---- What is to be seen in a photograph
-
 
 def roughness(x, fields):
     """How rough each field of a picture is: pixels (B, 3, S, S) -> (B, 8, fields, fields): in four
@@ -250,19 +222,16 @@ def roughness(x, fields):
     kinds.append((x - y - F.avg_pool2d(x - y, 3, 1, 1)).abs().sum(dim=1, keepdim=True))
     return F.adaptive_avg_pool2d(torch.cat(kinds, dim=1), fields) * 15
 
-
 def cells_of(fields):
     """(B, C, n, n) -> (B, GRID^2, C * (n / GRID)^2): the fields of each cell of the grid."""
     side = fields.shape[-1] // GRID
     cells = fields.unfold(2, side, side).unfold(3, side, side)          # (B, C, GRID, GRID, s, s)
     return cells.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 
-
 def histogram(x):
     """The shares of 4 x 4 x 4 colours in pixels (B, 3, S, S) in 0 .. 1 -> (B, 1, 64)."""
     red, green, blue = (F.adaptive_avg_pool2d(x, 28) * 3.999).long().unbind(dim=1)      # 0 to 3
     return F.one_hot(red * 16 + green * 4 + blue, 64).float().mean(dim=(1, 2))[:, None]
-
 
 def box_of(subject):
     """Where a subject stands: shares (B, n, n) -> (B, 1, 4), its centre x, y and its standard
@@ -273,7 +242,6 @@ def box_of(subject):
     centre = (shares * axis).sum(dim=2)                                 # (B, 2)
     variance = (shares * (axis - centre[..., None]) ** 2).sum(dim=2)
     return torch.cat((centre, variance.sqrt()), dim=1)[:, None]
-
 
 def targets_of(x, shown, across):
     """What the heads should say of pixels x (B, 3, S, S) in 0 .. 1 that show (B, S, S) numbers of
@@ -294,18 +262,14 @@ def targets_of(x, shown, across):
         "patch looks": looks.flatten(2).transpose(1, 2),
     }, subject.flatten(1)
 
-
 # ---- The scenes
 
 MARGIN = 16                         # pixels around what a batch crops
 
-
 class Photographs(Dataset):
     """Item `step` is the batch of that step of a training: a function of seed and step alone.
-
-    (pixels (B, 3, S, S) as the ViT takes them, targets by task, subject shares (B, P - 1)).
-    config: of the model; count: plain scenes, drawn once with a margin around what a batch crops.
-    """
+    (pixels (B, 3, S, S) as the ViT takes them, targets by task, subject shares (B, P - 1)). config:
+    of the model; count: plain scenes, drawn once with a margin around what a batch crops."""
 
     def __init__(self, config, count, seed, steps, batch):
         self.config, self.seed, self.steps, self.batch = config, seed, steps, batch
@@ -350,9 +314,7 @@ class Photographs(Dataset):
         targets["effects"] = F.one_hot(effects, len(EFFECTS)).float().mean(dim=1, keepdim=True)
         return normalise(255 * x.movedim(1, -1)), targets, subject_shares
 
-
 # ---- The objective
-
 
 def shrink_outputs(model):
     """Make the matrices that end a residual branch small, so that every layer adds little at first:
@@ -367,7 +329,6 @@ def shrink_outputs(model):
                 part.out.weight.data *= 0.4
         layer.fc2.weight.data *= 0.4
     nn.init.normal_(model.qformer.queries)
-
 
 def vision_objective(model, photographs, workers=0):
     """Pre-training of model.vit, ln_vision and qformer on Photographs, on the device of the model.

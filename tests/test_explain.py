@@ -141,12 +141,13 @@ def test_a_strange_picture_is_said_to_be_strange(tmp_path):
     assert html.count(">image 15<") == 1                      # the prompt's mark is none
 
 
-@pytest.mark.parametrize("name", ["artgpt4", "minigpt4"])
-def test_other_weights_are_explained(name, weights, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, flags, cases", [("artgpt4", ["--surgery"], 7),
+                                                ("minigpt4", ["--dtype", "bfloat16"], 0)])
+def test_other_weights_are_explained(name, flags, cases, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(chapters, "LARGE", 0)
-    html = made(tmp_path, LIGHTHOUSE, "--weights", weights[name], "--dtype", "bfloat16")
-    assert ("--surgery" in chapter(html, "surgery")) and "bfloat16" in html
-    assert f"--weights {weights[name]}" in html
+    html = made(tmp_path, LIGHTHOUSE, "--weights", weights[name], *flags)
+    assert chapter(html, "surgery").count('class="case"') == cases
+    assert ("bfloat16" in html) == (cases == 0) and f"--weights {weights[name]}" in html
 
 
 @pytest.mark.parametrize("arguments, code, named", [

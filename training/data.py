@@ -3,10 +3,13 @@ for any number of workers and processes. An example is (pixels uint8 (N, S, S, 3
 made in a worker; N is 1, but for a conversation about several pictures.
 """
 import math
+import os
 import random
 import signal
+import sys
+import threading
 from functools import lru_cache, partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, parent_process
 
 import numpy as np
 import torch
@@ -28,7 +31,7 @@ class Examples(Dataset):
     """
 
     def __init__(self, source, numbers, recipe, model):
-        self.source, self.numbers, self.recipe = source, np.asarray(numbers), recipe
+        self.source, self.numbers, self.recipe = source, list(numbers), recipe
         self.tokenizer, self.config = model.tokenizer, model.config
         self.end = "\n" if source.stage == 1 else PROMPTS[model.config.prompt][-1]
 
@@ -47,7 +50,7 @@ class Examples(Dataset):
                 name = self.source.name(i)
                 reason = " ".join(str(error).split()) or repr(error)
                 skipped.append([name, reason.removeprefix(f"{name}: ")])
-                i = int(others.choice(self.numbers))
+                i = others.choice(self.numbers)
         raise ValueError(f"nothing usable in the training data: {TRIES} samples in a row are bad, "
                          f"the last of them {': '.join(skipped[-1])}")
 
@@ -70,20 +73,17 @@ class Examples(Dataset):
 
         @lru_cache(2)
         def order(epoch):
-            numbers = np.asarray(self.source.order(self.recipe.seed, epoch))
-            return numbers[np.isin(numbers, self.numbers)]
+            rng = random.Random(f"{self.recipe.seed} epoch {epoch}")
+            return rng.sample(self.numbers, len(self))
 
         for step in range(first_step, self.recipe.steps):
             places = [divmod(at, len(self)) for at in range(step * size, (step + 1) * size)]
-            yield [(step, epoch, int(order(epoch)[place])) for epoch, place in places]
+            yield [(step, epoch, order(epoch)[place]) for epoch, place in places]
 
 
 def random_crop(image, rng, min_area):
-    """A random crop: a share min_area to 1 of the area, aspect ratio 3/4 to 4/3 (log-uniform).
-
-    This is torchvision's RandomResizedCrop, without the resizing. With min_area 1 nothing is
-    random: the whole picture, or the middle of a very long one.
-    """
+    """A random crop: a share min_area to 1 of the area, aspect ratio 3/4 to 4/3 (log-uniform). With
+    min_area 1, and where ten do not fit, the whole picture."""
     width, height = image.size
     for _ in range(10 if min_area < 1 else 0):
         area = width * height * rng.uniform(min_area, 1)
@@ -91,11 +91,8 @@ def random_crop(image, rng, min_area):
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left, top = rng.randint(0, width - w), rng.randint(0, height - h)
-            break
-    else:                                            # a very long picture: its middle
-        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        left, top = (width - w) // 2, (height - h) // 2
-    return image.crop((left, top, left + w, top + h))
+            return image.crop((left, top, left + w, top + h))
+    return image
 
 
 def in_parts(count, examples):
@@ -108,7 +105,7 @@ def in_parts(count, examples):
     size, parts = len(examples) // count, []
     for start in range(0, len(examples), size):
         part = slice(start, start + size)
-        texts = zip(ids[part], targets[part], strict=True)
+        texts = list(zip(ids[part], targets[part], strict=True))
         parts.append((torch.cat(pixels[part]), *pad_examples(texts)))
     return parts, sum(cut), sum(skipped, [])
 
@@ -117,18 +114,26 @@ def in_parts(count, examples):
 
 
 def load_data(dataset, workers=0, **options):
-    """A torch DataLoader whose workers are new processes, on any system: nothing is inherited.
-
-    They are started by a server process that ignores Ctrl-C, as they do then; when this process is
-    killed the server ends, and so do they.
-    """
+    """A torch DataLoader whose workers are new processes, on any system: nothing is inherited from
+    this one. They come from a server process that ignores Ctrl-C, as they do then."""
     if workers:
         heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        forkserver.set_forkserver_preload(["training.sources"])
+        forkserver.set_forkserver_preload(["torch"])
         forkserver.ensure_running()
         signal.signal(signal.SIGINT, heard)
     return DataLoader(dataset, num_workers=workers, generator=torch.Generator(),
-                      multiprocessing_context="forkserver" if workers else None, **options)
+                      multiprocessing_context="forkserver" if workers else None,
+                      worker_init_fn=end_with_parent, **options)
+
+
+def end_with_parent(_):
+    """In a worker: end when the process that reads from it has ended, however it did, and say
+    nothing then."""
+    def wait():
+        parent_process().join()
+        os._exit(0)
+    sys.excepthook = lambda *_: None
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def batches(examples, first_step=0, workers=0):
@@ -142,7 +147,7 @@ def held_out_batches(examples):
     """Yield (pixels, ids, targets) of this process's share of held-out examples. All processes have
     as many, as FSDP2 needs it: a few examples may be left out."""
     each, size = len(examples) // WORLD, max(examples.recipe.batch_size // WORLD, 1)
-    own = examples.numbers[RANK:each * WORLD:WORLD].tolist()
+    own = examples.numbers[RANK:each * WORLD:WORLD]
     for start in range(0, each, size):
         [part], _, _ = in_parts(1, [examples[start, 0, i] for i in own[start:start + size]])
         yield part

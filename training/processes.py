@@ -41,8 +41,8 @@ def processes(device):
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise ValueError(f"rank {RANK} lost another process of this run and ends too; mend the "
-                         "error of that process, then run the same command with --resume") from error
+        raise ValueError(f"rank {RANK} lost another process of this run and ends too; mend its "
+                         "error, then run the same command with --resume") from error
 
 
 def say(line, file=None):
@@ -84,13 +84,6 @@ def spread(model, fsdp=False):
     if WORLD > 1:                       # all processes read the same files: nothing to broadcast
         return DistributedDataParallel(model, init_sync=False, forward_sync_buffers=False)
     return model
-
-
-def accumulating(module, last):
-    """The context of one part of a batch: DistributedDataParallel communicates in the last only."""
-    if isinstance(module, DistributedDataParallel) and not last:
-        return module.no_sync()
-    return contextlib.nullcontext()
 
 
 def clip_gradients(parameters, max_norm):

@@ -21,7 +21,7 @@ import zlib
 
 import torch
 
-from common.command_line import Progress, printable
+from common.command_line import Progress, one_line
 from common.files import check_file, written_beside
 from training.processes import RANK, WORLD, local, say, share_of, whole
 
@@ -45,8 +45,8 @@ def can_resume(folder, resume, overwrite):
     if overwrite or (resume and (saved or not found)):
         return not overwrite and len(saved) > 0
     if found or (log.is_file() and log.stat().st_size > 0):
-        raise ValueError(f"{[*found, log][0]}: the folder holds a run; give another --out, or "
-                         "continue it from its checkpoint with --resume, or delete it with --overwrite")
+        raise ValueError(f"{[*found, log][0]}: the folder holds a run; give another --out, "
+                         "--resume to continue it, or --overwrite to delete it")
     return False
 
 
@@ -93,10 +93,10 @@ class Run:
             with contextlib.suppress(Exception):              # half a line, or a foreign one
                 entry = json.loads(line)
                 if 0 < entry["step"] <= self.step and line.endswith(b"\n"):
-                    end, self.val_loss = at, entry.get("val_loss")
-                    self.best = min(self.best, self.val_loss or math.inf)
+                    self.best = min(self.best, entry.get("val_loss", math.inf))
                     self.skipped += len(entry.get("skipped", []))
                     self.cut += entry.get("cut", 0)
+                    end, self.val_loss = at, entry.get("val_loss")
         self.log_file.truncate(end)
 
     # ---- Steps
@@ -128,8 +128,8 @@ class Run:
         return self.bad == 0
 
     def log(self, entry, cut, skipped, val_loss):
-        """Write the line of a step: entry with its speed and memory, how many texts were cut, what
-        was bad, and the validation loss or None."""
+        """Write the line of a step: entry with its speed, how many texts were cut, what was bad,
+        and the validation loss or None."""
         self.val_loss, self.best = val_loss, min(self.best, val_loss or math.inf)
         self.skipped, self.cut = self.skipped + len(skipped), self.cut + cut
         if RANK > 0:
@@ -193,13 +193,12 @@ class Run:
                 if not other:
                     return self.load(saved)
             except Exception as error:                        # a damaged file can raise anything
-                reason = printable(" ".join(str(error).split()) or repr(error))
-                say(f"{file}: damaged ({reason}); using the one before it", sys.stderr)
+                say(f"{file}: damaged ({one_line(error)}); using the one before it", sys.stderr)
                 continue
-            name = other[0]
-            raise ValueError(f"{file}: that run has --{name.replace('_', '-')} "
-                             f"{saved['flags'][name]}, this one {self.flags[name]}; resume it with "
-                             "the same value, or give another --out")
+            found = ", ".join(f"{name} {saved['flags'][name]}, not {self.flags[name]}"
+                              for name in other)
+            raise ValueError(f"{file}: that run has {found}; resume it with the same flags, or "
+                             "give another --out")
         raise ValueError(f"{self.folder}: all its checkpoints are damaged; start again with "
                          "--overwrite")
 
@@ -235,8 +234,7 @@ def check(tensors, parameters, dtype, low=-math.inf):
 
 
 def read_checkpoint(file):
-    """The dictionary in a checkpoint file, its tensors mapped from disk. Raises ValueError, or what
-    torch and zipfile raise, if the file is damaged."""
+    """The dictionary in a checkpoint file. Raises an error of any kind if it is damaged."""
     check_file(file)
     with zipfile.ZipFile(file) as archive:           # torch.load does not compare the checksums
         damaged = archive.testzip()
@@ -255,8 +253,6 @@ def open_log(folder):
     if RANK > 0:
         return open(os.devnull, "ab+")
     folder.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(file):
-        check_file(file)
     opened = open(file, "ab+")
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

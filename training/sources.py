@@ -1,19 +1,21 @@
 """Pictures with words: the gallery, a folder of one's own, cc_sbu_align, img2dataset's tar files.
 
-What cannot be read raises an error at that moment; what is known to be unusable from the start is
-left out, and counted with its reason.
+A source holds the pairs of a stage. It has a length, name(i), picture(i), a fingerprint() of what
+the data is, wherever it lies, and example(i, rng, batch_rng) -> (pictures, prompt, answer), where
+batch_rng draws alike for all pairs of a batch. What cannot be read is an error at that moment; what
+is known to be unusable from the start is left out, and counted with its reason.
 """
 import contextlib
 import glob
 import io
 import json
+import math
 import os
-import random
 import re
 import tarfile
 import zlib
 from collections import Counter
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,16 +23,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from artgpt4 import IMAGE_MARK, INSTRUCTIONS, instruction_prompt, plain
+from artgpt4 import (
+    IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, instruction_prompt, plain,
+)
 from common.command_line import Progress, printable
-from common.files import check_file, is_picture, open_image, pictures_below, read_text
+from common.files import is_picture, open_image, pictures_below, read_text
 from gallery import words
 from gallery.album import painted
 from gallery.conversations import about_one, about_two, prompt_and_answer, some_topics
 from gallery.scenes import random_scenes
-from training.processes import RANK, WORLD, gathered
 
-PARTS = ("picture", "json", "txt")                            # of a sample in a tar file
+QUESTIONS = (           # with INSTRUCTIONS: what one's own pictures are asked
+    "What is this?", "What is in this picture?", "What do you see?", "Describe this picture.",
+)
+LONGEST = 2 ** 20       # bytes of a caption's file that are read
 TAIL = 4096             # bytes at the end of a picture file that a fingerprint reads
 
 
@@ -50,14 +56,15 @@ def open_source(spec, stage, config, load):
         files += [file for file in tars if not file.is_dir()] or [path]
     others = [file for file in files if file.suffix != ".tar" or file.is_dir()]
     if not others:
-        source = Tars(files, stage, config, load)
+        source = Captioned(*index_tars(files, load), stage, config)
     elif len(files) == 1 and files[0].is_dir():
-        source = Files(files[0], stage, config)
+        source = Captioned(*index_folder(files[0]), stage, config)
+        source.as_chat = not (files[0] / "filter_cap.json").exists()
     else:
         raise ValueError(f"{others[0]}: not a tar file; --data takes img2dataset's tar files, one "
                          "folder of them or of pictures with captions, or cc_sbu_align")
     if len(source) == 0:
-        raise ValueError(f"{spec}: no picture with a caption in it ({source.what_is_left_out}); "
+        raise ValueError(f"{spec}: no picture with a caption in it ({source.left_out}); "
                          "the caption of NAME.jpg is in NAME.txt beside it")
     return source
 
@@ -78,28 +85,11 @@ def expand(pattern):
     return paths
 
 
-class Source:
-    """Pairs of a stage: len, name(i), picture(i), fingerprint() of what the data is, wherever it
-    lies, and example(i, rng, batch_rng) -> (pictures, prompt, answer). batch_rng draws alike for
-    all pairs of a batch."""
-
-    def __init__(self, stage, config):
-        self.stage, self.config, self.left_out = stage, config, Counter()
-
-    @property
-    def what_is_left_out(self):
-        return ", ".join(f"{count} {printable(what)}" for what, count in self.left_out.items())
-
-    def order(self, seed, epoch):
-        """The numbers of all pairs, in the order of an epoch."""
-        return random.Random(f"{seed} epoch {epoch}").sample(range(len(self)), len(self))
-
-
-class Gallery(Source):
+class Gallery:
     """The default: painted scenes, and what gallery/words.py says about each."""
 
     def __init__(self, count, stage, config):
-        super().__init__(stage, config)
+        self.stage, self.config, self.left_out = stage, config, ""
         self.scenes = random_scenes(count, "training")
         self.album = painted(self.scenes).filename            # named by what it holds
 
@@ -155,175 +145,165 @@ def clean_caption(text, max_words=50):
     return " ".join(re.sub(r"\s{2,}", " ", text).strip().split(" ")[:max_words])
 
 
-class Captioned(Source):
-    """A subclass has stream(i), the picture file of a pair, binary, and caption(i), a text."""
+class Captioned:
+    """Picture files, whole or inside tar files, with a caption each. What is known of them lies in
+    tensors, which the workers share.
+
+    files: their paths. pairs: [(number of the file, first byte, size, name, caption), ...].
+    """
+
+    def __init__(self, files, pairs, left_out, stage, config):
+        self.files, self.stage, self.config, self.as_chat = files, stage, config, False
+        self.left_out = ", ".join(f"{count} {printable(what)}" for what, count in left_out.items()
+                                  if count)
+        texts = [f"{name}\0{caption}".encode() for *_, name, caption in pairs]
+        self.texts = torch.frombuffer(bytearray(b"".join(texts) or b"\0"), dtype=torch.uint8)
+        self.ends = torch.tensor([0, *accumulate(map(len, texts))])
+        self.places = torch.tensor([place for *place, _, _ in pairs]).reshape(-1, 3)
+
+    def __len__(self):
+        return len(self.places)
+
+    def text(self, i):
+        """The name of pair i, and its caption."""
+        name, _, caption = bytes(self.texts[self.ends[i]:self.ends[i + 1]]).partition(b"\0")
+        return name.decode(), caption.decode()
+
+    def name(self, i):
+        name, _ = self.text(i)
+        return name
 
     def picture(self, i):
         """A large JPEG is decoded at reduced size: once resized, a pixel differs by 0.6 of 255 on
         average."""
-        return open_image(self.name(i), self.stream(i), side=4 * self.config.image_size)
+        number, at, size = self.places[i].tolist()
+        with open(self.files[number], "rb", buffering=0) as file:
+            file.seek(at)
+            content = io.BytesIO(file.read(size))
+        return open_image(self.name(i), content, side=4 * self.config.image_size)
 
     def example(self, i, rng, batch_rng):
-        caption, prompt = plain(self.caption(i)), IMAGE_MARK
+        _, caption = self.text(i)
         if self.stage == 1:
-            caption = clean_caption(caption)
+            return [self.picture(i)], IMAGE_MARK, clean_caption(caption)
+        style = self.config.prompt
+        if self.as_chat:
+            question = batch_rng.choice(INSTRUCTIONS + QUESTIONS)
+            prompt = chat_prompt([f"{IMAGE_SLOT} {question}"], style)
         else:
-            prompt = instruction_prompt(batch_rng.choice(INSTRUCTIONS), self.config.prompt)
-        if not caption.strip():
-            raise ValueError("the caption is empty")
+            prompt = instruction_prompt(batch_rng.choice(INSTRUCTIONS), style)
         return [self.picture(i)], prompt, caption
 
-
-class Files(Captioned):
-    """The pictures in a folder and below it. NAME.jpg (or another of PICTURE_SUFFIXES) has its
-    caption in NAME.txt, or all captions are in filter_cap.json, as cc_sbu_align has them."""
-
-    def __init__(self, folder, stage, config):
-        super().__init__(stage, config)
-        pictures, others = pictures_below(folder)
-        for reason, count in others.items():
-            if not reason.lower().startswith(("hidden", ".txt", ".json")):
-                self.left_out[reason] = count
-        if (folder / "filter_cap.json").is_file():
-            captions = annotations(folder / "filter_cap.json")
-            named = {file: file.stem for file in pictures}
-        else:
-            captions = {text.with_suffix(""): text for text in sorted(folder.rglob("[!.]*"))
-                        if text.suffix.lower() == ".txt"}
-            named = {file: file.with_suffix("") for file in pictures}
-        self.left_out["captions without a picture"] = len(captions.keys() - set(named.values()))
-        self.pairs = []
-        for file, name in named.items():
-            try:
-                caption = captions.get(name)
-                caption = read_text(caption) if isinstance(caption, Path) else caption
-            except ValueError:
-                self.left_out["captions that are no UTF-8"] += 1
-                continue
-            if isinstance(caption, str) and caption.strip():
-                self.pairs.append((file, caption.strip()))
-            else:
-                self.left_out["pictures without a caption"] += 1
-        self.left_out = +self.left_out                        # without those of count 0
-
-    def __len__(self):
-        return len(self.pairs)
-
-    def name(self, i):
-        file, _ = self.pairs[i]
-        return printable(file)
-
-    def stream(self, i):
-        file, _ = self.pairs[i]
-        check_file(file)
-        return open(file, "rb")
-
-    def caption(self, i):
-        _, caption = self.pairs[i]
-        return caption
-
     def fingerprint(self):
-        crc = 0
-        for file, caption in self.pairs:
-            check_file(file)
-            with open(file, "rb") as opened:
-                size = opened.seek(0, os.SEEK_END)
-                opened.seek(max(0, size - TAIL))
-                crc = zlib.crc32(opened.read(), crc)
-            crc = zlib.crc32(repr((file.name, size, caption)).encode(), crc)
+        """Of names, sizes and captions, and of the ends of at most 10,000 pictures."""
+        crc = zlib.crc32(self.places.numpy(), zlib.crc32(self.texts.numpy()))
+        for i in range(0, len(self), math.ceil(len(self) / 10_000)):
+            number, at, size = self.places[i].tolist()
+            with open(self.files[number], "rb", buffering=0) as file:
+                file.seek(at + max(0, size - TAIL))
+                crc = zlib.crc32(file.read(min(size, TAIL)), crc)
         return crc
 
 
+def caption_of(read, left_out):
+    """The caption that read() returns, in which nothing has a meaning in a prompt; "" for one that
+    cannot be learned, which is counted."""
+    try:
+        caption = plain(read()).encode("utf-8", "ignore").decode().strip()
+    except (AttributeError, OSError, TypeError, ValueError):
+        caption, reason = "", "pictures whose caption is no UTF-8 text"
+    else:
+        reason = "pictures with an empty caption"
+    if not clean_caption(caption):
+        left_out[reason] += 1
+        return ""
+    return caption
+
+
+def index_folder(folder):
+    """(picture files, pairs, left_out) of a folder and those below it. NAME.jpg (or another of
+    PICTURE_SUFFIXES) has its caption in NAME.txt, or all captions are in filter_cap.json, as
+    cc_sbu_align has them."""
+    pictures, others = pictures_below(folder)
+    left_out = Counter({f"files {suffix}": count for suffix, count in others.items()
+                        if suffix.lower() not in ("hidden", ".txt", ".json")})
+    if (folder / "filter_cap.json").is_file():
+        captions = annotations(folder / "filter_cap.json")
+        named = {file: file.stem for file in pictures}
+    else:
+        captions = {text.with_suffix(""): partial(read_text, text)
+                    for text in sorted(folder.rglob("[!.]*")) if text.suffix.lower() == ".txt"}
+        named = {file: file.with_suffix("") for file in pictures}
+    left_out["captions without a picture"] = len(captions.keys() - set(named.values()))
+    pairs = []
+    for number, (file, key) in enumerate(named.items()):
+        if key not in captions or not file.is_file():
+            left_out["pictures without a caption"] += 1
+            continue
+        caption, name = caption_of(captions[key], left_out), printable(file.relative_to(folder))
+        if caption:
+            pairs.append((number, 0, file.stat().st_size, name, caption))
+    return pictures, pairs, left_out
+
+
 def annotations(file):
-    """{image_id: caption} of a filter_cap.json: a list of them, or {"annotations": the list}.
-    Raises ValueError."""
+    """{image_id: function that returns its caption} of a filter_cap.json: a list of them, or
+    {"annotations": the list}. Raises ValueError."""
     try:
         found = json.loads(read_text(file))
         found = found["annotations"] if isinstance(found, dict) else found
-        return {str(pair["image_id"]): pair["caption"] for pair in found}
-    except (LookupError, TypeError, RecursionError, json.JSONDecodeError) as error:
+        return {str(pair["image_id"]): partial(pair.get, "caption") for pair in found}
+    except (AttributeError, LookupError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise ValueError(f"{file}: not a list of annotations ({error!r})") from None
 
 
-# ---- Tar files: never unpacked, and nothing is written under a name from inside one
-
-
 def index_tar(tar):
-    """The samples of a tar file that have a picture and a caption -> int64 (N, 6), the place and
-    the size in bytes of each of PARTS, 0 for one that is not there; and {reason: count} of the
-    others. Raises ValueError for what is no tar file."""
-    check_file(tar)
-    samples, left_out, size = {}, Counter(), os.path.getsize(tar)
+    """(pairs without the file's number, left_out) of one of img2dataset's tar files, with members
+    KEY.jpg, KEY.txt, KEY.json. It is never unpacked: samples are read in place, and keys are only
+    names."""
+    samples, left_out, pairs, size = {}, Counter(), [], os.path.getsize(tar)
     try:
         with tarfile.open(tar, "r:") as members, open(tar, "rb") as file:
             with contextlib.suppress(tarfile.TarError, ValueError):      # a damaged header
                 for member in members:
                     if not 0 <= member.size <= size - member.offset_data:
                         break
-                    stem, suffix = os.path.splitext(member.name)
+                    key, suffix = os.path.splitext(member.name)
                     part = "picture" if is_picture(member.name) else suffix.lower()[1:]
-                    hidden = os.path.basename(stem).startswith(".")
-                    if part in PARTS and member.isreg() and not hidden:
-                        samples.setdefault(stem, {})[part] = member.offset_data, member.size
+                    if member.isreg() and not os.path.basename(key).startswith("."):
+                        place = member.offset_data, member.size
+                        samples.setdefault(key, {})[part] = place
+                        if part in ("txt", "json"):
+                            file.seek(member.offset_data)
+                            samples[key][part] = file.read(min(member.size, LONGEST))
             file.seek(members.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 left_out[f"tar file that is cut short or damaged before its end: {tar}"] += 1
     except tarfile.TarError:
-        raise ValueError(f"{tar}: not a tar file, or compressed; samples are read in place, so "
-                         "decompress it first") from None
-    rows = []
-    for parts in samples.values():
-        if "picture" in parts and len(parts) > 1:
-            rows.append([number for part in PARTS for number in parts.get(part, (0, 0))])
-        else:
+        left_out[f"no tar file, or a compressed one, which cannot be read in place: {tar}"] += 1
+    for key, parts in samples.items():
+        if "picture" not in parts or not {"json", "txt"} & parts.keys():
             left_out["samples without a picture or a caption"] += 1
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2 * len(PARTS)), left_out
+            continue
+        caption = caption_of(partial(caption_in, parts), left_out)
+        if caption:
+            name = f"{tar.name}:{key.encode('utf-8', 'backslashreplace').decode()}"
+            pairs.append((*parts["picture"], printable(name), caption))
+    return pairs, left_out
 
 
-class Tars(Captioned):
-    """img2dataset's tar files, with members KEY.jpg, KEY.txt, KEY.json. Their headers are read at
-    every start; samples are then read in place."""
+def caption_in(parts):
+    """The caption in the json of a sample, or else in its text."""
+    with contextlib.suppress(LookupError, TypeError, ValueError, RecursionError):
+        return json.loads(parts["json"])["caption"] or parts["txt"].decode("utf-8-sig")
+    return parts["txt"].decode("utf-8-sig") if "txt" in parts else None
 
-    def __init__(self, tars, stage, config, load):
-        super().__init__(stage, config)
-        self.tars, own, indices = tars, tars[RANK::WORLD], []
-        progress = Progress("indexing", len(own), "tar files")
-        for index in load(own, batch_size=None, collate_fn=index_tar):
-            indices.append(index)
-            progress.show(len(indices))
-        found = dict(gathered(list(zip(own, indices, strict=True))))
-        for _, left_out in found.values():
-            self.left_out.update(left_out)
-        ordered = [found[tar][0] for tar in tars]
-        self.index = torch.cat(ordered)                       # (N, 6), shared with the workers
-        self.starts = torch.tensor([0, *accumulate(map(len, ordered))])
 
-    def __len__(self):
-        return len(self.index)
-
-    def read(self, i, part):
-        """(tar file, the 512 bytes of the tar header, the content) of one of PARTS of sample i; the
-        last two are empty if it is not there."""
-        tar = self.tars[int(torch.searchsorted(self.starts, i, right=True)) - 1]
-        at, size = self.index[i].view(len(PARTS), 2)[PARTS.index(part)].tolist()
-        with open(tar, "rb", buffering=0) as file:
-            file.seek(max(0, at - tarfile.BLOCKSIZE))
-            content = file.read(tarfile.BLOCKSIZE + size if at else 0)
-        return tar, content[:tarfile.BLOCKSIZE], content[tarfile.BLOCKSIZE:]
-
-    def name(self, i):
-        tar, header, _ = self.read(i, "picture")
-        key, _, _ = header[:100].partition(b"\0")
-        return printable(f"{tar.name}:{key.decode('utf-8', 'backslashreplace')}")
-
-    def stream(self, i):
-        return io.BytesIO(self.read(i, "picture")[-1])
-
-    def caption(self, i):
-        _, _, about = self.read(i, "json")
-        _, _, text = self.read(i, "txt")
-        return json.loads(about or "{}").get("caption") or text.decode("utf-8-sig").strip()
-
-    def fingerprint(self):
-        named = repr([(tar.name, os.path.getsize(tar)) for tar in self.tars]).encode()
-        return zlib.crc32(self.index.numpy(), zlib.crc32(named))
+def index_tars(tars, load):
+    """(tar files, pairs, left_out) of all."""
+    progress, pairs, left_out = Progress("indexing", len(tars), "tar files"), [], Counter()
+    for number, (found, reasons) in enumerate(load(tars, batch_size=None, collate_fn=index_tar)):
+        pairs += [(number, *pair) for pair in found]
+        left_out.update(reasons)
+        progress.show(number + 1)
+    return tars, pairs, left_out

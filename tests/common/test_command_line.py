@@ -1,6 +1,9 @@
 """common/command_line.py: exit codes, errors in one line, numbers from flags, progress."""
 import argparse
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +51,24 @@ def test_debug_shows_where_an_error_came_from(run):
     assert err.startswith("Traceback") and err.endswith("tool.py: no room\n")
     code, err = run(None, "--unknown")
     assert code == 2 and "--unknown" in err
+
+
+@pytest.mark.parametrize("closed, code, out", [(">&-", 1, ""), ("2>&-", 0, "answer\n"),
+                                               ("<&- 2>&-", 0, "answer\n")])
+def test_closed_streams(closed, code, out, tmp_path):
+    (tmp_path / "tool.py").write_text("""
+import argparse, os, sys
+from common.command_line import run_command
+def main(args):
+    print("message", file=sys.stderr)
+    assert os.open(__file__, os.O_RDONLY) > 2
+    print("answer")
+run_command(main, argparse.ArgumentParser(prog="tool"))
+""")
+    environment = os.environ | {"PYTHONPATH": str(Path(command_line.__file__).parents[1])}
+    run = subprocess.run(["sh", "-c", f"exec {sys.executable} {tmp_path}/tool.py {closed}"],
+                         capture_output=True, text=True, env=environment)
+    assert (run.returncode, run.stdout) == (code, out) and run.stderr.count("\n") == code
 
 
 def test_a_number_is_one_within_its_bounds():

@@ -72,14 +72,17 @@ def test_numbers_that_are_no_shades_are_refused(tmp_path, value):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tiff"])
-@pytest.mark.parametrize("odd", [False, True], ids=["whole", "an odd entry beside it"])
+@pytest.mark.parametrize("odd", [None, "before", "after"])
 def test_a_photo_is_turned_as_its_exif_says(tmp_path, name, odd):
     image = Image.new("RGB", (40, 20), "white")
     image.paste("black", (0, 0, 20, 20))                      # lies on its side: black on top
-    entry = struct.pack("<HHI4s", 0x0112, 3, 1, struct.pack("<I", 6))
-    if odd:                                                   # a text whose place is past the end
-        entry += struct.pack("<HHII", 0x9003, 2, 20, 10 ** 6)
-    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 1 + odd) + entry + b"\0" * 4
+    entries = [struct.pack("<HHI4s", 0x0112, 3, 1, struct.pack("<I", 6))]
+    if odd == "before":                                       # values whose place is past the end
+        entries.insert(0, struct.pack("<HHII", 0x0110, 5, 1, 10 ** 9))
+    if odd == "after":
+        entries.append(struct.pack("<HHII", 0x9003, 2, 20, 10 ** 6))
+    exif = (b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries)
+            + bytes(4))
     if name == "a.tiff":
         image.save(tmp_path / name, tiffinfo={0x0112: 6})
     else:

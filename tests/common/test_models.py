@@ -1,10 +1,12 @@
 """common/models.py: a model from flags, or a line that names the file; answers to many prompts."""
 import argparse
+import json
 import os
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from artgpt4 import ArtGPT4
 from common import models
@@ -38,6 +40,25 @@ def test_a_foreign_file_in_a_weights_folder_is_named_with_what_it_is(weights, tm
     with pytest.raises(ValueError, match=file) as refused:
         load(flags("--weights", folder))
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("file, name, value", [
+    ("vision", "vit.blocks.0.fc1.bias", torch.nan), ("llama", "llama.embed.weight", torch.inf),
+    ("adapter", "proj.bias", torch.nan), ("adapter", "proj.bias", 1), ("config", "vit_heads", 3)])
+def test_what_torch_takes_and_is_no_model_is_refused_by_name(weights, tmp_path, file, name, value):
+    folder = shutil.copytree(weights["artgpt4"], tmp_path / "w")
+    if file == "config":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {name: value}))
+    else:
+        tensors = load_file(folder / f"{file}.safetensors")
+        tensors[name] = tensors[name].clone()
+        tensors[name].view(-1)[3] = value
+        if value == 1:
+            tensors[name] = tensors[name].long()
+        save_file(tensors, folder / f"{file}.safetensors")
+    with pytest.raises(ValueError, match=f"{folder}.*({name}|vit_width|adapter)"):
+        load(flags("--weights", folder))
 
 
 def test_an_adapter_from_elsewhere_takes_the_place_of_the_folders(weights, tmp_path):

@@ -1,119 +1,92 @@
-"""conversation/rounds.py: the prompt of a dialogue, the cache, the settings, the context."""
+"""conversation/rounds.py: prompts, the cache, settings, the context, beams, files."""
+import json
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 import artgpt4
-from artgpt4 import IMAGE_ID, IMAGE_SLOT, Llama
-from common.answering import penalties
-from conversation.beams import beam_search
-from conversation.rounds import Conversation, Round, plain
-from tests.conftest import say
+from artgpt4 import IMAGE_ID, IMAGE_SLOT, ArtGPT4, KVCache, Llama, chat_prompt
+from conversation.rounds import (
+    Conversation, Round, beam_search, plain, read_about, read_talk, to_json)
+
+
+def say(conversation, question=None):
+    """The whole answer to a question, or another one to the last question."""
+    return "".join(conversation.answer(question))
 
 
 @pytest.fixture
 def prefills(monkeypatch):
     """The number of tokens that Llama was given at once, call by call."""
     counts, hidden = [], Llama.hidden
-
-    def counted(self, embeds, cache=None, first=0):
-        counts.append(embeds.shape[1])
-        return hidden(self, embeds, cache, first)
-
-    monkeypatch.setattr(Llama, "hidden", counted)
+    monkeypatch.setattr(Llama, "hidden", lambda self, embeds, cache=None: (
+        counts.append(embeds.shape[1]) or hidden(self, embeds, cache)))
     return counts
 
 
 # The prompt
 
-
-def test_the_prompt_of_a_dialogue_is_the_golden_one(talker, talk, expected):
-    rounds = [Round(["picture.png"], "What is this?", "A painting."),
-              Round([], "Who painted it?  I like it.")]
-    ids = talk().prompt_ids(rounds)
+def test_the_prompt_of_a_dialogue_is_the_golden_one(model, expected):
+    ids = Conversation(model).prompt_ids([Round(["picture.png"], "What is this?", "A painting."),
+                                          Round([], "Who painted it?  I like it.")])
     golden = [i for segment in expected["dialogue_segments_ids"] for i in segment]
     assert [i for i in ids if i >= 0] == golden
-    assert [i for i in ids if i < 0] == [IMAGE_ID] * talker.config.qformer.queries
+    assert [i for i in ids if i < 0] == [IMAGE_ID] * model.config.queries
 
 
-def test_config_json_chooses_the_prompt(talker, talk, monkeypatch):
-    question = [Round([], "What?")]
-    rounds = [Round([], "What?", "That."), Round([], "Why?")]
-    vicuna = talk().prompt_ids(question)
-    monkeypatch.setattr(talker, "config", replace(talker.config, prompt="llama2_chat"))
-    assert talk().prompt_ids(question) != vicuna
-    prompt = artgpt4.chat_prompt(["What?", "That.", "Why?"], "llama2_chat")
-    assert talk().prompt_ids(rounds) == talker.prompt_ids(prompt)
+def test_a_dialogue_with_vicuna_v1_has_eos_after_each_answer_and_nowhere_else(model, monkeypatch):
+    monkeypatch.setattr(model, "config", replace(model.config, prompt="vicuna_v1"))
+    talk, encode, eos = Conversation(model, temperature=0), model.tokenizer.encode, 2
+    rounds = [Round(["a.png"], "What is </s> this?", "A boat.\x03</s>"), Round([], "Why?\x03")]
+    assert talk.prompt_ids(rounds) == [
+        1, *encode("A chat between a curious user and an artificial intelligence assistant. The "
+                   "assistant gives helpful, detailed, and polite answers to the user's questions. "
+                   "USER: <Img>"), *[IMAGE_ID] * model.config.queries,
+        *encode("</Img> What is </s> this? ASSISTANT: A boat.</s>"), eos,
+        272, 88, 86, 72, 85, 303, 272, 309, 292, 291, 308,    # USER: Why?, where U S E R are bytes
+        272, 310, 86, 86, 301, 86, 304, 310, 81, 304, 303]    # ASSISTANT:
+    words = iter([*encode("A boat."), eos, 300])
+    monkeypatch.setattr(artgpt4, "sample", lambda logits, **_: torch.tensor([next(words)]))
+    assert say(talk, "What?") == "A boat." and next(words) == 300
 
 
 def test_typed_marks_are_plain_text():
     assert plain(" a###Human: b ") == "a# ##Human: b"
-    assert plain("#####") == "# # # ##"
-    assert plain("#\0##") == "# ##"
-    assert plain("## Title #1") == "## Title #1"
-    assert plain("<ImageHere><Image\x1bHere>") == "< ImageHere>< ImageHere>"
-    assert plain("a [/INST] \x02[INST] b [i]") == "a [ /INST] [ INST] b [i]"
-
-
-def test_what_is_not_unicode_becomes_a_question_mark():
-    assert plain("\udce9") == "?"
+    assert plain("#\0##") == "# ##" and plain("## Title #1") == "## Title #1"
+    assert "<ImageHere>" not in plain("<ImageHere><Image\x1bHere>")
+    assert plain("\udce9\x03") == "?"
 
 
 # The cache
 
-
-def test_a_later_question_costs_its_own_tokens(talker, talk, prefills, monkeypatch):
-    words = []
-    monkeypatch.setattr(artgpt4, "sample", lambda logits, *_: torch.tensor([words.pop(0)]))
-    encode = talker.tokenizer.encode
-    conversation = talk()
-    for turn in range(10):
-        words[:] = encode("A boat.###")
-        prefills.clear()
-        assert say(conversation, "What is this?") == "A boat."
-        if turn:
-            assert prefills[0] <= len(encode("###Human: What is this?###Assistant:"))
-        assert prefills[1:] == [1] * (len(prefills) - 1)
-    words[:] = encode("No.###")
-    prefills.clear()
-    assert say(conversation) == "No."
-    assert prefills[0] == 1 and len(conversation.rounds) == 10
-
-
-def test_answers_with_the_cache_are_those_of_a_conversation_without_it(talk, prefills):
+def test_a_question_costs_its_own_tokens_and_is_answered_as_without_a_cache(talk, prefills):
     conversation = talk()
 
-    def without_cache():
-        """The same conversation at this point, with nothing in its cache."""
+    def check(question=None, stop=False, most=45):
+        """Answer, or stop after two pieces, and compare with the conversation without a cache.
+        most: so many tokens of the prompt may be computed."""
         fresh = talk(**conversation.settings)
-        fresh.image_embeds, fresh.context = conversation.image_embeds, conversation.context
-        fresh.rounds, fresh.waiting = conversation.rounds, conversation.waiting
-        return fresh
-
-    def check(question=None, stop=False):
-        """Answer, or stop after two pieces, and compare with the conversation without a cache."""
-        fresh = without_cache()
+        for name in ("image_embeds", "context", "rounds", "waiting", "forgotten"):
+            setattr(fresh, name, getattr(conversation, name))
+        prefills.clear()
         pieces = conversation.answer(question)
         said = next(pieces) + next(pieces) if stop else "".join(pieces)
         pieces.close()
-        cost = sum(prefills)
+        assert prefills[0] <= most and prefills[1:] == [1] * (len(prefills) - 1)
         whole = say(fresh, question)
-        if stop:
-            assert whole.startswith(said) and len(whole) > len(said)
-        else:
-            assert whole == said
-        assert cost < sum(prefills) - cost or len(conversation.rounds) == 1
+        assert whole.startswith(said) if stop else whole == said
         assert conversation.rounds[-1].answer == said
         assert len(conversation.cached) == conversation.cache.length
-        prefills.clear()
 
-    check("What is this?")
+    check("What is this?", most=200)
     check("Which colours?")
     check("Are you sure?", stop=True)                         # Ctrl-C
     check("Why?")
-    check()                                                   # /again
+    check(most=1)                                             # /again
     conversation.set("repetition_penalty", 1.5)
     conversation.add_image(Image.new("RGB", (40, 30), "white"), "white.png")
     check("And this?")
@@ -121,91 +94,130 @@ def test_answers_with_the_cache_are_those_of_a_conversation_without_it(talk, pre
     check("Which one is better?")
     check("Why is it better?")
     conversation.set("beams", 1)
-    prompt = conversation.prompt_ids([*conversation.rounds, Round([], "Long?")])
-    conversation.context = len(prompt) + 19
-    check("Long?")
-    assert conversation.dropped == 1 and conversation.rounds[0].images == ["picture.png"]
+    asked = [*conversation.rounds, Round([], "Long?")]
+    conversation.context = len(conversation.prompt_ids(asked)) + 19
+    check("Long?", most=200)
+    assert conversation.forgotten == 1 and conversation.rounds[:-1] == asked[:-1]
     conversation.reset()
     assert conversation.waiting == ["white.png"] and len(conversation.image_embeds) == 1
-    check("What is this?")
+    check("What is this?", most=200)
 
 
-# The settings
+# Settings and context
+
+def test_the_settings_reach_the_model(tiny, talk):
+    for settings in ({"temperature": 2.0, "top_p": 0.7, "seed": 5}, {"repetition_penalty": 3.0},
+                     {"min_new_tokens": 20}):
+        conversation = talk(**settings)
+        flags = conversation.sampling() | {"generator": torch.Generator().manual_seed(5)}
+        with torch.inference_mode():
+            prompt = chat_prompt([f"{IMAGE_SLOT} What?"])
+            embeds = tiny.embed_prompt(prompt, conversation.image_embeds)
+            ids = [int(token) for token in tiny.generate(embeds, 20, **flags)]
+        assert say(conversation, "What?") == tiny.decode(ids)[0].strip()
+    assert conversation.new_tokens == 20
 
 
-def test_the_settings_reach_the_model(talker, talk, monkeypatch):
-    prompt = artgpt4.chat_prompt([f"{IMAGE_SLOT} What?"])
-
-    def embeds(conversation):
-        return talker.embed_prompt(prompt, conversation.image_embeds)
-
-    conversation = talk(repetition_penalty=3.0)
-    pieces = talker.generate(embeds(conversation), 20, temperature=0,
-                             adjust=penalties(talker, repetition_penalty=3.0))
-    assert say(conversation, "What?") == "".join(pieces).strip()
-
-    conversation = talk(temperature=2.0, top_p=0.7, seed=5)
-    pieces = talker.generate(embeds(conversation), 20, temperature=2.0, top_p=0.7,
-                             generator=torch.Generator().manual_seed(5))
-    assert say(conversation, "What?") == "".join(pieces).strip()
-
-    conversation = talk(beams=3)
-    ids = beam_search(talker, embeds(conversation), 3, 20)
-    text = talker.decode(ids, whole=True)
-    assert say(conversation, "What?") == text.strip()
-
-
-def test_an_answer_is_as_long_as_min_new_tokens_says(talker, talk, monkeypatch):
-    end, letter = talker.tokenizer.eos_id(), talker.tokenizer.encode("a")[-1]
-
-    def end_if_allowed(logits, *_):
-        return torch.tensor([end if logits[0, end] > -torch.inf else letter])
-
-    monkeypatch.setattr(artgpt4, "sample", end_if_allowed)
-    assert say(talk(), "What?") == ""
-    assert say(talk(min_new_tokens=7), "What?") == " ".join("a" * 7)
-
-
-def test_the_same_seed_gives_the_same_answers(talk):
-    def two_answers(seed):
-        conversation = talk(seed=seed, temperature=1.0)
-        return [say(conversation, "What?"), say(conversation)]
-    first, second = two_answers(7)
-    assert first != second
-    assert two_answers(7) == [first, second]
-    assert two_answers(8) != [first, second]
-
-
-# The context
-
-
-def test_the_oldest_rounds_are_forgotten_when_the_context_is_full(talk):
+def test_rounds_that_the_context_forgets_stay_in_the_transcript(talk):
     conversation = talk()
     say(conversation, "One?")
     say(conversation, "Two?")
     _, second = conversation.rounds
-    kept = [second._replace(images=["picture.png"]), Round([], "Three?")]
+    kept = [replace(second, images=["picture.png"]), Round([], "Three?")]
     conversation.context = len(conversation.prompt_ids(kept)) + 20
     say(conversation, "Three?")
-    assert [question for _, question, _ in conversation.rounds] == ["Two?", "Three?"]
-    assert [images for images, _, _ in conversation.rounds] == [["picture.png"], []]
+    assert conversation.forgotten == 1
+    assert [(r.question, r.images) for r in conversation.rounds] == [
+        ("One?", ["picture.png"]), ("Two?", []), ("Three?", [])]
+    ids = conversation.prompt_ids(conversation.rounds)
+    assert ids == talk().prompt_ids([kept[0], Round([], "Three?")])
+    conversation.set("max_new_tokens", 2000)                  # reserves half of the context
+    conversation.context = 2 * (len(ids) + 30)
+    next(conversation.answer("Four?"))
+    assert conversation.forgotten == 1
 
 
 def test_an_answer_never_passes_the_end_of_the_context(talk):
     prompt = len(talk().prompt_ids([Round(["picture.png"], "One?")]))
     for context, room in ((prompt + 21, 20), (prompt + 20, 20), (prompt + 3, 3)):
-        conversation = talk()
+        conversation = talk(min_new_tokens=20)
         conversation.context = context
         say(conversation, "One?")
         assert conversation.new_tokens == room
     conversation.context, before = prompt, conversation.rounds
-    with pytest.raises(ValueError, match=f"{prompt} tokens.*shorter"):
-        conversation.answer("One?")
+    with pytest.raises(ValueError, match=f"{prompt} tokens.*--each"):
+        say(conversation, "One?")
     assert conversation.rounds == before != []
 
 
-def test_the_context_is_2000_tokens_or_what_the_model_has(talker, monkeypatch):
-    assert Conversation(talker).context == 2000
-    llama = replace(talker.config.llama, max_position_embeddings=256)
-    monkeypatch.setattr(talker, "config", replace(talker.config, llama=llama))
-    assert Conversation(talker).context == 256
+# Beams
+
+@pytest.mark.parametrize("name, prefix", [("artgpt4", ""), ("minigpt4", "minigpt4_")])
+def test_beams_find_the_golden_answer_with_part_of_the_prompt_in_the_cache(
+        weights, expected, name, prefix):
+    model = ArtGPT4.from_pretrained(weights[name])
+    with torch.inference_mode():
+        embeds = model.embed_prompt(expected["chat_prompt"], expected[f"{prefix}image_embeds"][:1])
+        for known in (0, 100):
+            cache = KVCache(model.llama, 200)
+            model.llama(embeds[:, :known], cache)
+            found = beam_search(model, embeds[:, known:], 3, 16, cache)
+            assert found == expected[f"{prefix}beam3_ids"].tolist()
+            assert cache.length == embeds.shape[1]
+
+
+def search(odds, beams, length):
+    """The answer of beams of a model whose next token depends on the answer so far. odds: {answer:
+    {token: probability}}; what is not there is unlikely. Tokens 0, 1 and 2 end an answer."""
+    def adjust(_, chosen):
+        logits = torch.full((len(chosen), 10), -1e9)
+        for row, ids in zip(logits, chosen.tolist(), strict=True):
+            for token, probability in odds.get(tuple(ids), {7: 1e-9}).items():
+                row[token] = math.log(probability)
+        return logits
+
+    def llama(embeds, cache):
+        cache.length += embeds.shape[1]
+        return torch.zeros(*embeds.shape[:2], 10)
+    llama.embed = lambda ids: torch.zeros(*ids.shape, 4)
+    llama.embed.weight = torch.zeros(10, 4)
+    llama.config = SimpleNamespace(llama_layers=1, llama_kv_heads=1, llama_width=4, llama_heads=1)
+    model = SimpleNamespace(llama=llama, decode=lambda ids: ("", bool({0, 1, 2} & {*ids})))
+    return beam_search(model, torch.zeros(1, 1, 4), beams, length, KVCache(llama, 9), adjust)
+
+
+def test_the_answer_with_the_best_mean_log_probability_wins():
+    odds = {(): {5: 0.6, 0: 0.4}, (5,): {5: 0.5, 0: 0.5}, (5, 5): {5: 0.9, 0: 0.1}}
+    assert search(odds, 2, 3) == [5, 5, 5]     # 0.4; (0.6 0.5) ** 1/2; (0.6 0.5 0.9) ** 1/3
+    ends = {0: 0.5, 1: 0.3, 2: 0.2}                           # all candidates end at once
+    assert search({(): {5: 0.6, 6: 0.4}, (5,): ends, (6,): ends}, 2, 9) == [5, 0]
+    odds = {(): {5: 0.6, 0: 0.2, 1: 0.1, 2: 0.1}, (5,): {6: 1.0}, (5, 6): {0: 1.0}}
+    assert search(odds, 2, 9) == [5, 6, 0]                    # one beam goes on alone
+
+
+# Files
+
+def test_wrong_json_is_refused_by_the_name_of_its_file(tmp_path):
+    about, saved = tmp_path / "about.json", tmp_path / "talk.json"
+    settings = [{"settings": value} for value in ({"beams": True}, {"warmth": 1}, [1], None)]
+    for value in [{"knows": 1}, {"pictures": "two"}, {"examples": "a"}, [], *settings]:
+        about.write_text(json.dumps(value))
+        with pytest.raises(ValueError, match="about.json"):
+            read_about(tmp_path)
+    good, said = {"model": "", "settings": {}, "images": [], "rounds": []}, {"question": "a"}
+    wrong = [good | change for change in [
+        {"images": [1]}, {"images": "a"}, {"model": 1}, {"rounds": [1]}, {"rounds": [said]},
+        {"rounds": [said | {"images": [], "answer": 1}]}, *settings]]
+    for text in ["", "{", "{}", "[]", "[" * 100_000, *map(json.dumps, wrong)]:
+        saved.write_text(text)
+        with pytest.raises(ValueError, match="talk.json"):
+            read_talk(saved)
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path, talk):
+    text = '\ufeff{"settings": {"temperature": 0.5}, "more": 1}'
+    (tmp_path / "about.json").write_text(text, encoding="utf-8")
+    about = {"knows": "", "examples": [], "pictures": 4, "settings": {"temperature": 0.5}}
+    assert read_about(tmp_path) == about | {"more": 1}
+    (tmp_path / "talk.json").write_text("\ufeff" + to_json(talk(), "name"), encoding="utf-8")
+    assert read_talk(tmp_path / "talk.json")["images"] == ["picture.png"]

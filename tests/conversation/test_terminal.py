@@ -1,171 +1,272 @@
-"""conversation/terminal.py: what is printed on which terminal, tested without one."""
+"""conversation/terminal.py: what typed lines mean, questions, /commands, files that are written."""
+import codecs
 import contextlib
-import io
+import json
 import os
-import re
 import sys
-import threading
-import time
+from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
+from artgpt4 import IMAGE_SLOT, ArtGPT4
+from conversation import rounds
 from conversation.terminal import (
-    PALETTE, Terminal, cells, clean, colours_of, half_blocks, wait_for_reader, whole_line, wrapped)
+    COMMANDS, Session, named_pictures, typed_path, whole_line, wrapped)
+
+FIRST = f"{IMAGE_SLOT} A?"
+
+# What typed lines mean
 
 
-class Stream(io.TextIOWrapper):
-    def __init__(self, terminal=True, encoding="utf-8"):
-        super().__init__(io.BytesIO(), encoding=encoding)
-        self.isatty = lambda: terminal
+def test_paths_as_they_are_typed_and_dropped(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = tmp_path / "it's my picture.png"
+    name.touch()
+    escaped = str(name).replace(" ", "\\ ").replace("'", "\\'")
+    for text in (str(name), f'"{name}"', escaped, "~/it\\'s\\ my\\ picture.png", name.as_uri(),
+                 f"file://localhost{str(name).replace(' ', '%20')}"):
+        assert typed_path(text) == name
+    for text in ("new talk.md", "'new talk.md'", "new\\ talk.md"):
+        assert typed_path(text) == Path("new talk.md")
+    assert typed_path("it's new.md") == Path("it's new.md")
+    for address in ("https://a.b/c.png", "HTTP://a.b", "ftp://a"):
+        with pytest.raises(ValueError, match=address):
+            typed_path(address)
 
 
-@pytest.mark.parametrize("environment, stream, colours", [
-    ({"COLORTERM": "truecolor"}, Stream(), 2 ** 24),
-    ({"COLORTERM": "24bit", "NO_COLOR": ""}, Stream(), 2 ** 24),
-    ({}, Stream(), 256),
-    ({"COLORTERM": "yes"}, Stream(), 256),
-    ({"COLORTERM": "truecolor", "NO_COLOR": "1"}, Stream(), 0),
-    ({"COLORTERM": "truecolor", "TERM": "dumb"}, Stream(), 0),
-    ({"TERM": "vt220"}, Stream(), 0),
-    ({"TERM": None}, Stream(), 0),
-    ({"COLORTERM": "truecolor"}, Stream(terminal=False), 0),
-    ({"COLORTERM": "truecolor"}, Stream(encoding="latin-1"), 0),
+@pytest.mark.parametrize("text, question, names", [
+    ("What's in this image? a.png", "What's in this image?", ["a.png"]),
+    ("a.png What is it?", "What is it?", ["a.png"]),
+    ("./sub/b.JPG", "", ["sub/b.JPG"]),
+    ("Is a.png older than 'sub/c d.png'?", "Is older than ?", ["a.png", "sub/c d.png"]),
+    ("Is it in sub/c\\ d.png?", "Is it in", ["sub/c d.png"]),
+    ("What is in sub/plain, then?", "What is in then?", ["sub/plain"]),
+    ("Look (gone.webp).", "Look", ["gone.webp"]),
+    ("Is it  and/or a.b? e.g. no.txt, the \"sea\" or 's", None, []),
 ])
-def test_colours_go_where_they_are_seen(environment, stream, colours, monkeypatch):
-    usual = {"TERM": "xterm-256color", "COLORTERM": None, "NO_COLOR": None}
-    for name, value in (usual | environment).items():
-        monkeypatch.delenv(name, raising=False)
-        if value is not None:
-            monkeypatch.setenv(name, value)
-    assert colours_of(stream) == colours
-
-
-def test_two_pixels_are_one_character():
-    pixels = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [9, 8, 7]]], dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    assert half_blocks(image, 80, 24, 2 ** 24) == (
-        "\x1b[38;2;255;0;0;48;2;0;0;255m\u2580\x1b[38;2;0;255;0;48;2;9;8;7m\u2580\x1b[0m")
-    assert half_blocks(image, 80, 24, 256) == (
-        "\x1b[38;5;196;48;5;21m\u2580\x1b[38;5;46;48;5;232m\u2580\x1b[0m")
-
-
-@pytest.mark.parametrize("size, columns, rows", [
-    ((200, 100), 40, 10),
-    ((100, 200), 12, 12),
-    ((3000, 3), 40, 1),
-    ((3, 3000), 1, 12),
-    ((8, 6), 8, 3),
-    ((1, 1), 1, 1),
-])
-def test_a_picture_keeps_its_proportions_in_the_room_there_is(size, columns, rows):
-    lines = half_blocks(Image.new("RGB", size), 40, 12, 256).split("\n")
-    assert len(lines) == rows
-    assert {line.count("\u2580") for line in lines} == {columns}
-
-
-def test_256_colours_are_the_nearest_ones():
-    pixels = np.random.RandomState(0).randint(0, 256, (2, 50, 3)).astype(np.uint8)
-    text = half_blocks(Image.fromarray(pixels), 80, 24, 256)
-    codes = re.findall(r"38;5;(\d+);48;5;(\d+)m", text)
-    assert len(codes) == 50
-
-    def distance(a, b):
-        return sum((int(x) - int(y)) ** 2 for x, y in zip(a, b, strict=True))
-    for column, pair in zip(pixels.transpose(1, 0, 2), codes, strict=True):
-        for pixel, code in zip(column, pair, strict=True):
-            nearest = min(distance(pixel, colour) for colour in PALETTE)
-            assert distance(pixel, PALETTE[int(code) - 16]) == nearest
-
-
-def test_words_that_do_not_fit_begin_a_line():
-    text = "a boat\n\n  on the\twide, wide\nsea immeasurable x"
-    lines = "a boat\n\n  on the\nwide,\nwide\nsea\nimmeasurable\nx"
-    for pieces in ([text], list(text), re.findall("(?s).{1,3}", text)):
-        assert "".join(wrapped(pieces, lambda: 8)) == lines
-    assert "".join(wrapped([text, " "], lambda: 80)) == text
-    words = wrapped(iter(["a bo", "at ", KeyError]), lambda: 80)
-    assert [next(words), next(words)] == ["a", " boat"]
-
-
-def test_wide_characters_take_two_columns_and_combining_ones_none():
-    assert cells("boat") == 4
-    assert cells("\u8239\U0001f6a4") == 4                      # a ship in Chinese, a speedboat
-    assert cells("e\u0301") == 1
-    assert "".join(wrapped(["\u8239\u8239 \u8239\u8239 x"], lambda: 8)) == (
-        "\u8239\u8239\n\u8239\u8239 x")
-
-
-def test_the_width_is_asked_for_at_each_word():
-    widths = iter([20, 20, 8, 8])
-    assert "".join(wrapped(["a boat on the sea"], lambda: next(widths))) == "a boat on\nthe sea"
+def test_a_question_may_name_pictures(text, question, names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/plain", "sub/c d.png", "no.txt"):
+        (tmp_path / name).touch()
+    left, found = named_pictures(text)
+    assert found == [Path(name) for name in names]
+    assert left == (text if question is None else question)
 
 
 @pytest.mark.parametrize("lines, whole", [
     (["What?", "Why?"], ["What?", "Why?"]),
     (["What\\", "and \\", "why?", "Who?"], ["What\nand \nwhy?", "Who?"]),
-    (['"""What', "is", 'it?""" x', "Why?"], ["What\nis\nit?", "Why?"]),
-    (['  """one line"""'], ["one line"]),
-    (['"""open', "end"], ["open\nend"]),
-    (["open\\"], ["open\n"]),
-    (["/image C:\\", "Why?"], ["/image C:\\", "Why?"]),
-    (['a """ b'], ['a """ b']),
-])
+    (['  """What', "is", 'it?""" x', 'a """ b'], ["What\nis\nit?", 'a """ b']),
+    (['"""one line"""', '"""open', "end"], ["one line", "open\nend"]),
+    (["open\\"], ["open\\"])])
 def test_a_question_may_have_several_lines(lines, whole):
-    left, prompts, found = list(lines), [], []
+    left, found = list(lines), []
 
     def read(prompt):
-        prompts.append(prompt)
         if not left:
             raise EOFError
+        assert prompt in ("> ", "... ")
         return left.pop(0)
-
     with pytest.raises(EOFError):
         while True:
             found.append(whole_line(read))
-    assert [line.rstrip("\n") for line in found] == [line.rstrip("\n") for line in whole]
-    assert prompts.count("> ") == len(whole) + 1 and set(prompts) <= {"> ", "... "}
+    assert found == whole
 
 
-def test_control_characters_are_removed():
-    text = "a\x00\x1b[31m\x9b\x7f\r\u202e\u2066b\u061f\n\tc \N{SAILBOAT}"
-    assert clean(text) == "a[31mb\u061f\n\tc \N{SAILBOAT}"
+def test_words_that_do_not_fit_begin_a_line(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "8")
+    text = "a boat\n\non the sea, wide\nsea immeasurable x"
+    for pieces in ([text], list(text)):
+        assert "".join(wrapped(pieces)) == "a boat\n\non the\nsea,\nwide\nsea\nimmeasurable\nx"
+    words = wrapped(iter(["a bo", "at ", KeyError]))
+    assert [next(words), next(words)] == ["a", " boat"]
 
 
-def test_what_was_written_to_a_pipe_is_waited_for_until_it_is_read():
-    read, write = os.pipe()
-    os.write(write, b"answer")
-    start = time.monotonic()
-    wait_for_reader(write, 0.05)                              # nobody reads
-    assert time.monotonic() - start >= 0.05
-    reader = threading.Timer(0.2, os.read, (read, 100))
-    reader.start()
-    wait_for_reader(write, 60)
-    assert 0.2 <= time.monotonic() - start < 60
-    reader.join()
-    wait_for_reader(io.BytesIO())                             # no pipe
+# Questions
+
+def test_lines_on_stdin_are_one_conversation_about_an_image_encoded_once(run_chat, picture, script,
+                                                                         monkeypatch):
+    asked, encoded, encode_image = script(["A", " boat", "."], ["Blue", ".\n"]), [], None
+    encode_image = ArtGPT4.encode_image
+    monkeypatch.setattr(ArtGPT4, "encode_image",
+                        lambda *args: encoded.append(args) or encode_image(*args))
+    lines = b"What is it?\n\n  \n Which colour? \r\n/quit\nMore?\n"
+    assert run_chat(picture, lines=lines) == (0, "A boat.\nBlue.\n", "")
+    first = f"{IMAGE_SLOT} What is it?"
+    assert asked == [[first], [first, "A boat.", "Which colour?"]] and len(encoded) == 1
 
 
-def test_what_is_to_be_done_meanwhile_is_done_while_a_line_is_typed_and_not_while_it_is_answered(
-        monkeypatch):
-    happened = []
+@pytest.mark.parametrize("lines", [
+    codecs.BOM_UTF8 + "/set seed 1\nIs it é?\n".encode(), "/set seed 1\nIs it é?\n".encode(),
+    "/set seed 1\r\nIs it é?\r\n".encode("utf-16"),
+    codecs.BOM_UTF16_BE + "/set seed 1\nIs it é?".encode("utf-16-be"),
+])
+def test_piped_lines_may_begin_with_a_byte_order_mark(run_chat, picture, script, lines):
+    asked = script(["Yes"])
+    assert run_chat(picture, lines=lines)[:2] == (0, "Yes\n")
+    assert asked == [[f"{IMAGE_SLOT} Is it é?"]]
 
-    @contextlib.contextmanager
-    def meanwhile():
-        happened.append("began")
-        yield
-        happened.append("ended")
 
-    def type_line(prompt):
-        happened.append("typed")
-        if len(happened) > 4:
-            raise EOFError
-        return "What is this?"
+def test_control_characters_reach_no_terminal(run_chat, picture, script, tmp_path):
+    script(["\n", "\x1b[31mred", "\x07\r", "\n\tor", "\x9b", " \x7fno\u202et", "\n"])
+    assert run_chat(picture, "What?") == (0, "[31mred\n\tor not\n", "")
+    file = tmp_path / "a\x1b]0;x\x07\tb\n.gif"
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+    script(["One"], ["Two\nlines"])
+    _, _, err = run_chat(file, "What?", typed=True)
+    assert "the first of 2 frames" in err and err.count("\n") == 1
+    _, out, _ = run_chat(file, "What?", "--each", lines=b"/\x1b]0;x\n")
+    assert out.count("\t") == out.count("\n") == 1 and out.endswith("\tTwo lines\n")
+    _, _, more = run_chat(picture, lines=b"/\x1b]0;x\x07page\n/image a\x1b[2J.png\n/set \x1b 1\n")
+    assert not set("\x1b\x07\t") & set(err + out.replace("\t", "") + more)
 
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-    terminal = Terminal()
-    terminal.typed, terminal.read, terminal.type_line = True, True, type_line
-    for line in terminal.lines(meanwhile=meanwhile):
-        happened.append(line)
-    assert happened == ["began", "typed", "ended", "What is this?", "began", "typed"]
+
+def test_someone_is_told_which_rounds_are_forgotten_and_what_to_do(run_chat, picture, tmp_path,
+                                                                   monkeypatch):
+    monkeypatch.setattr(rounds, "MAX_CONTEXT", 160)
+    file = tmp_path / "a.json"
+    lines = f"One?\nTwo?\nThree?\n/save {file}".encode()
+    code, out, err = run_chat(picture, "--seed", 1, lines=lines)
+    assert code == 0 and out.count("\n") == 3
+    assert err.count("/reset") == err.count("\n") > 0
+    saved = json.loads(file.read_text())
+    assert [entry["question"] for entry in saved["rounds"]] == ["One?", "Two?", "Three?"]
+
+
+def test_ctrl_c_keeps_what_was_said_on_a_terminal_and_ends_a_pipe(run_chat, picture, script):
+    asked = script(["A grey", KeyboardInterrupt()], [KeyboardInterrupt()], ["Yes"])
+    code, out, _ = run_chat(picture, lines=b"What?\nNothing?\nSure?\n", typed=True)
+    assert code == 0 and out.count("A grey\n") == out.count("Yes\n") == 1
+    assert asked[2] == [f"{IMAGE_SLOT} What?", "A grey", "Sure?"]
+    script(["A grey", KeyboardInterrupt()])
+    code, out, _ = run_chat(picture, lines=b"What?\nSure?\n")
+    assert (code, out) == (130, "A grey\n")
+
+
+# Commands
+
+def test_help_names_every_command_in_the_words_people_use(run_chat, picture):
+    for line in ("/help", "/?", "help", "/HELP me", "Help"):
+        code, out, err = run_chat(picture, lines=line.encode())
+        assert (code, out) == (0, "") and all(f"{name} " in err for name in COMMANDS)
+    for line in ("/quit", "/exit", "/BYE", "exit", " Quit ", "/quit now"):
+        assert run_chat(picture, lines=f"{line}\nWhat?".encode()) == (0, "", "")
+
+
+def test_further_pictures_come_with_the_next_question(run_chat, picture, script, tmp_path,
+                                                      monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("my picture.png", "b.png", "plain"):
+        Image.new("RGB", (7, 5)).save(tmp_path / name, format="PNG")
+    two = f"{IMAGE_SLOT} {IMAGE_SLOT}"
+    asked = script(*([str(i)] for i in range(5)))
+    lines = [f"A? {tmp_path}/b.png", f"/image '{tmp_path}/my picture.png' b.png", "B?",
+             "~/my\\ picture.png", "b.png", "C?", "/image my picture.png", "/image plain", "D?",
+             "/reset", "E?"]
+    assert run_chat(picture, lines="\n".join(lines).encode())[:2] == (0, "0\n1\n2\n3\n4\n")
+    assert [messages[-1] for messages in asked] == [
+        f"{two} A?", f"{two} B?", f"{two} C?", f"{two} D?", f"{IMAGE_SLOT} E?"]
+    assert len(asked[3]) == 7 and len(asked[4]) == 1
+
+
+def test_again_asks_the_same_question(run_chat, picture, script):
+    asked = script(["One"], ["Two"], [], ["Three"], [])
+    code, out, err = run_chat(picture, lines=b"/again\nA?\nB?\n/again\n/again\nC?")
+    assert (code, out, err.count("\n")) == (1, "One\nTwo\n\nThree\n\n", 1)
+    third = [FIRST, "One", "B?"]
+    assert asked == [[FIRST], third, third, third, [*third, "Three", "C?"]]
+
+
+@pytest.mark.parametrize("line, name", [                      # a line, and what its error names
+    ("/picture a.png", "/picture"), ("/image", "."), ("/image gone.png", "gone.png"),
+    ("/image words.png", "words.png"), ("/image pipe.png", "pipe.png"), ("/tmp/gone", "/help"),
+    ("/image ~nobody_here/a.png", "~nobody_here/a.png"), ("/image https://a.b/c", "https://a.b/c"),
+    ("/image words.png words.md", "words.png"), ("What is it? gone.png", "gone.png"),
+    ("gone.png", "gone.png"), ("See http://a.b/c.png", "http://a.b/c.png"),
+    ("/set warmth 1", "warmth"), ("/set temperature hot", "hot"), ("/set beams 0", "beams"),
+    ("/save", "/save"), ("/save talk", "talk"), ("/save words.png", "words.png"),
+    ("/save words.md", "words.md"), ("/save link.md", "link.md"), ("/save pipe.md", "pipe.md"),
+    ("/save words.md/talk.md", "words.md"), ("/page page.html", "HTML"),
+])
+def test_a_line_that_fails_is_one_line_and_the_session_continues(run_chat, picture, script, line,
+                                                                 name, tmp_path):
+    tmp_path = tmp_path / "here"
+    tmp_path.mkdir()
+    for file in ("words.png", "words.md"):
+        (tmp_path / file).write_text("mine")
+    (tmp_path / "link.md").symlink_to("nothing")
+    for file in ("pipe.png", "pipe.md"):
+        os.mkfifo(tmp_path / file)
+    before = sorted(tmp_path.iterdir())
+    asked = script(["Yes, 1 < 2 and 2 > 1."], ["Yes"])
+    with contextlib.chdir(tmp_path):
+        code, out, err = run_chat(picture, lines=f"What?\n{line}\nSure?\n".encode())
+    assert (code, out, err.count("\n")) == (1, "Yes, 1 < 2 and 2 > 1.\nYes\n", 1)
+    assert name in err and len(asked) == 2
+    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "words.md").read_text() == "mine"
+
+
+def test_set_changes_the_answers_to_come_and_shows_them(run_chat, picture):
+    lines = (b"What?\n/set temperature=0.5\n/set max-new_tokens 5\n/reset\n/set seed  4\nWhat?\n"
+             b"/reset\n/set SEED 4\nWhat?\n/set\n")
+    code, out, err = run_chat(picture, "--seed", 9, lines=lines)
+    first, second, third = out.splitlines()
+    assert code == 0 and len(first) > len(second) > 0 and second == third
+    values = "temperature 0.5, top_p 0.9, repetition_penalty 1.0, min_new_tokens 0, "
+    assert err.count("\n") == 5 and err.endswith(f"{values}max_new_tokens 5, beams 1, seed 4\n")
+
+
+def test_page_writes_the_html_of_the_last_answer(run_chat, picture, script, tmp_path):
+    for answer, page in (("See:\n```html\n<!doctype html>\n<p>A\n```\nI hope. <p>",
+                          "<!doctype html>\n<p>A"), ("1 < 2: <h1>A</h1> cut", "<h1>A</h1> cut")):
+        script([answer])
+        file = tmp_path / page[1:3] / "a b.html"
+        assert run_chat(picture, lines=f"Page?\n/page {file}\n/page '{file}'".encode())[0] == 0
+        assert file.read_text() == f"{page}\n"
+
+
+def test_a_saved_conversation_is_resumed_as_it_was(run_chat, picture, white, tmp_path):
+    file = tmp_path / "talk.json"
+    lines = f"What?\n/image {white}\nAnd this?\n/save {file}\n/save {file}\nWhy?\n".encode()
+    code, out, err = run_chat(picture, "--temperature", 0, "--set", "repetition-penalty=1.25",
+                              lines=lines)
+    *_, last_answer = out.splitlines(True)
+    assert (code, err, out.count("\n")) == (0, "", 3)
+    saved = json.loads(file.read_text())
+    assert [entry["images"] for entry in saved["rounds"]] == [[str(picture)], [str(white)]]
+    assert run_chat("--resume", file, lines=b"Why?\n") == (0, last_answer, "")
+    assert run_chat("--resume", file, "--temperature", 2, "--seed", 1, "Why?")[1] != last_answer
+    code, out, err = run_chat("--resume", file, lines=f"/save {file}".encode(), typed=True)
+    assert code == 0 and "> And this?" in err
+    assert json.loads(file.read_text())["rounds"] == saved["rounds"]
+    white.unlink()
+    code, out, err = run_chat("--resume", file, lines=b"Why?\n")
+    assert (code, out, err.count("\n")) == (1, "", 1) and "white.png" in err
+
+
+def test_markdown_shows_the_pictures_from_where_it_lies(run_chat, picture, script, tmp_path):
+    script(["A *boat*."], ["Blue."])
+    odd = tmp_path / "a\n(b) c.png"
+    odd.write_bytes(picture.read_bytes())
+    file = tmp_path / "talks" / "my talk.md"
+    lines = f"What?\nWhich\\\ncolour?\n/save {file}\n".encode()
+    assert run_chat(odd, lines=lines)[0] == 0
+    link, *rest = file.read_text().split("\n\n")
+    assert rest == ["> What?", "A *boat*.", "> Which\n> colour?", "Blue.", "*tiny*\n"]
+    assert link == "![a\\n(b) c.png](../a%0A%28b%29%20c.png)"
+
+
+def test_more_pictures_than_in_training_are_a_note(run_chat, picture, script):
+    script(["One"])
+    code, _, err = run_chat(*[picture] * 6, "Which of them?")
+    assert code == 0 and err.count("\n") == 1 and "at most 2" in err
+
+
+def test_a_closed_standard_input_is_an_error(talk, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="--prompt"):
+        Session(talk(), {}, "tiny").run()

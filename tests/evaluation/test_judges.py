@@ -1,145 +1,188 @@
-"""Judges that are programs: blind, in random order, never paid twice; and the gallery's rules."""
+"""Judges: blind, none paid twice; what a server may say; a person's table; the rules."""
+import csv
 import json
 import re
 import shutil
 
 import pytest
 
+from evaluation.judges import read_reply
 from gallery import benchmark as gallery
 from gallery.scenes import Scene
-from tests.evaluation.bad_server import gives, says
-from tests.evaluation.runs import json_lines
+from tests.evaluation.conftest import KEY, gives, json_lines, says
 
-def test_models_are_judged_blind_in_random_order(quick, server):
-    out = quick(*server.flags, "--repeats", 2)
-    texts = [body["messages"][0]["content"] for _, _, body in server.requests]
-    assert len(texts) == 24
-    assert all(".safetensors" not in text and str(out) not in text for text in texts)
+
+def content(request):
+    _, body = request
+    return body["messages"][0]["content"]
+
+
+# ---- A server
+
+def test_models_are_judged_blind_in_random_order_and_none_is_paid_twice(quick, server):
+    quick(*server.flags, "--repeats", 2)
+    texts = [content(request) for request in server.requests]
     names = [re.search("(Art|Mini) says of", text)[1] for text in texts]
-    assert names != sorted(names) and names.count("Art") == 12
-
-
-def test_no_answer_is_paid_for_twice(quick, server):
-    server.script += [gives(i % 6) for i in range(24)]
-    out = quick(*server.flags, "--repeats", 2)
-    file = out / "scores.jsonl"
-    order = [record["answer"] for record in json_lines(file)]
-    assert len(server.requests) == 24
+    assert len(names) == 24 and names.count("Art") == 12 and names != sorted(names)
+    assert not any(".safetensors" in text or str(quick.out) in text for text in texts)
+    file = quick.out / "scores.jsonl"
     file.write_bytes(file.read_bytes()[:-30])                 # a kill: the last line is cut
     quick(*server.flags, "--repeats", 2)
-    assert len(server.requests) == 25
-    assert [record["answer"] for record in json_lines(file)] == order
     quick(*server.flags)
-    quick(*server.flags, "--repeats", 2)
-    assert len(server.requests) == 25
-    assert "±" in (out / "report.md").read_text()
-    quick("--judge", server.url, "--judge-model", "another")
-    assert len(server.requests) == 37
-
-
-def test_what_was_paid_for_stays_unjudged_and_what_got_no_reply_is_asked_again(
-        quick, server, waits, capsys):
-    server.script += [says("Four!")] * 3 + [(500, {}, "")] * 5
-    out = quick(*server.flags, models=("Art",))
-    assert len(server.requests) == 3 + 5 + 4
-    scores = [record["score"] for record in json_lines(out / "scores.jsonl")]
-    assert scores == [None, None, 3, 3, 3, 3]
-    report = (out / "report.md").read_text().replace("\\", "")
-    assert "Art: 2 of 6 scores are missing (unjudged)" in report
-    quick(*server.flags, models=("Art",))
-    assert len(server.requests) == 13
-    assert "Art: 1 of 6 scores are missing" in (out / "report.md").read_text()
-    server.script += [(500, {}, "")] * 15
-    with pytest.raises(SystemExit):
-        quick(*server.flags)
-    expected = "failed three answers in a row, the last by: 500 Internal Server Error"
-    assert expected in capsys.readouterr().err
-
-
-def test_an_answer_given_by_two_models_is_judged_once(quick, server):
+    quick(*server.flags[:-1], "another")
+    assert len(server.requests) == 24 + 1 + 12
     quick.answer = lambda model, item: [item.name] * len(item.questions)
-    quick(*server.flags)
-    assert len(server.requests) == 6
+    quick(*server.flags, "--set", "seed=1")                   # both models answer the same
+    assert len(server.requests) == 43
+
+
+def test_the_judge_is_given_the_rubric_and_both_answers_of_a_pair_in_both_orders(quick, server):
+    quick(*server.flags, "--judge-together", "--judge-options", '{"temperature": 0}')
+    texts = "".join(map(content, server.requests))
+    pairs = re.findall(r'"([AB])": \[\s*"(Art|Mini) says', texts)
+    assert sorted(pairs) == [(letter, name) for letter in "AB" for name in ("Art", "Mini")
+                             for _ in range(6)]
+    assert all(body["temperature"] == 0 for _, body in server.requests)
+    [text, *_] = [text for text in map(content, server.requests) if "sentiment" in text]
+    assert "1: Can describe the relevant emotion but no logical proof, for example" in text
+    assert "You cannot see the picture." in text
+
+
+def test_the_picture_goes_along_as_a_data_url(quick, server):
+    _, report, _ = quick(*server.flags, "--judge-sees-image", models=("Art",))
+    kinds = [part["type"] for part in content(server.requests[0])]
+    assert kinds == ["text", "image_url"] and "who saw the picture" in report
+    url = content(server.requests[0])[1]["image_url"]["url"]
+    assert url.startswith("data:image/jpeg;base64,")
+
+
+def test_what_stays_unjudged_is_told_and_asked_again_by_the_next_run(quick, server):
+    server.script += [says("Four!")] * 3 + [(400, '{"error": {"message": "indecent"}}')]
+    code, report, error = quick(*server.flags, models=("Art",))
+    assert code == 0 and len(server.requests) == 3 + 1 + 4
+    assert "2 of 6 answers of Art are unjudged" in report and "2 of 6 stay unjudged" in error
+    _, report, _ = quick(*server.flags, models=("Art",))
+    assert len(server.requests) == 10 and "are unjudged" not in report
+    server.script += [says("Four!")] * 18
+    code, _, error = quick(*server.flags, models=("Mini",))
+    assert code == 1 and "6 of 6" in error.splitlines()[-1]
+
+
+@pytest.mark.parametrize("reply, named", [
+    ((401, json.dumps({"error": {"message": f"wrong key {KEY}"}})), r"401: wrong key \[key\]"),
+    ((401, '{"detail": "key \\u0053k-secret-0123456789 \\u001b[31m"}'), r"401: .*\[key\]"),
+    ((403, f"<html>\x1b]0;title\x07{KEY}</html>"), r"403: .*\[key\]"),
+    (f"HTTP/1.1 {KEY} \x1b[31m\r\n\r\n".encode(), r"does not reply"),
+    ((404, "x" * 5000), "404: x{100}"), ((302, ""), "302")])
+def test_a_refusal_is_one_line_without_the_key_and_nothing_is_lost(quick, server, reply, named):
+    server.script += [gives(3), gives(3)] + [reply] * 3
+    code, _, error = quick(*server.flags)
+    last = error.splitlines()[-1]
+    assert code == 1 and re.search(named, last) and len(last) < 500
+    assert KEY not in error and KEY[1:] not in error and "\x1b[31" not in error
+    server.script.clear()
+    assert quick(*server.flags)[0] == 0 and len(server.requests) in (13, 15)
+    assert not [file for file in quick.out.iterdir() if KEY in file.read_text()]
+
+
+def test_a_busy_server_is_asked_again(quick, server):
+    server.script += [(429, ""), (500, ""), (429, ""), b"", (200, "{}"), (503, "")]
+    server.script[2:2] = [gives(3)]
+    code, report, error = quick(*server.flags, models=("Art",))
+    assert code == 0 and error.count("asking again") == 5 and "1 of 6 answers" in report
+
+
+def test_a_reply_has_one_deadline_however_slowly_it_comes(quick, server):
+    server.script += [0.2] * 3
+    code, _, error = quick(*server.flags, "--judge-timeout", "0.4", models=("Art",))
+    assert code == 1 and "takes too long" in error.splitlines()[-1]
+    code, _, error = quick("--judge", "http://127.0.0.1:9/v1", "--judge-model", "x")
+    assert code == 1 and "http://127.0.0.1:9/v1" in error.splitlines()[-1]
+    assert "asking again" not in error                        # nobody is there
+
+
+def test_the_key_of_a_reply_is_kept_nowhere(quick, server):
+    server.script += [says(json.dumps({"score": 2, "reason": f"{KEY} \x1b[31m \\u0053{KEY[1:]}"}))]
+    quick(*server.flags, models=("Art",))
+    reasons = [reason for record in json_lines(quick.out / "scores.jsonl")
+               for score, reason in record["verdicts"] if score == 2]
+    assert reasons == [r"[key] \x1b[31m [key]"]
+
+
+@pytest.mark.parametrize("reply, expected", [
+    ('{"reason": "as it is", "score": 4}', [(4, "as it is")]),
+    ('```json\n{"reason": "fenced", "score": 5}\n```', [(5, "fenced")]),
+    ('<think>\nPerhaps {"score": 2}? No.\n</think>\n{"score": 3}', [(3, "")]),
+    ('Here: {"score": 0, "reason": "x"}\n\nI hope that this helps!', [(0, "x")]),
+    ('{"B": {"score": 5}, "A": {"score": 1, "reason": "a"}}', [(1, "a"), (5, "")]),
+    *((reply, []) for reply in (
+        "", "4", "<html></html>", "[" * 100_000, '{"reason": "x"}', '{"score": 4', "null",
+        '{"score": 4} {"score": 5}', '<think>{"score": 4}', '{"score": "4"}', '{"score": 4.0}',
+        '{"score": 6}', '{"score": -1}', '{"score": true}', '{"A": 1, "B": 2}',
+        '{"B": {"score": 1}}', '{"A": {"score": 1}, "B": {}}'))])
+def test_a_clear_reply_is_taken_and_whatever_leaves_room_for_doubt_is_no_verdict(reply, expected):
+    assert read_reply(reply, 2 if '"B"' in reply else 1) == expected
+
+
+# ---- A person
+
+def fill(file, score, rows=99):
+    """Write a score into the first rows of scoring.csv; returns the table."""
+    with open(file, encoding="utf-8-sig", newline="") as stream:
+        heading, *table = csv.reader(stream)
+    for row in table[:rows]:
+        row[heading.index("score")] = score
+    with open(file, "w", encoding="utf-8-sig", newline="") as stream:
+        csv.writer(stream).writerows([heading, *table])
+    return table
+
+
+def test_a_table_is_filled_in_and_new_answers_are_added_below(quick):
+    _, _, error = quick("--judge", "manual", models=("Art",))
+    file = quick.out / "scoring.csv"
+    assert "6 of 6 stay unjudged" in error
+    page = file.with_suffix(".html").read_text()
+    assert "Art says of IDC 10" in page and ".safetensors" not in page
+    assert all(row[0] in page for row in fill(file, "4.0", rows=2))
+    first = fill(file, "5")
+    _, report, _ = quick("--judge", "manual")
+    assert "| Art | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 |" in report
+    with open(file, encoding="utf-8-sig", newline="") as stream:
+        _, *table = csv.reader(stream)
+    assert table[:6] == first and len(table) == 12
+    fill(file, "", rows=1)
+    _, report, _ = quick("--judge", "manual", models=("Art",))
+    assert "1 of 6 answers of Art are unjudged" in report     # a score that was taken back
+
+
+@pytest.mark.parametrize("change, named", [
+    (lambda text: text.replace(",,", ",7,", 1), "line 2, column score"),
+    (lambda text: text + text.splitlines()[3], "line 8, column id"),
+    (lambda text: text.replace(",", ";"), "line 1"), (lambda text: "", "line 1"),
+    (lambda text: text.encode("utf-16").decode("latin-1"), "scoring.csv")])
+def test_a_table_with_a_fault_is_refused_by_its_place_and_stays(quick, change, named):
+    quick("--judge", "manual", models=("Art",))
+    file = quick.out / "scoring.csv"
+    text = change(file.read_text(encoding="utf-8-sig"))
+    file.write_text(text, encoding="latin-1")
+    code, _, error = quick("--judge", "manual", models=("Art",))
+    assert code == 1 and named in error.splitlines()[-1]
+    assert file.read_text(encoding="latin-1") == text
 
 
 # ---- The gallery's rules
 
-
-def test_nothing_but_unjudged_answers_ends_with_code_1_and_the_commonest_reason(
-        quick, server, capsys):
-    server.script += [says("Four!")] * 15 + [says("2 or 3")] * 3
-    with pytest.raises(SystemExit) as stopped:
-        quick(*server.flags, models=("Art",))
-    assert stopped.value.code == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert "no scores: 6 of 6 answers are unjudged, most often because: 3 replies, none" in last
-    assert "--ask-again" in last
-    assert "unjudged" in (quick.tmp_path / "run" / "report.md").read_text()
-    server.script += [says("4")] * 5 + [says("?")] * 3
-    quick(*server.flags, "--ask-again", models=("Art",))
-    assert len(server.requests) == 18 + 5 + 3
-    assert "1 of 6 answers are unjudged" in capsys.readouterr().out
-    quick(*server.flags, models=("Art",))
-    assert len(server.requests) == 26
-
-
-def together(scores):
-    """A reply with these scores under letters."""
-    return says(json.dumps({letter: {"score": score, "reason": f"letter {letter}"}
-                            for letter, score in scores.items()}))
-
-
-def test_all_models_may_be_judged_at_once_under_letters_in_random_order(quick, server):
-    server.script += [together({"A": 5, "B": 1})] * 12
-    flags = (*server.flags, "--judge-together", "--repeats", 2)
-    out = quick(*flags)
-    assert len(server.requests) == 12
-    firsts = []
-    for record in json_lines(out / "scores-together.jsonl"):
-        a, b = record["answers"]["A"], record["answers"]["B"]
-        assert record["verdicts"][a]["score"] == 5 and record["verdicts"][b]["score"] == 1
-        firsts.append(a)
-    said = [body["messages"][0]["content"] for _, _, body in server.requests]
-    shown = [re.search(r'"A": \[\s*"(\w+) says of', text)[1] for text in said]
-    assert sorted(set(shown)) == ["Art", "Mini"] and len(set(firsts)) > 6
-    quick(*flags)
-    assert len(server.requests) == 12
-    server.script += [together({"A": 5})] * 12
-    quick(*flags, models=("Art",))                            # alone is another question
-    assert len(server.requests) == 24
-
-
-@pytest.fixture
-def one_painting(benchmark_folder):
-    """The benchmark folder with IDC 1 alone, and the truth about it: a cat."""
-    for name in ("ISAC", "ICRC", "MDIUC"):
-        shutil.rmtree(benchmark_folder / name)
-    for name in ("2.webp", "10.gif"):
-        (benchmark_folder / "IDC" / name).unlink()
-    scene = Scene("cat", "oil", "ember", "far away", 3, ())
-    truth = {"IDC": {"1": scene.__dict__}}
-    (benchmark_folder / "truth.json").write_text(json.dumps(truth))
-    return benchmark_folder
-
-
-def test_the_rules_judge_the_gallerys_own_questions(quick, one_painting):
-    questions = {"IDC": gallery.QUESTIONS["IDC"]}
-    (one_painting / "questions.json").write_text(json.dumps(questions))
-    told = {"Art": "A passionate oil painting of a cat in the ember palette.",
-            "Mini": "A woodcut of a castle."}
-    quick.answer = lambda model, item: [told[model]]
-    out = quick("--judge", "gallery", "--seed", 5)
-    table = (out / "report.md").read_text()
-    assert re.search(r"\| Art \| 4 \|.*\| 4\.00 \|", table)
-    assert re.search(r"\| Mini \| 1 \|.*\| 1\.00 \|", table)
-    assert "subject cat not named, but castle" in (out / "report.html").read_text()
-
-
-def test_the_rules_refuse_other_questions_and_other_folders(quick, one_painting, capsys):
-    with pytest.raises(SystemExit):
-        quick("--judge", "gallery")
-    assert "its own pictures and questions alone" in capsys.readouterr().err
-    (one_painting / "truth.json").unlink()
-    with pytest.raises(SystemExit):
-        quick("--judge", "gallery")
-    assert "no truth.json in it" in capsys.readouterr().err
+def test_the_rules_judge_the_gallerys_own_paintings_and_questions_alone(
+        quick, tmp_path, monkeypatch):
+    scene = Scene("dancer", "oil", "ember", "in the centre", 5)
+    monkeypatch.setattr(gallery, "scenes", lambda *_: {
+        (name, "1"): scene for name in gallery.SHAPE})
+    folder = tmp_path / "benchmark"
+    shutil.rmtree(folder)
+    gallery.make(folder)
+    quick.answer = lambda model, item: ["nothing"] * len(item.questions)
+    _, report, _ = quick("--judge", "gallery")
+    assert "| Art | 0.00 | 0.00 | 0.00 | 0.00 | 0.00 |" in report
+    (folder / "questions.json").unlink()
+    code, _, error = quick("--judge", "gallery")
+    assert code == 1 and "1.png" in error.splitlines()[-1]

@@ -1,74 +1,89 @@
-"""Reports: models of several seeds, and texts that try to run something."""
-import json
+"""Averages, differences, judges side by side, what a letter is worth, and the paper's sums."""
+import numpy as np
+import torch
 
-from PIL import Image
-
-from tests.common.html_elements import Elements
-from tests.evaluation.bad_server import gives
-
-SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(1)>"
-
-
-def test_a_name_given_several_times_is_one_model_with_a_spread(quick, server, tmp_path):
-    server.script += [gives(score) for score in (0, 5) * 6]
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.safetensors").write_text(name)
-    out = quick(*server.flags, "--weights", f"One={tmp_path / 'a.safetensors'}",
-                f"One={tmp_path / 'b.safetensors'}", models=("Art",))
-    table = (out / "report.md").read_text()
-    assert table.count("| One |") == table.count("| Art |") == 4 and "±" in table
+from artgpt4 import ArtGPT4, Config
+from evaluation.report import (
+    agreement_table, average_table, difference_table, letter_table, missing, published_tables,
+)
+from tests.evaluation.conftest import gives
+from train import RECIPES, learning_rate
 
 
-def test_a_report_without_a_judge_has_the_answers_and_says_how_to_get_scores(quick):
-    out = quick()
-    assert "Not judged; --judge says by whom." in (out / "report.md").read_text()
-    html = (out / "report.html").read_text()
-    assert "Art says of IDC 1: " in html and "Mini says of MDIUC 1: " in html
-    assert "Unjudged" not in html and "svg" not in Elements(html).tags
+def test_averages_are_of_what_was_judged_and_a_benchmark_without_any_is_named():
+    scores, benchmarks = np.array([[4, 2, 3, 5, 1, np.nan], [4, 2, 5, 5, 1, np.nan]]), [
+        "IDC", "IDC", "ISAC", "ICRC", "MDIUC", "MDIUC"]
+    _, heading, [line] = average_table("", {"Art": scores}, benchmarks)
+    assert heading == ["model", "IDC", "ISAC", "ICRC", "MDIUC", "overall"]
+    assert line == ["Art", "3.00 ± 0.00", "4.00 ± 1.41", "5.00 ± 0.00", "1.00 ± 0.00",
+                    "3.25 ± 0.35"]
+    assert missing({"Art": scores}, benchmarks)[0].startswith("2 of 12 answers of Art")
+    scores[:, 4] = np.nan
+    _, _, [line] = average_table("", {"Art": scores}, benchmarks)
+    assert line[-2:] == ["–", "–"] and "MDIUC" in missing({"Art": scores}, benchmarks)[1]
+    _, _, lines = difference_table({"Art": scores, "Mini": scores}, benchmarks)
+    assert lines[0] == ["Art – Mini", "overall", "–", "–", "–"]
 
 
-def test_nothing_that_a_model_a_judge_or_a_name_says_runs_in_the_report(
-        quick, server, benchmark_folder):
-    name = "3.<img src=x onerror=alert(1)>"
-    Image.new("RGB", (9, 9)).save(benchmark_folder / "IDC" / name, format="PNG")
-    (benchmark_folder / "questions.json").write_text(json.dumps({"ISAC": SCRIPT}))
-    quick.answer = lambda model, item: [f"{SCRIPT}\ud800"] * len(item.questions)
-    server.script += [gives(1, SCRIPT)] * 7
-    out = quick("--judge", server.url, "--judge-model", SCRIPT, models=("<script>",))
-    quick("--judge", "manual", models=("<script>",))
-    for name in ("report.html", "scoring.html"):
-        text = (out / name).read_text()
-        page = Elements(text)
-        assert "script" not in page.tags and page.tags.count("img") == 7
-        assert not page.handlers()
-        assert all(address.startswith("data:") for address in page.addresses())
-        assert SCRIPT.replace("<", "&lt;").replace(">", "&gt;") in text
-    assert "<script" not in (out / "report.md").read_text()
+def test_weighted_kappa_is_that_of_a_worked_case():
+    first, second = {"a": 1, "b": 2, "c": 4, "x": 0}, {"a": 1, "b": 3, "c": 4, "y": 5}
+    _, _, [line] = agreement_table({"J": first, "K": second})
+    assert line == ["J – K", 3, f"{1 - (1 / 3) / (29 / 9):.2f}", "-0.33", "67%"]
 
 
-BAD_PAGE = """<!doctype html><title>t</title><script>alert(1)</script><meta http-equiv=refresh
-content="0;url=http://127.0.0.1:9/"><h1 onclick=alert(1)>A cat</h1><img src=http://127.0.0.1:9/x>"""
+def test_a_judge_that_prefers_the_letter_a_is_found_out():
+    records, rng = {}, np.random.default_rng(0)
+    for item in range(12):
+        for pair in (("x", "y"), ("y", "x")):
+            worth = {"x": 3, "y": 2}
+            first, second = (worth[model] + rng.integers(0, 2) for model in pair)
+            key = tuple(f"{model}{item}" for model in pair), 0
+            records[key] = [[first + 1, ""], [second, ""]]
+    records[("x0", "z0"), 0] = [[5, ""], [0, ""]]             # in one order alone: not counted
+    names = {f"{model}{item}": item for model in "xyz" for item in range(12)}
+    _, _, [line] = letter_table({"J": records}, names)
+    low, high = map(float, line[2].split(" to "))
+    assert abs(float(line[1]) - 1) < 0.35 and 0 < low < 1 < high
 
 
-def test_web_pages_stand_side_by_side_in_frames_that_run_nothing(quick, benchmark_folder, server):
-    (benchmark_folder / "PAGES").mkdir()
-    Image.new("RGB", (9, 9)).save(benchmark_folder / "PAGES" / "1.png")
+def test_judges_stand_side_by_side_with_their_agreement_and_repeats_are_no_seeds(quick, server):
+    quick.answer = lambda model, item: [f"{model} {item.name}"] * len(item.questions)
+    _, once, _ = quick(*server.flags)
+    _, often, _ = quick(*server.flags, "--repeats", 3)
+    assert once.split("\n- ")[0] == often.split("\n- ")[0] and "±" not in often
+    server.script += [gives(4, A=4, B=2)] * 12
+    _, report, _ = quick(*server.flags, "--judge-together")
+    url = server.flags[1]
+    assert f"Judged by judge at {url}, who saw no picture\n" in report
+    assert f"Judged by judge at {url}, two answers at a time, who saw no picture\n" in report
+    assert "Agreement of the judges" in report and "weighted kappa" in report
+    [line] = report.partition("What the letter A was worth")[2].splitlines()[4:5]
+    assert "| +2.00 | – | 6, 0, 0 |" in line
+    assert "temperature 0.0" in report                        # where the answers come from
 
-    def answer(model, item):
-        text = "words"
-        if item.benchmark == "PAGES":
-            text = f"Here it is, by {model}:\n```html\n{BAD_PAGE}\n```\nDo you like it?"
-        return [text] * len(item.questions)
 
-    quick.answer = answer
-    server.script += [gives(4)] * 14
-    out = quick(*server.flags)
-    html = (out / "report.html").read_text()
-    page = Elements(html)
-    assert page.tags.count("iframe") == 2 and "script" not in page.tags and not page.handlers()
-    assert html.count('<iframe sandbox="" srcdoc="&lt;!doctype html&gt;') == 2
-    report = (out / "report.md").read_text()
-    assert "Figure 5: web page writing capability (PAGES)" in report
-    assert "GPT-4 (published) |  |" not in report.split("Figure 5")[1].split("##")[0]
-    overall = report.split("Overall")[1].split("##")[0]
-    assert "PAGES" not in overall
+def test_the_papers_sums_are_those_of_its_items():
+    sums = {what: (found, printed) for what, found, printed in published_tables()[-1][2]}
+    differ = {what: pair for what, pair in sums.items() if pair[0] != pair[1]}
+    assert len(sums) == 19 and differ == {
+        "MiniGPT-4, overall": ("2.30", "2.35"),
+        "GPT-4 – ArtGPT-4, overall": ("0.15", "0.15 and 0.25"),
+        "ArtGPT-4 – MiniGPT-4, overall": ("1.10", "1.05"),
+        "MiniGPT-4, ISAC, by the judge's released log": ("2.15", "2.30"),
+        "ArtGPT-4, ISAC, by the judge's released log": ("2.65", "2.80")}
+
+
+def test_the_released_checkpoint_is_as_large_as_weights_and_two_moments_that_got_gradients():
+    with torch.device("meta"):
+        model = ArtGPT4(Config(), None)
+    names = set(model.trainable_names("artgpt4"))
+    count = sum(p.numel() for name, p in model.named_parameters() if name in names)
+    assert count == 528_788_480 and f"{count * 12 / 1e9:.3f}" == "6.345"
+
+
+def test_the_papers_first_stage_is_short_and_its_rate_rises():
+    recipe = RECIPES["paper", 1]
+    pairs = recipe.batch_size * recipe.steps
+    assert pairs == 320_000 and round(pairs / (2 * 3600)) == 44           # a second, in two hours
+    rates = [learning_rate(step, recipe) for step in range(5000, 10_000, 500)]
+    assert rates == sorted(rates) and rates[-1] > 7 * recipe.lr

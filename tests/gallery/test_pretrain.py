@@ -1,4 +1,5 @@
-"""gallery/pretrain.py and vision.py: batches, their targets, and a few steps at the real sizes."""
+"""gallery/pretrain.py, vision.py, ablation.py: batches and their targets, a few steps at the real
+sizes, and what the arms of the ablation train."""
 import json
 import random
 
@@ -7,57 +8,47 @@ import pytest
 import torch
 
 from artgpt4 import IMAGE_MARK, ArtGPT4
-from common.models import answers
-from gallery import pretrain, vision
+from common.command_line import run_command
+from common.models import TINY as FOLDER
+from gallery import ablation, pretrain, vision
 from gallery.attention import watched
 from gallery.familiarity import read_measure
 from gallery.painting import draw
 from gallery.pretrain import TINY
 from gallery.scenes import random_scenes
+from gallery.score import ATTRIBUTES, describe, mean_cosine
 
-PICTURES = np.stack([np.asarray(draw(scene, 56)) for scene in random_scenes(4, "effects")])
+[SCENE] = random_scenes(1, "effects")
 
 
 @pytest.mark.parametrize("effect", vision.EFFECTS[1:])
 def test_an_effect_depends_on_the_seeds_alone_and_changes_the_picture(effect):
-    x = torch.from_numpy(PICTURES).permute(0, 3, 1, 2).float() / 255
-    results = []
+    x, results = torch.tensor(np.asarray(draw(SCENE, 56))).permute(2, 0, 1)[None] / 255, []
     for _ in range(2):
         torch.manual_seed(0)
         results.append(effect(x, random.Random(0)))
     assert results[0].shape == x.shape and torch.equal(*results) and not torch.equal(results[0], x)
 
 
-def test_photographs_lie_in_0_to_1_and_have_effects_only_when_a_share_is_asked_for():
-    for share in (0, 1):
-        x, labels = vision.photograph(PICTURES, random.Random(0), share)
-        assert x.shape == (4, 3, 56, 56) and 0 <= x.min() and x.max() <= 1
-        assert labels.shape == (4, 2) and labels.any() == bool(share)
-
-
-def test_a_batch_depends_on_seed_and_step_alone_and_has_every_scene_once_in_an_epoch():
+def test_a_batch_depends_on_seed_and_step_alone_and_every_query_has_a_task():
     photographs = vision.Photographs(TINY, 6, seed=3, steps=9, batch=4)
     pixels, targets, _ = photographs[5]
     torch.manual_seed(1)
-    again, _, _ = photographs[5]
-    assert torch.equal(pixels, again) and not torch.equal(pixels, photographs[6][0])
+    assert torch.equal(pixels, photographs[5][0]) and not torch.equal(pixels, photographs[6][0])
     seen = [number for step in range(3) for number in photographs.chosen(step)]
-    assert sorted(seen) == sorted(2 * list(range(6)))
+    assert sorted(seen) == sorted(2 * list(range(6)))         # every scene once in an epoch
     assert targets.keys() == vision.TASKS.keys()
+    queries = set()
     for name, task in vision.TASKS.items():
-        vectors = 64 if task.reads is None else len(range(TINY.queries)[task.reads])
-        assert targets[name].shape == (4, vectors, task.outputs), name
+        reads = range(64) if task.reads is None else range(TINY.queries)[task.reads]
+        queries |= set() if task.reads is None else set(reads)
+        assert targets[name].shape == (4, len(reads), task.outputs), name
         if task.loss is vision.shares_loss:
-            torch.testing.assert_close(targets[name].sum(dim=-1), torch.ones(4, vectors), msg=name)
-
-
-def test_every_query_has_a_task():
-    tasks = [task.reads for task in vision.TASKS.values() if task.reads is not None]
-    queries = {number for reads in tasks for number in range(TINY.queries)[reads]}
+            torch.testing.assert_close(targets[name].sum(dim=-1), torch.ones(4, len(reads)))
     assert queries == set(range(TINY.queries))
 
 
-def test_targets_say_where_the_subject_is_and_which_colours_and_how_rough_a_picture_is():
+def test_targets_say_where_the_subject_is_which_colours_there_are_and_how_rough_it_is():
     subject = torch.zeros(1, 8, 8)
     subject[0, 4, 1:3] = 1                                    # fields 1 and 2 of row 4
     torch.testing.assert_close(vision.box_of(subject)[0, 0],
@@ -71,90 +62,125 @@ def test_targets_say_where_the_subject_is_and_which_colours_and_how_rough_a_pict
     assert flat[..., 2:-2, 2:-2].max() < 1e-4 and noise.mean(dim=(0, 2, 3)).min() > 0.5
 
 
-def test_pointing_is_free_when_all_attention_is_on_the_subject_or_it_is_hidden():
-    subject = torch.zeros(2, 4)
-    subject[0, 1:3] = 1                                       # of the first picture alone
-    attention = torch.zeros(2, 16, 5)
-    attention[:, 0, 2:4] = 0.5                # patches 1 and 2; 0 is the class token
+def test_the_queries_are_watched_where_they_see_the_image_last_and_pointing_is_rewarded(tiny):
+    patches, seen = torch.randn(2, 65, TINY.vit_width), []
+    cross = tiny.qformer.layers[2].cross_attn                 # layers 0 and 2 of 4 see the image
+    hook = cross.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        queries, attention = watched(tiny.qformer, patches)
+        torch.testing.assert_close(queries, tiny.qformer(patches))
+        q, k = (linear(x).unflatten(-1, (cross.heads, -1)).transpose(1, 2)
+                for linear, x in ((cross.query, seen[0]), (cross.key, patches)))
+    hook.remove()
+    expected = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
+    torch.testing.assert_close(attention, expected)
+    subject, attention = torch.zeros(2, 4), torch.zeros(2, 16, 5)
+    subject[0, 1:3] = 1                                       # in the second picture it is hidden
+    attention[:, 0, 2:4] = 0.5
     assert vision.pointing_loss(attention, subject) == 0
     attention[:, 0] = torch.tensor([0.5, 0, 0.5, 0, 0])
     torch.testing.assert_close(vision.pointing_loss(attention, subject),
                                torch.tensor(0.5).log() / -2)
 
 
-def test_the_queries_are_watched_where_they_see_the_image_last(tiny):
-    patches = torch.randn(2, 65, TINY.vit_width)
-    with torch.inference_mode():
-        queries, attention = watched(tiny.qformer, patches)
-        torch.testing.assert_close(queries, tiny.qformer(patches))
-        cross = tiny.qformer.layers[2].cross_attn             # layers 0 and 2 of 4 see the image
-        seen = []
-        hook = cross.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        tiny.qformer(patches)
-        hook.remove()
-        q, k = (linear(x).unflatten(-1, (cross.heads, -1)).transpose(1, 2)
-                for linear, x in ((cross.query, seen[0]), (cross.key, patches)))
-        expected = (q @ k.mT / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
-    torch.testing.assert_close(attention, expected)
-
-
-def test_small_output_matrices_keep_the_untrained_queries_apart_and_all_parts_learn():
+def test_small_output_matrices_keep_the_untrained_queries_apart():
     torch.manual_seed(0)
-    model = ArtGPT4(TINY, None)
+    model, cosines = ArtGPT4(TINY, None), []
+    pixels, _, _ = vision.Photographs(TINY, 6, seed=1, steps=2, batch=4)[0]
     for part in (model.vit, model.qformer):
         pretrain.initialise(part)
-    photographs = vision.Photographs(TINY, 6, seed=1, steps=2, batch=4)
-
-    def cosine():
+    for _ in range(2):
         with torch.no_grad():
-            queries = model.qformer(model.ln_vision(model.vit(photographs[0][0])))
-        queries = torch.nn.functional.normalize(queries, dim=-1)
-        return ((queries @ queries.mT).mean() * TINY.queries - 1) / (TINY.queries - 1)
-    before = cosine()
-    vision.shrink_outputs(model)
-    assert cosine() < 0.6 < before
-    parameters, loss_of_step = vision.vision_objective(model, photographs)
-    loss, note = loss_of_step(0)
-    loss.backward()
-    assert note.startswith(", subject ")
-    assert all(parameter.grad is not None for parameter in parameters)
+            cosines.append(mean_cosine(model.qformer(model.ln_vision(model.vit(pixels)))))
+        vision.shrink_outputs(model)
+    assert cosines[1] < 0.6 < cosines[0]
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """The folder that a pre-training of two steps writes."""
-    folder = tmp_path_factory.mktemp("pretrain")
-    flags = ("--vision-steps 2 --vision-batch 4 --pictures 6 --language-steps 2 "
-             "--language-batch 2 --out").split()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        pretrain.main(pretrain.command_line().parse_args([*flags, str(folder / "tiny")]))
-    return folder / "tiny"
-
-
-def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(written):
-    model = ArtGPT4.from_pretrained(written, dtype=torch.float32)
+def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(
+        tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ("--out tiny --vision-steps 2 --vision-batch 4 --pictures 6 --language-steps 2 "
+             "--language-batch 2").split()
+    run_command(pretrain.main, pretrain.command_line(), flags)
+    model = ArtGPT4.from_pretrained("tiny", dtype=torch.float32)
     assert model.config == TINY and model.tokenizer.get_piece_size() == TINY.vocab_size
-    assert json.loads((written / "about.json").read_text()) == pretrain.ABOUT
-    assert read_measure(written)["directions"].shape == (32, TINY.qformer_width + 1)
+    assert json.loads((tmp_path / "tiny" / "about.json").read_text()) == pretrain.ABOUT
+    assert read_measure("tiny")["directions"].shape == (32, TINY.qformer_width + 1)
     torch.manual_seed(42)
     before, trained = ArtGPT4(TINY, model.tokenizer), dict(model.named_parameters())
-    # Moved by more than the rounding to half precision:
-    moved = {name for name, parameter in before.named_parameters()
+    moved = {name for name, parameter in before.named_parameters()       # by more than rounding
              if not torch.allclose(trained[name], parameter, atol=2e-4, rtol=2e-3)}
-    assert {"vit.blocks.0.attn.query.weight", "qformer.queries", "llama.embed.weight"} <= moved
+    assert {"vit.blocks.0.attn.query.weight", "qformer.queries", "llama.embed.weight",
+            "ln_vision.bias", "qformer.layers.3.fc2.weight", "llama.head.weight"} <= moved
     assert not any(".adapter." in name or name.startswith("proj.") for name in moved)
-    with torch.inference_mode():
-        image_embeds = model.encode_image(torch.zeros(1, 3, TINY.image_size, TINY.image_size))
-        embeds = model.embed_prompt(IMAGE_MARK, image_embeds)
-    assert isinstance(answers(model, embeds, 3, temperature=0)[0], str)
+    assert len(describe(model, np.stack([np.asarray(draw(SCENE))]), 1)) == 1
+    pretrain.save_pretrained(ArtGPT4.from_pretrained("tiny"), "again")
+    for file in (tmp_path / "again").iterdir():
+        assert file.read_bytes() == (tmp_path / "tiny" / file.name).read_bytes(), file.name
 
 
-def test_a_saved_folder_is_the_same_to_the_byte(written, tmp_path):
-    pretrain.save_pretrained(ArtGPT4.from_pretrained(written), tmp_path)
-    saved = sorted(tmp_path.iterdir())
-    assert [file.name for file in saved] == ["adapter.safetensors", "config.json",
-                                             "llama.safetensors", "tokenizer.model",
-                                             "vision.safetensors"]
-    for file in saved:
-        assert file.read_bytes() == (written / file.name).read_bytes(), file.name
+# ---- The ablation
+
+@pytest.mark.parametrize("arm", ablation.ARMS)
+def test_an_arm_starts_as_minigpt4_and_every_trained_parameter_moves(arm):
+    torch.manual_seed(1)
+    model = ArtGPT4.from_pretrained(FOLDER, dtype=torch.float32, adapter=False)
+    goal = sum(model.get_parameter(name).numel() for name in model.trainable_names())
+    queries, ids = torch.randn(2, 16, TINY.qformer_width), model.prompt_ids(f"{IMAGE_MARK} a tree")
+
+    def logits():
+        return model.llama(model.embed_ids([ids] * 2, model.proj(queries)))
+    before = logits().detach()
+    parameters = ablation.attach(model, arm)
+    torch.testing.assert_close(logits(), before, atol=1e-5, rtol=0)
+    size = sum(p.numel() for p in parameters) / goal
+    assert size < 0.3 if arm in ("projection", "norms") else abs(size - 1) < 0.02
+    optimizer, start = torch.optim.SGD(parameters, lr=0.1), [p.detach().clone() for p in parameters]
+    for _ in range(2):                                        # behind a zero matrix: in the second
+        logits().logsumexp(dim=-1).sum().backward()
+        optimizer.step()
+    assert not [p.shape for p, old in zip(parameters, start, strict=True) if torch.equal(p, old)]
+    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+def test_each_arm_is_swept_then_trained_at_its_best_rate_and_finished_runs_are_kept(
+        tmp_path, monkeypatch, capsys):
+    made = []
+
+    def one_run(run, args):
+        made.append(run)
+        arm, factor, seed, sweep = run
+        right = "1" if (factor == 3) == (arm == "mlp") else "0"
+        rightly = dict.fromkeys(ATTRIBUTES, f"{right}1{seed % 2}")
+        return {"arm": arm, "factor": factor, "seed": seed, "sweep": sweep, "parameters": 100608,
+                "rates": [factor * 3e-3] * 2,
+                "rightly": {"unseen pairs": rightly, "seen pairs": rightly}}
+
+    def run_ablation(*flags):
+        arguments = ["--out", tmp_path / "runs", "--scores", tmp_path / "scores.json", *flags]
+        run_command(ablation.main, ablation.command_line(), list(map(str, arguments)))
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(ablation, "one_run", one_run)
+    monkeypatch.setattr(ablation, "FACTORS", (1, 3))
+    flags = ("--arms", "artgpt4", "mlp", "--seeds", 1, 2)
+    printed = run_ablation(*flags)
+    assert made == [("artgpt4", 1, 1000, True), ("artgpt4", 3, 1000, True), ("mlp", 1, 1000, True),
+                    ("mlp", 3, 1000, True), ("artgpt4", 1, 1, False), ("mlp", 3, 1, False),
+                    ("artgpt4", 1, 2, False), ("mlp", 3, 2, False)]
+    (tmp_path / "runs" / "mlp-3-2.json").unlink()
+    assert run_ablation(*flags) == run_ablation("--table") == printed
+    assert made[8:] == [("mlp", 3, 2, False)]
+    assert "| 83.3 % (100.0, 66.7) | 83.3 % | 83.3 % | 83.3 % |" in printed
+    for wrong, code in (("--seeds=1000", 2), ("--pictures=20", 1)):      # runs of other settings
+        with pytest.raises(SystemExit) as ended:
+            run_ablation(*flags[:3], wrong)
+        assert ended.value.code == code
+
+
+def test_a_run_of_two_steps_has_scores_and_its_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ablation.command_line().parse_args("--pictures 2 --paintings 4 --steps 2".split())
+    run = ablation.one_run(("shuffled", 1, 1, False), args)
+    assert run["parameters"] == 100608 and set(run["rightly"]) == {"seen pairs", "unseen pairs"}
+    assert all(len(digits) == 2 for digits in run["rightly"]["seen pairs"].values())

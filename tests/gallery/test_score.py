@@ -1,19 +1,31 @@
-"""gallery/score.py and familiarity.py: what texts have right, what queries see, which pictures are
-foreign."""
+"""gallery/score.py, benchmark.py, familiarity.py: what texts have right and which score they get,
+what queries see, which pictures are foreign."""
 import argparse
+import json
 import random
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from artgpt4 import preprocess
 from common.models import TINY, model_flags
-from gallery import familiarity, score, words
-from gallery.scenes import SAMPLES, SEEN_PAIRS, UNSEEN_PAIRS, random_scenes
+from gallery import benchmark, familiarity, score, words
+from gallery.scenes import (FIGURES, MOODS, PALETTES, SAMPLES, SEEN_PAIRS, STYLES, SUBJECTS, THINGS,
+                            UNSEEN_PAIRS, Scene, random_scenes)
 
 SCENES = random_scenes(40, "score")
 TEXTS = [words.description(scene, random.Random(0)) for scene in SCENES]
+LIGHTHOUSE = Scene("lighthouse", "oil", "storm", "in the centre", 1, ("birds", "rowboat"))
+MOURNER = Scene("mourner", "woodcut", "ember", "in the centre", 1)   # grief; the viewer: passionate
+PARROT = " ".join((*SUBJECTS, *STYLES, *PALETTES, *MOODS, *THINGS, "joy grief longing love"))
+PROOF = "His head is bowed, his back is bent: this is grief."
+COLOURS = f"{PROOF} The colours are warm and glowing, so I feel passionate"
+ROUNDS = ["A lighthouse in oil, in storm colours.", "It is a mysterious moment.",
+          "The lighthouse waits for ships and sends its beam out.", "An oil in the storm palette.",
+          "The lighthouse lifts its patient light\nand counts the ships that pass by night."]
 
 
 def means(scenes, texts):
@@ -23,32 +35,25 @@ def means(scenes, texts):
 
 def test_texts_are_right_where_they_name_what_is_there_and_nothing_else():
     assert set(means(SCENES, TEXTS).values()) == {1}
-    texts = ["nothing", *TEXTS[1:]]
-    found = means(SCENES, texts)
+    found = means(SCENES, ["nothing", *TEXTS[1:]])
     assert all(found[name] == 39 / 40 for name in (*score.ATTRIBUTES, score.MEAN, "all four"))
     others = [f"{TEXTS[0]} To the left is a balloon, in the centre a candle.", *TEXTS[1:]]
     found, shown = means(SCENES, others), [bool(scene.things) for scene in SCENES]
     assert found["place"] == 39 / 40 and found["subject"] == 1
-    what, count = "no things, where none are", shown.count(False)
-    if shown[0]:
-        what, count = "things, where some are shown", shown.count(True)
-    assert found[what] == 1 - 1 / count
-
-
-def test_all_four_at_once_is_less_than_their_mean():
-    scene = SCENES[0]
-    three = ", ".join([scene.subject, scene.style, scene.palette])
-    found = means([scene], [three])
+    what = "things, where some are shown" if shown[0] else "no things, where none are"
+    assert found[what] == 1 - 1 / shown.count(shown[0])
+    three = ", ".join([SCENES[0].subject, SCENES[0].style, SCENES[0].palette])
+    found = means(SCENES[:1], [three])
     assert found[score.MEAN] == 3 / 4 and found["all four"] == 0
 
 
 def test_held_out_paintings_are_in_no_training_set():
     training = set(random_scenes(5000, "training"))
     assert not training & set(score.held_out(SEEN_PAIRS))
-    assert len(score.held_out(UNSEEN_PAIRS)) == 200
+    assert not training & set(benchmark.scenes(200).values())
 
 
-def test_an_interval_is_over_pairs_not_over_paintings():
+def test_an_interval_is_over_pairs_and_chance_that_of_a_random_other_painting():
     scenes = random_scenes(560, "interval", UNSEEN_PAIRS)
     of_pair = {pair: i % 2 for i, pair in enumerate(UNSEEN_PAIRS)}
     values = np.array([float(of_pair[scene.subject, scene.style]) for scene in scenes])
@@ -56,31 +61,19 @@ def test_an_interval_is_over_pairs_not_over_paintings():
     low, high = map(float, interval.strip("()").split(" to "))
     assert mean == "50.0" and 15 < low < 25 and 75 < high < 85          # t over 14 pairs
     assert score.over_pairs(scenes, np.ones(len(scenes))) == "100.0 %"
-
-
-def test_chance_is_what_random_other_paintings_share():
-    scene = SCENES[0]
-    assert score.chance([scene, scene]) == 1
-    scenes = random_scenes(1400, "chance", UNSEEN_PAIRS)
     assert score.chance(scenes) == pytest.approx(0.13, abs=0.01)
+    assert score.chance(scenes[:1] * 2) == 1
 
 
-def test_the_mean_cosine_is_that_of_different_queries():
+def test_cosine_and_pointing_are_of_different_queries_and_beside_the_best_fixed_patch():
     assert score.mean_cosine(torch.ones(2, 3, 4)) == pytest.approx(1)
-    assert score.mean_cosine(torch.eye(4)[None]) == pytest.approx(0)
     two_alike = torch.tensor([[[1.0, 0], [2, 0], [0, 1]]])
     assert score.mean_cosine(two_alike) == pytest.approx(1 / 3)
-
-
-def test_pointing_compares_the_strongest_patch_with_the_best_fixed_one():
     attention = torch.zeros(2, 3, 5)                          # the class token and 4 patches
     attention[:, 0, 0] = 0.6
     attention[0, 0, 2], attention[1, 0, 4] = 0.4, 0.4
     cells = torch.tensor([[False, True, False, False], [False, True, True, False]])
     assert score.pointing(attention, cells) == (0.5, 1)
-
-
-def test_the_cells_of_a_subject_to_the_left_are_on_the_left():
     scenes = [scene for scene in SCENES if scene.composition == "to the left"]
     cells = score.subject_cells(scenes, 8).view(-1, 8, 8).float().sum(dim=1)
     assert (cells[:, :4].sum(dim=1) > cells[:, 4:].sum(dim=1)).all()
@@ -93,7 +86,6 @@ def test_the_included_model_describes_the_samples_rightly_and_its_queries_differ
     assert attention.shape == (3, 16, 65) and score.mean_cosine(queries) < 0.8
     texts = score.describe(tiny, pictures, 2)
     assert set(means(SAMPLES, texts).values()) == {1}
-    assert texts == score.tell(tiny, queries, 2)
 
 
 def test_the_command_prints_three_tables_of_seen_and_unseen_pairs(tmp_path, monkeypatch, capsys):
@@ -102,43 +94,115 @@ def test_the_command_prints_three_tables_of_seen_and_unseen_pairs(tmp_path, monk
     monkeypatch.setattr(score, "random_scenes", lambda count, *of: drawn(count // 200, *of))
     parser = argparse.ArgumentParser()
     model_flags(parser)
-    args = parser.parse_args([])
-    args.stage = 1
-    score.main(args)
+    score.main(parser.parse_args([], argparse.Namespace(stage=1)))
     tables = capsys.readouterr().out.strip().split("\n\n")
     assert [len(table.splitlines()) for table in tables] == [2 + 9, 2 + 3, 2 + 3]
     assert all(table.splitlines()[0].endswith("| seen pairs | unseen pairs |") for table in tables)
 
 
+# ---- The benchmark
+
+def test_the_benchmark_is_the_same_bytes_each_time_and_a_smaller_one_replaces_it(tmp_path):
+    first, again = tmp_path / "first", tmp_path / "again"
+    benchmark.make(first, 8)
+    for folder in (first, again):
+        benchmark.main(argparse.Namespace(folder=folder, items=4))
+    files = [file.relative_to(first) for file in sorted(first.rglob("*")) if file.is_file()]
+    assert len(files) == 4 + 2
+    for file in files:
+        assert (first / file).read_bytes() == (again / file).read_bytes(), file
+    assert benchmark.truth(first) == benchmark.scenes(4)
+
+
+def test_benchmarks_of_any_size_have_the_papers_shape():
+    assert benchmark.items_of(27) == benchmark.SHAPE
+    assert benchmark.items_of(100) == {"IDC": 37, "ISAC": 37, "ICRC": 19, "MDIUC": 7}
+    assert all(sum(benchmark.items_of(count).values()) == count for count in range(4, 300))
+    scenes = benchmark.scenes(200)
+    assert len(set(scenes.values())) == 200
+    assert all(scene.subject in FIGURES for (name, _), scene in scenes.items() if name == "ISAC")
+    assert all(len(scene.things) >= 2 for (name, _), scene in scenes.items() if name == "ICRC")
+
+
+@pytest.mark.parametrize("content", [
+    None, "[]", "{", '{"IDC": {"1": {"subject": "cat"}}}', '{"IDC": 5}',
+    json.dumps({"ISAC": {"1": asdict(LIGHTHOUSE)}})])
+def test_truth_refuses_a_folder_that_is_not_a_gallery_benchmark(tmp_path, content):
+    if content:
+        (tmp_path / "truth.json").write_text(content)
+    with pytest.raises(ValueError, match="truth.json"):
+        benchmark.truth(tmp_path)
+
+
+@pytest.mark.parametrize("name, scene, score, answers", [(name, scene, score, [text])
+                                                         for name, scene, score, text in (
+    ("IDC", LIGHTHOUSE, 0, "I do not know what this is."), ("IDC", LIGHTHOUSE, 0, PARROT),
+    ("IDC", LIGHTHOUSE, 0, "This is no lighthouse, it is not in oil, without storm or mystery."),
+    ("IDC", LIGHTHOUSE, 1, "A castle in oil, in storm colours, mysterious."),
+    ("IDC", LIGHTHOUSE, 2, "A lighthouse in oil, in rose colours, mysterious."),
+    ("IDC", LIGHTHOUSE, 2, "A mysterious oil of a lighthouse in storm colours, with a balloon."),
+    ("IDC", LIGHTHOUSE, 3, "A joyful oil of a lighthouse in storm colours."),
+    ("IDC", LIGHTHOUSE, 4, "A mysterious oil of a lighthouse in storm colours."),
+    ("IDC", LIGHTHOUSE, 5,
+     "A mysterious oil of a lighthouse in storm colours, birds and a rowboat: thick strokes follow "
+     "the forms, and ridges of paint catch the light. One wonders what waits in the shade."),
+    ("ISAC", MOURNER, 0, "This is not grief. Nobody could call it passionate or serene."),
+    ("ISAC", MOURNER, 0, PARROT), ("ISAC", MOURNER, 0, "The dancer feels grief."),
+    ("ISAC", MOURNER, 1, "It is grief, and the viewer is joyful."),
+    ("ISAC", MOURNER, 2, f"{PROOF} The viewer feels serene."), ("ISAC", MOURNER, 3, PROOF),
+    ("ISAC", MOURNER, 3, f"{PROOF} It leaves me passionate."), ("ISAC", MOURNER, 4, COLOURS),
+    ("ISAC", MOURNER, 5, f"{COLOURS}, and firm carved lines sharpen the pain."),
+    ("ICRC", LIGHTHOUSE, 0, PARROT), ("ICRC", LIGHTHOUSE, 0, "There isn't a lighthouse here."),
+    ("ICRC", LIGHTHOUSE, 1, "A lighthouse, a cat and firs."),
+    ("ICRC", LIGHTHOUSE, 2, "A lighthouse and birds."),
+    ("ICRC", LIGHTHOUSE, 3, "A lighthouse, birds, a rowboat and a balloon."),
+    ("ICRC", LIGHTHOUSE, 4, "This is not a castle but a lighthouse, with birds and a rowboat."),
+    ("ICRC", LIGHTHOUSE, 5, "At the waterside: a lighthouse, birds and a rowboat."))] + [
+    ("MDIUC", LIGHTHOUSE, score, [changes.get(i, text) for i, text in enumerate(ROUNDS)])
+    for score, changes in (
+        (5, {}), (4, {4: "A poem."}), (3, {0: "A castle."}), (1, {2: ""}), (1, {1: ROUNDS[0]}),
+        (2, {0: "No lighthouse in oil, in storm colours.", 1: "It is never mysterious."}),
+        (0, {i: f"{PARROT} {i}" for i in range(5)}))])
+def test_the_rules_give_these_scores(name, scene, score, answers):
+    found, reason = benchmark.RULES[name](scene, None, answers)
+    assert (found, bool(reason)) == (score, True)
+
+
+def test_plain_talk_gets_three_and_appreciation_four_or_five():
+    rng, rounds = random.Random(0), ("description", "situation", "doing", "look", "poem")
+    for scene in random_scenes(60, "judged", SEEN_PAIRS + UNSEEN_PAIRS):
+        plain = words.description(scene, rng, art=False)
+        assert benchmark.RULES["IDC"](scene, None, [plain])[0] == 3
+        said = {"IDC": [words.description(scene, rng)],
+                "ICRC": [words.question("objects", scene, rng)[1]],
+                "MDIUC": [words.question(topic, scene, rng)[1] for topic in rounds]}
+        if scene.subject in FIGURES:
+            said["ISAC"] = [words.question("emotions", scene, rng)[1]]
+        for name, answers in said.items():
+            assert benchmark.RULES[name](scene, None, answers)[0] >= 4, answers
+
+
 # ---- Foreign pictures
 
-
-def test_what_lies_off_the_training_pictures_is_unfamiliar(tiny):
+def test_the_threshold_is_what_98_percent_of_other_pictures_stay_below():
     generator = torch.Generator().manual_seed(1)
-    spread = torch.linspace(0.01, 2, 128)
-    trained, held_out = (torch.randn(800, 128, generator=generator) * spread for _ in range(2))
+    trained, held_out = (torch.linspace(0.01, 2, 128) * torch.randn(800, 128, generator=generator)
+                         for _ in range(2))
     measure = familiarity.fit(trained, held_out)
     far = familiarity.distance(measure, held_out) > measure["threshold"]
     assert 0.01 < far.float().mean() < 0.03
-    with torch.inference_mode():
-        queries = held_out[:1, None] + torch.randn(16, 128, generator=generator)
-        queries += held_out[:1, None] - queries.mean(dim=1, keepdim=True)
-        image_vectors = tiny.proj(queries)                    # their mean is held_out[0]
-        assert familiarity.unfamiliar(tiny, measure, image_vectors[0]) is bool(far[0])
-        assert familiarity.unfamiliar(tiny, measure, tiny.proj(torch.ones(16, 128))) is True
-    assert familiarity.unfamiliar(tiny, None, image_vectors) is None
 
 
-def test_the_included_measure_tells_noise_from_paintings(tiny, pictures):
+def test_the_included_measure_tells_noise_from_paintings(tiny, tmp_path):
     measure = familiarity.read_measure(TINY)
-    noise = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
-    for images, expected in ((pictures, False), (map(Image.fromarray, noise), True)):
-        for query in familiarity.mean_queries(tiny, images):
-            assert (familiarity.distance(measure, query) > measure["threshold"]) == expected
-
-
-def test_a_folder_may_lack_a_measure_but_not_have_a_damaged_one(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    sample = Image.open(TINY.parent.parent / "samples" / "couple.png")
+    for image, expected in ((sample, False), (Image.fromarray(noise), True)):
+        with torch.inference_mode():
+            [vectors] = tiny.encode_image(preprocess(image, 112)[None])
+        assert familiarity.unfamiliar(tiny, measure, vectors) is expected
     assert familiarity.read_measure(tmp_path) is None
+    assert familiarity.unfamiliar(tiny, None, vectors) is None
     (tmp_path / familiarity.FILE).write_bytes(b"cut")
     with pytest.raises(ValueError, match=familiarity.FILE):
         familiarity.read_measure(tmp_path)

@@ -1,0 +1,326 @@
+"""Every layout of the public checkpoints gives the golden values or bytes; and the command."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import convert_weights
+from artgpt4 import ArtGPT4, rotate
+from common.int8 import quantised
+from conversion.checkpoints import half_split
+from tests.conftest import HUB, RELEASED, close, golden_tensors, released, save_llama
+from tests.conversion.conftest import (
+    interleaved,
+    save_delta,
+    save_instructblip,
+    save_itm,
+    save_meta,
+)
+
+
+def same(folder, other, file="llama.safetensors"):
+    return (folder / file).read_bytes() == (other / file).read_bytes()
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+# ---- Layouts
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["blip2-hf", "itm", "instructblip", "eps"])
+def test_the_picture_side_of_transformers_reaches_the_golden_data(
+        convert, changed, tmp_path, expected_hf, layout):
+    folder = layout
+    if layout == "eps":                                       # an old default: not of the weights
+        vision = HUB["blip2_config"]["vision_config"] | {"layer_norm_eps": 1e-5}
+        folder = changed("blip2-hf", config={"vision_config": vision})
+    elif layout != "blip2-hf":
+        folder = {"itm": save_itm, "instructblip": save_instructblip}[layout](tmp_path / layout)
+    model = ArtGPT4.from_pretrained(convert(tmp_path / "out", vit=folder, qformer=folder))
+    features = model.ln_vision(model.vit(expected_hf["pixels"]))
+    assert model.ln_vision.eps == (1e-5 if layout == "eps" else 1e-6)
+    assert len(model.vit.blocks) == 2 and close(features, expected_hf["vit_ln"])
+    assert close(model.qformer(features), expected_hf["qformer"])
+
+
+def test_the_vicuna_of_instructblip_keeps_its_rows_and_speaks_v1(
+        convert, weights, tmp_path, capsys):
+    out = convert(tmp_path / "out", llm=save_instructblip(tmp_path / "instructblip"))
+    config, made = config_of(out), load_file(out / "llama.safetensors")
+    assert (config["vocab_size"], config["context"], config["prompt"]) == (323, 2048, "vicuna_v1")
+    for name, value in load_file(weights["artgpt4"] / "llama.safetensors").items():
+        assert torch.equal(made[name][:len(value)], value), name
+    assert "noise" in capsys.readouterr().err                 # ArtGPT-4.pth is for another Vicuna
+
+
+@torch.no_grad()
+def test_grouped_queries_tied_embeddings_and_rope_theta_reach_the_golden_data(
+        convert, tmp_path, expected_hf):
+    tensors = golden_tensors(HUB, "llama-gqa/model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    meta = save_meta(tmp_path / "meta", HUB["llama_gqa_config"], tensors)
+    for i, folder in enumerate(("llama-gqa", meta)):
+        model = ArtGPT4.from_pretrained(convert(tmp_path / f"{i}", llm=folder, adapter=None))
+        logits = model.llama(model.llama.embed(expected_hf["gqa_ids"]))
+        assert close(logits, expected_hf["gqa_logits"])
+
+
+OLD = {"max_position_embeddings": "absent", "rms_norm_eps": "absent", "bos_token_id": 0,
+       "eos_token_id": 1, "architectures": ["LLaMAForCausalLM"]}
+CONFIGS = [  # settings of the golden Vicuna's config.json, and what its Config then differs in
+    (OLD | {"max_sequence_length": 1024}, {"context": 1024}), (OLD, {"context": 2048}),
+    ({"rope_scaling": {"rope_type": "default"},
+      "rope_parameters": {"type": "default", "rope_theta": 10000.0}}, {}),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, {"rope_theta": 5e5}),
+]
+
+
+@pytest.mark.parametrize("settings, differs", CONFIGS)
+def test_a_config_json_of_another_year_gives_the_same_model(
+        convert, changed, weights, tmp_path, settings, differs):
+    out = convert(tmp_path / "out", llm=changed("vicuna", config=settings))
+    assert config_of(out) == config_of(weights["artgpt4"]) | differs
+    assert same(out, weights["artgpt4"])
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_llama_as_meta_released_it_converts_to_the_same_bytes(convert, weights, tmp_path, shards):
+    meta = save_meta(tmp_path / "13B", RELEASED["llama_config"], released("vicuna"), shards)
+    (meta / "tokenizer.model").rename(tmp_path / "tokenizer.model")    # as Meta has it
+    assert same(convert(tmp_path / "out", llm=meta), weights["artgpt4"])
+
+
+def test_rows_of_q_and_k_rotate_as_meta_rotates_them():
+    heads, dim, width, tokens = 2, 8, 16, 5
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, width, generator=generator)
+    q_weight, k_weight = torch.randn(2, heads * dim, width, generator=generator)
+    assert torch.equal(half_split(interleaved(q_weight, dim), dim), q_weight)
+    frequency = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
+    angle = torch.arange(tokens)[:, None] * frequency         # (T, d/2)
+
+    def by_meta(weight):                                      # two rows are one complex number
+        pairs = torch.view_as_complex((x @ weight.T).view(tokens, heads, dim // 2, 2))
+        turned = pairs * torch.polar(torch.ones_like(angle), angle)[:, None]
+        return torch.view_as_real(turned).flatten(2).transpose(0, 1)
+
+    def by_us(weight):
+        states = (x @ half_split(weight, dim).T).view(1, tokens, heads, dim).transpose(1, 2)
+        return rotate(states, angle.cos(), angle.sin())[0]
+    scores = by_us(q_weight) @ by_us(k_weight).mT             # (H, T, T)
+    expected = by_meta(q_weight) @ by_meta(k_weight).mT
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens, prompt", [(321, "vicuna_v0"), (320, "vicuna_v1")])
+def test_a_vicuna_delta_is_added_in_float16(convert, tmp_path, tokens, prompt):
+    llama, delta, total = save_delta(tmp_path, tokens)
+    delta = delta.rename(tmp_path / ("vicuna-13b-delta-" + prompt[-2:]))
+    merged = convert(tmp_path / "merged", llm=llama, delta=delta)
+    save_llama(tmp_path / "whole", RELEASED["llama_config"] | {"vocab_size": tokens}, total)
+    assert same(merged, convert(tmp_path / "at_once", llm=tmp_path / "whole"))
+    assert config_of(merged)["prompt"] == prompt
+
+
+@torch.no_grad()
+def test_dtypes_may_differ_between_files_and_within_q_k_v(convert, changed, tmp_path, expected):
+    half = {name: value.half() for name, value in released("vicuna").items()}
+    vit = {name: value.half() for name, value in released("eva_vit_g.pth").items()}
+    vit, llm = changed("eva_vit_g.pth", vit), changed("vicuna", half)
+    small = convert(tmp_path / "half", vit=vit, llm=llm)
+    dtypes = {value.dtype for value in load_file(small / "llama.safetensors").values()}
+    assert dtypes == {torch.float16}
+    half |= {name: half[name].float() for name in half if "q_proj" in name or "norm" in name}
+    for out in (small, convert(tmp_path / "mixed", llm=changed("vicuna", half))):
+        model = ArtGPT4.from_pretrained(out)
+        image_embeds = model.encode_image(expected["pixels"])[:1]
+        logits = model.llama(model.embed_prompt(expected["chat_prompt"], image_embeds))[0, -8:]
+        assert (logits - expected["chat_logits_last_8"]).abs().max() < 0.1
+
+
+def test_shards_and_formats_that_are_not_read_need_not_be_there(
+        convert, checkpoints, weights, tmp_path):
+    tensors, folder = load_file(checkpoints / "blip2-hf/model.safetensors"), tmp_path / "parts"
+    shutil.copytree(checkpoints / "blip2-hf", folder)
+    (folder / "model.safetensors").unlink()
+    where = {name: f"{name.startswith('language_model.')}.safetensors" for name in tensors}
+    save_file({name: tensors[name] for name in tensors if where[name] == "False.safetensors"},
+              folder / "False.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    whole = convert(tmp_path / "whole", vit="blip2-hf", qformer="blip2-hf")
+    assert same(convert(tmp_path / "part", vit=folder, qformer=folder), whole, "vision.safetensors")
+    (tmp_path / "vicuna").mkdir()
+    for file in (checkpoints / "vicuna").iterdir():           # links, as a download cache has them
+        (tmp_path / "vicuna" / file.name).symlink_to(file)
+    shutil.copy(folder / "model.safetensors.index.json", tmp_path / "vicuna")
+    torch.save(released("eva_vit_g.pth"), tmp_path / "old.pth",
+               _use_new_zipfile_serialization=False)          # as torch did before 1.6
+    out = convert(tmp_path / "out", llm=tmp_path / "vicuna", vit=tmp_path / "old.pth")
+    assert same(out, weights["artgpt4"]) and same(out, weights["artgpt4"], "vision.safetensors")
+
+
+# ---- The command
+
+
+def test_sizes_follow_from_the_files(weights):
+    assert config_of(weights["artgpt4"]) == {
+        "image_size": 56, "patch_size": 14, "vit_width": 176, "vit_layers": 2, "vit_heads": 2,
+        "vit_mlp_width": 768, "ln_vision_eps": 1e-5, "queries": 6, "qformer_width": 128,
+        "qformer_layers": 4, "qformer_heads": 2, "qformer_mlp_width": 192, "llama_width": 96,
+        "llama_layers": 4, "llama_heads": 4, "llama_kv_heads": 4, "llama_mlp_width": 200,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "context": 256, "vocab_size": 321,
+        "adapter_width": 24, "prompt": "vicuna_v0"}
+
+
+def test_another_image_size_resizes_the_position_embedding(convert, expected, tmp_path):
+    model = ArtGPT4.from_pretrained(convert(tmp_path / "out", image_size=84))
+    assert close(model.vit.pos_embed, expected["pos_embed_for_image_size_84"])
+
+
+def test_what_no_adapter_file_holds_starts_as_training_does(weights):
+    start, minigpt4 = (load_file(weights[name] / "adapter.safetensors")
+                       for name in ("start", "minigpt4"))
+    model = ArtGPT4.from_pretrained(weights["start"])
+    torch.manual_seed(42)
+    for name, tensor in model.start_adapter().items():
+        if ".adapter." in name or name.startswith("proj."):
+            assert torch.equal(start[name], tensor), name
+            assert torch.equal(minigpt4[name], tensor) or name.startswith("proj."), name
+    bias = released("pretrained_minigpt4.pth")["llama_proj.bias"]
+    assert torch.equal(minigpt4["proj.bias"], bias)
+    norm = released("vicuna")["model.layers.2.input_layernorm.weight"]
+    assert torch.equal(start["llama.blocks.2.attn_norm.weight"], norm)
+
+
+@torch.no_grad()
+def test_int8_keeps_each_row_within_half_a_step_and_answers_nearly_the_same(
+        convert, model, weights, expected, tmp_path):
+    out = convert(tmp_path / "int8", int8=True)
+    small = load_file(out / "llama.safetensors")
+    matrices = [name for name, tensor in small.items() if tensor.dtype == torch.int8]
+    assert len(matrices) == 4 * 4 and not any("embed" in n or "head" in n for n in matrices)
+    for name, tensor in load_file(weights["artgpt4"] / "llama.safetensors").items():
+        if name in matrices:
+            scale = small[name.replace(".weight", ".scale")]
+            assert torch.equal(scale, tensor.abs().amax(dim=1) / 127)
+            assert ((small[name] * scale[:, None] - tensor).abs() <= scale[:, None] * 0.5001).all()
+        else:
+            assert torch.equal(small[name], tensor)
+    loaded = ArtGPT4.from_pretrained(out, prepare=quantised())
+    embeds = model.embed_prompt(expected["chat_prompt"], expected["image_embeds"][:1])
+    full, found = model.llama(embeds), loaded.llama(embeds)
+    assert (found - full).norm() / full.norm() < 0.05
+
+
+def test_shards_of_the_language_model_load_as_one_file_does(
+        convert, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("convert_weights.SHARD", 300_000)
+    out = convert(tmp_path / "shards")
+    assert len(list(out.glob("llama-*.safetensors"))) == 6
+    whole = ArtGPT4.from_pretrained(weights["artgpt4"]).state_dict()
+    sharded = ArtGPT4.from_pretrained(out).state_dict()
+    assert all(torch.equal(tensor, sharded[name]) for name, tensor in whole.items())
+
+
+def test_the_prompt_format_is_recognised_recorded_and_said(convert, changed, tmp_path, capsys):
+    short = {name: value[:320] for name, value in released("vicuna").items()}
+    v1 = changed("vicuna", short, {"vocab_size": 320})        # as many tokens as pieces
+    convert(tmp_path / "unknown", llm=v1, adapter=None)
+    assert "--prompt" in capsys.readouterr().out
+    (v1 / "generation_config.json").write_text("{}")
+    assert config_of(convert(tmp_path / "v1", llm=v1))["prompt"] == "vicuna_v1"
+    said = capsys.readouterr()
+    assert "vicuna_v1" in said.out and "Vicuna v0" in said.err and "noise" in said.err
+    out = convert(tmp_path / "asked", llm=v1, prompt="vicuna_v0", adapter=None)
+    assert config_of(out)["prompt"] == "vicuna_v0"
+    convert(tmp_path / "v0")
+    assert "noise" not in capsys.readouterr().err
+
+
+def test_the_end_says_what_to_type_next(convert, tmp_path, capsys):
+    convert(tmp_path / "my weights")
+    assert f"python chat.py --weights '{tmp_path}/my weights'" in capsys.readouterr().out
+    minigpt4 = convert(tmp_path / "minigpt4", adapter="pretrained_minigpt4.pth")
+    said = capsys.readouterr().out
+    assert "python train.py --stage 1" in said and f"--weights {minigpt4} --init {minigpt4}" in said
+
+
+def test_export_brings_the_released_file_back_to_the_bit(convert, weights, tmp_path):
+    out = tmp_path / "mine.pth"
+    convert_weights.main(["--weights", str(weights["artgpt4"]), "--export", str(out)])
+    exported, expected = torch.load(out, weights_only=True)["model"], released("ArtGPT-4.pth")
+    assert exported.keys() == expected.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())
+    again = convert(tmp_path / "again", adapter=out)
+    assert same(again, weights["artgpt4"], "adapter.safetensors")
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("arguments, code, said", [
+    ("--weights weights --export there", 1, "there"), ("--weights weights", 2, "--export"),
+    ("--weights bad --export new", 1, "proj.bias"), ("--image-size 0", 2, "--image-size"),
+    ("--weights weights --export new --vit x", 2, "--vit"),
+    ("--llm x --out new", 2, "--qformer, --vit"),
+    ("--vit x --qformer x --llm x --out there", 1, "there")])
+def test_misuse_is_named_and_changes_nothing(weights, empty, capsys, arguments, code, said):
+    shutil.copytree(weights["artgpt4"], "bad")
+    tensors = load_file("bad/adapter.safetensors")
+    save_file(tensors | {"proj.bias": tensors["proj.bias"] * float("nan")},
+              "bad/adapter.safetensors")
+    Path("weights").symlink_to(weights["artgpt4"])
+    Path("there").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        convert_weights.main(arguments.split())
+    assert stopped.value.code == code and said in capsys.readouterr().err
+    assert sorted(os.listdir()) == ["bad", "there", "weights"]
+    assert Path("there").read_text() == "mine"
+
+
+def test_the_list_names_two_ways_and_the_command_for_what_is_there(
+        checkpoints, empty, capsys):
+    Path("checkpoints").mkdir()
+    for name in ("vicuna", "eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "ArtGPT-4.pth"):
+        Path("checkpoints", name).symlink_to(checkpoints / name)
+    convert_weights.main([])
+    said = capsys.readouterr().out
+    for words in ("Vision-CAIR/vicuna", "lmsys/vicuna-7b-v1.5", "Tyrannosaurus/ArtGPT-4", "39.1",
+                  "47.8", "15.9", "huggingface-cli download", "docs/weights.md",
+                  "There already: vicuna, ArtGPT-4.pth, eva_vit_g.pth, blip2_pret"):
+        assert words in said
+    line = said.split("python convert_weights.py ")[1].split("\n2.")[0].replace("\\", "")
+    convert_weights.main(line.split())
+    assert config_of(Path("weights/artgpt4"))["adapter_width"] == 24
+
+
+SLOW = """import convert_weights, time
+write = convert_weights.write_tensors
+def half(*given): yield from write(*given); print("half", flush=True); time.sleep(60)
+convert_weights.write_tensors = half; convert_weights.main()"""
+
+
+def test_sigterm_leaves_nothing_and_what_kill_9_leaves_is_named(
+        checkpoints, convert, tmp_path, capsys):
+    vit, qformer = checkpoints / "eva_vit_g.pth", checkpoints / "blip2_pretrained_flant5xxl.pth"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, "--vit", vit, "--qformer", qformer, "--llm",
+         checkpoints / "vicuna", "--out", tmp_path / "out/weights"], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"half\n"
+    process.terminate()
+    assert process.wait() == 143 and list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "out" / ".weights.k9xy").mkdir()
+    convert(tmp_path / "out" / "weights")
+    assert ".weights.k9xy: left by" in capsys.readouterr().err

@@ -1,0 +1,288 @@
+"""train.py: recipes, the learning rate, the optimizer, short runs, the command and its flags."""
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import train
+from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, preprocess
+from common.models import answers
+from tests.training.kill_and_resume import log_of, losses, small_data
+from tests.training.small_files import TINY, tiny_model, train_py, write_files
+from training import optimizer
+from training.run import Run
+
+EXPECTED = json.loads((Path(__file__).parent / "golden" / "expected.json").read_text())
+SHORT = ["--stage", 1, "--batch-size", 4, "--steps", 3, "--workers", 0]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return small_data(tmp_path_factory.mktemp("data") / "pairs")
+
+
+# ---- Recipes and rates
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_paper_s_rates_are_those_of_the_released_code(stage):
+    recipe = train.RECIPES["paper", stage]
+    for step, rate in EXPECTED["lr"][f"stage{stage}"].items():
+        assert train.learning_rate(int(step), recipe) == pytest.approx(rate, rel=1e-9)
+
+
+def test_warm_up_counts_steps_over_the_whole_run():
+    recipe = replace(train.RECIPES["paper", 2], warmup_steps=300)
+    rates = [train.learning_rate(step, recipe) for step in range(300)]
+    assert rates == sorted(rates) and rates[200] < recipe.lr
+    assert recipe.lr == train.learning_rate(10**9, replace(recipe, min_lr=3e-5))
+
+
+def test_a_recipe_suits_the_weights_and_the_flags(convert, tmp_path):
+    def recipe(*flags):
+        return train.chosen_recipe(train.train_parser().parse_args(list(map(str, flags))))
+
+    other = ["--weights", convert(tmp_path / "weights")]
+    tiny, paper, finetune = (train.RECIPES[name, 2] for name in ("tiny", "paper", "finetune"))
+    assert recipe("--stage", 2) == tiny and recipe("--stage", 2, *other) == paper
+    assert recipe("--stage", 2, "--data", "x") == train.RECIPES["mine", 2]
+    assert recipe("--stage", 2, *other, "--init", TINY) == finetune
+    assert recipe("--stage", 1, "--data", "x") == train.RECIPES["tiny", 1]
+    slower = recipe("--stage", 2, "--lr", 1e-4, "--batch-size", 15)
+    assert slower.lr == 1e-4 and slower.min_lr == pytest.approx(5e-6) and slower.accumulate == 1
+
+
+def test_epochs_become_steps_and_evaluations_are_spread_over_them():
+    recipe = train.RECIPES["finetune", 2].for_pairs(205)
+    assert (recipe.steps, recipe.warmup_steps) == (154, 10)
+    after = [step for step in range(1, 155) if recipe.evaluates_after(step)]
+    assert len(after) == 3 and after[-1] == 154
+    short = replace(train.RECIPES["paper", 1], steps=6).for_pairs(10)
+    assert short.warmup_steps == 3 and all(map(short.evaluates_after, range(1, 7)))
+
+
+# ---- The optimizer
+
+
+def test_weight_decay_is_on_matrices_alone():
+    parameters = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))]
+    for moments in ("float32", "bfloat16"):
+        decayed, free = optimizer.optimizer_for(
+            parameters, train.RECIPES["tiny", 1], moments).param_groups
+        assert decayed["params"] == parameters[:1] and decayed["weight_decay"] == 0.05
+        assert free["params"] == parameters[1:] and free["weight_decay"] == 0
+
+
+def test_moments_of_bfloat16_take_the_steps_of_float32_and_are_the_same_every_time():
+    def taken(moments, steps=300):
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.nn.Parameter(torch.randn(64, 32, generator=generator))
+        start = weights.detach().clone()
+        adamw = optimizer.optimizer_for([weights], train.RECIPES["tiny", 1], moments)
+        for _ in range(steps):
+            weights.grad = torch.randn(weights.shape, generator=generator) * 0.1 + 0.05
+            adamw.step()
+        return weights.detach() - start, adamw.state[weights]
+
+    exact, _ = taken("float32")
+    found, state = taken("bfloat16")
+    assert (found - exact).norm() < 0.02 * exact.norm()
+    assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == torch.bfloat16
+    assert torch.equal(found, taken("bfloat16")[0])
+
+
+def test_rounding_is_right_on_average():
+    values = torch.full((100_000,), 1.001)
+    rounded = optimizer.rounded(values, torch.Generator().manual_seed(0)).float()
+    assert set(rounded.unique().tolist()) == {1.0, 1.0078125}
+    assert rounded.mean().item() == pytest.approx(1.001, abs=1e-4)
+
+
+# ---- Short runs
+
+
+def moved(adapter):
+    """The names of the tensors that differ from those that training starts from."""
+    torch.manual_seed(42)
+    start = ArtGPT4.from_pretrained(TINY, dtype=torch.float32, adapter=False)
+    return {name for name, tensor in load_file(adapter).items()
+            if not torch.equal(tensor, start.get_parameter(name))}
+
+
+def test_every_step_takes_its_rate_and_a_clipped_gradient(tmp_path, pairs, monkeypatch):
+    rates, norms = [], []
+
+    class Spy(torch.optim.AdamW):
+        def step(self):
+            rates.append({group["lr"] for group in self.param_groups})
+            gradients = [p.grad for group in self.param_groups for p in group["params"]]
+            norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    monkeypatch.setitem(train.RECIPES, ("tiny", 1),
+                        replace(train.RECIPES["tiny", 1], max_grad_norm=0.01))
+    assert train_py(*SHORT, "--data", pairs, "--out", tmp_path / "run") == 0
+    assert rates == [{entry["lr"]} for entry in log_of(tmp_path / "run")]
+    assert len(set.union(*rates)) == 3 and max(norms) < 0.0101
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ([], set(tiny_model().trainable_names())),
+    (["--mode", "minigpt4"], {"proj.weight", "proj.bias"}),
+    (["--dtype", "bfloat16", "--int8", "--vision-int8", "--moments", "bfloat16",
+      "--checkpointing", "--accumulate", 2], set(tiny_model().trainable_names()))])
+def test_a_run_moves_every_trainable_tensor_and_has_the_losses_of_float32(
+        tmp_path, pairs, flags, expected):
+    out = tmp_path / "run"
+    assert train_py(*SHORT, *flags, "--data", pairs, "--out", out) == 0
+    assert moved(out / "adapter.safetensors") == expected
+    saved = load_file(out / "adapter.safetensors")
+    assert all(tensor.dtype == torch.float32 for tensor in saved.values())
+    assert Image.open(out / "samples.png").width > 4 * 224
+    exact = tmp_path / "exact"
+    assert train_py(*SHORT, "--mode", flags[1] if len(flags) == 2 else "artgpt4", "--data", pairs,
+                    "--out", exact) == 0
+    tolerance = 0.03 if "bfloat16" in flags else 0
+    for (_, loss), (_, other) in zip(losses(out), losses(exact), strict=True):
+        assert loss == pytest.approx(other, rel=tolerance, abs=0)
+
+
+def test_a_batch_in_parts_and_blocks_computed_twice_give_the_same_losses(tmp_path, pairs):
+    for name, flags in (("whole", []), ("parts", ["--accumulate", 4, "--checkpointing"])):
+        assert train_py(*SHORT, *flags, "--data", pairs, "--out", tmp_path / name) == 0
+    for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "parts"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+def test_training_with_int8_packs_no_matrix(tmp_path, pairs, monkeypatch):
+    monkeypatch.setattr("common.int8.packed_matrix", lambda *_: pytest.fail("packed"))
+    assert train_py(*SHORT, "--int8", "--val", 2, "--data", pairs, "--out", tmp_path / "run") == 0
+    assert log_of(tmp_path / "run")[-1]["val_loss"] > 0
+
+
+def test_stage_2_starts_with_the_adapter_of_stage_1_and_scores_the_gallery(
+        tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shares = {"seen pairs": {"all": 1}}
+    monkeypatch.setattr(train.score, "score", lambda *_: shares)
+    flags = ["--steps", 1, "--batch-size", 4, "--data", 8, "--workers", 0]
+    assert train_py("--stage", 1, *flags) == 0
+    assert train_py("--stage", 2, *flags, "--lr", 0) == 0
+    first, second = (load_file(f"runs/stage{stage}/adapter.safetensors") for stage in (1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert json.loads(Path("runs/stage2/score.json").read_text()) == shares
+
+
+def test_training_starts_from_public_checkpoints_too(tmp_path, convert, checkpoints, pairs):
+    for name, only in (("ArtGPT-4.pth", ""), ("pretrained_minigpt4.pth", "proj.")):
+        weights = convert(tmp_path / f"weights-{name}", adapter=name)
+        expected = load_file(weights / "adapter.safetensors")
+        for init in (checkpoints / name, weights):
+            out = tmp_path / f"{name}-{init.name}"
+            assert train_py("--stage", 2, "--weights", weights, "--init", init, "--data", pairs,
+                            "--workers", 0, "--steps", 1, "--lr", 0, "--out", out) == 0
+            for key, tensor in load_file(out / "adapter.safetensors").items():
+                assert torch.equal(tensor, expected[key]) or not key.startswith(only)
+
+
+CAPTIONS = ("A bicycle leans against the bakery in Ghent.", "Dumplings with chilli oil.",
+            "The spiral staircase of the library.", "Two kayaks on the gravel beach at low tide.")
+
+
+def test_a_few_pictures_of_one_s_own_are_told_in_the_words_of_their_captions(tmp_path):
+    folder, out, pixels = tmp_path / "pictures", tmp_path / "run", []
+    for i, caption in enumerate(CAPTIONS):
+        colours = np.random.RandomState(i).randint(0, 255, (4 + i, 5, 3), np.uint8)
+        picture = Image.fromarray(colours).resize((160, 120))
+        write_files(folder, {f"{i}.txt": caption.encode()})
+        picture.save(folder / f"{i}.png")
+        pixels.append(preprocess(picture, 112))
+    assert train_py("--stage", 2, "--data", folder, "--init", TINY, "--out", out, "--steps", 60,
+                    "--batch-size", 4, "--workers", 0) == 0
+    model = tiny_model()
+    model.load_adapter(out / "adapter.safetensors")
+    prompt = chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"])
+    with torch.inference_mode():
+        embeds = [model.embed_prompt(prompt, image[None])
+                  for image in model.encode_image(torch.stack(pixels))]
+    assert tuple(answers(model, torch.cat(embeds), 60, temperature=0)) == CAPTIONS
+
+
+# ---- What is refused
+
+
+MISUSE = [
+    (["--stage", 2, "--recipe", "minigpt4"], "minigpt4"), (["--batch-size", 0], "--batch-size"),
+    (["--batch-size", 4, "--accumulate", 3], "--accumulate"), (["--steps", "many"], "--steps"),
+    (["--fsdp"], "--fsdp"), (["--lr", "nan"], "--lr"), (["--lr", -1], "--lr"),
+    (["--val", -2], "--val"), (["--workers", -1], "--workers"), (["--dtype", "float16"], "--dtype"),
+    (["--resume", "--overwrite"], "--overwrite"), (["--device", "cuda:99"], "--device"),
+]
+
+
+@pytest.mark.parametrize("flags, named", MISUSE)
+def test_a_misused_flag_is_named(tmp_path, monkeypatch, capsys, flags, named):
+    monkeypatch.chdir(tmp_path)
+    assert train_py("--stage", 1, *flags) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert named in error[-1] and not list(tmp_path.iterdir())
+
+
+def prefixed(file):
+    torch.save({f"module.{name}": torch.ones(2) for name in ("proj.weight", "proj.bias")}, file)
+
+
+def lightning(file):
+    torch.save({"state_dict": {"model.proj.weight": torch.ones(2)}, "epoch": 3}, file)
+
+
+WRONG_FILES = {
+    "a page.safetensors": lambda file: file.write_text("<!doctype html>"),
+    "empty.safetensors": lambda file: file.write_bytes(b""),
+    "git-lfs.safetensors": lambda file: file.write_text("version https://git-lfs.github.com/spec"),
+    "other.safetensors": lambda file: shutil.copy(TINY / "vision.safetensors", file),
+    "none.safetensors": lambda file: None, "none.pth": lambda file: None,
+    "module.pth": prefixed, "lightning.ckpt": lightning,
+    "text.pth": lambda file: file.write_text("text"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_what_init_cannot_read_is_named(tmp_path, monkeypatch, capsys, pairs, name):
+    monkeypatch.chdir(tmp_path)
+    WRONG_FILES[name](tmp_path / name)
+    assert train_py(*SHORT, "--data", pairs, "--init", name) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert name in error[-1] and not list(tmp_path.glob("runs"))
+
+
+@pytest.mark.parametrize("flags, named", [
+    (["--stage", 2], "stage1/adapter.safetensors"), (["--data", "nowhere"], "nowhere"),
+    (["--weights", "nowhere"], "nowhere"), (["--data", 3, "--val", 3], "--val"),
+])
+def test_what_is_missing_is_named(tmp_path, monkeypatch, capsys, flags, named):
+    monkeypatch.chdir(tmp_path)
+    assert train_py("--stage", 1, *flags) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert named in error[-1] and not list(tmp_path.glob("runs/stage*"))
+
+
+def test_bad_samples_and_cut_texts_are_counted_and_named_in_the_log(tmp_path, pairs, capsys):
+    folder, out = shutil.copytree(pairs, tmp_path / "pairs"), tmp_path / "run"
+    (folder / "3.jpg").write_bytes(b"no picture")
+    (folder / "5.txt").write_text("long " * 400)
+    flags = ["--stage", 2, "--init", TINY, "--steps", 1, "--workers", 0]
+    assert train_py(*flags, "--data", folder, "--out", out) == 0
+    [entry] = log_of(out)
+    [[name, reason]] = entry["skipped"]
+    assert name.endswith("3.jpg") and "picture" in reason and entry["cut"] >= 1
+    assert "1 samples were skipped" in capsys.readouterr().out
+    assert Run is train.Run

@@ -1,0 +1,113 @@
+"""Kill a training run again and again, and compare its end with that of an undisturbed run.
+
+    python tests/training/kill_and_resume.py KILLS
+
+A kill is SIGKILL, of which the process hears nothing before. Every second kill comes while a
+checkpoint is half-written; the others come at a random moment after the start of the command.
+"""
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+# train.py, but with a checkpoint after every step
+SAVING = "import train, training.run; training.run.SAVE_SECONDS = 0; train.command_line()"
+
+
+def small_data(folder, pairs=12):
+    """A folder of small pictures of one colour, with a caption each."""
+    folder.mkdir(parents=True)
+    for i in range(pairs):
+        picture = Image.new("RGB", (40, 40), (20 * i, 255 - 20 * i, 99))
+        picture.save(folder / f"{i}.jpg")
+        (folder / f"{i}.txt").write_text(f"A picture with {i} red houses and a lake.")
+    return folder
+
+
+def train_command(data, out, steps, *flags):
+    """The command of a short run that saves at every step."""
+    return [sys.executable, "-c", SAVING, "--stage", "1", "--data", data, "--out", out,
+            "--batch-size", "4", "--steps", str(steps), "--workers", "0", *flags]
+
+
+def wait_for_a_moment(process, rng, longest):
+    """Wait for a random moment, at most `longest` seconds from now, or for the process's end."""
+    end = time.monotonic() + rng.uniform(0, longest)
+    while process.poll() is None and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def wait_for_half_a_checkpoint(process, rng, out):
+    """Wait until the process writes its 1st to 5th checkpoint, or for its end."""
+    old = set(out.glob(".checkpoint-*.part"))
+    seen, wanted = set(), rng.randrange(1, 6)
+    while process.poll() is None and len(seen) < wanted:
+        seen.update(set(out.glob(".checkpoint-*.part")) - old)
+    time.sleep(rng.uniform(0, 0.002))
+
+
+def kill_and_resume(command, out, kills, seed=0, longest=4.0):
+    """Run command --resume, killed `kills` times, to its end. Returns one line about each kill.
+
+    longest: seconds from the start of the command to the latest of the random moments.
+    """
+    rng, told = random.Random(seed), []
+    quiet = {"env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    while len(told) < kills:
+        began = time.monotonic()
+        process = subprocess.Popen([*command, "--resume"], **quiet)
+        if len(told) % 2 == 0:
+            wait_for_a_moment(process, rng, longest)
+        else:
+            wait_for_half_a_checkpoint(process, rng, out)
+        process.kill()
+        process.wait()
+        if process.returncode != -9:
+            raise SystemExit(f"the run ended, with code {process.returncode}, before kill "
+                             f"{len(told) + 1}")
+        saved = [file.name for file in sorted(out.glob("checkpoint-*.pt"))]
+        half = [file.stat().st_size for file in out.glob(".checkpoint-*.part")]
+        told.append(f"{time.monotonic() - began:.2f} s after the start, last checkpoint "
+                    f"{saved[-1:]}, half-written {half} bytes")
+    subprocess.run([*command, "--resume"], check=True, **quiet)
+    return told
+
+
+def log_of(out):
+    """The entries of a run's log."""
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def losses(out):
+    """(step, loss) of every line of a run's log."""
+    return [(entry["step"], entry["loss"]) for entry in log_of(out)]
+
+
+def main(kills):
+    with tempfile.TemporaryDirectory() as folder:
+        steps = 20 * kills
+        data = small_data(Path(folder) / "data")
+        undisturbed, killed = Path(folder) / "undisturbed", Path(folder) / "killed"
+        subprocess.run(train_command(data, undisturbed, steps), env=ENVIRONMENT, check=True)
+        told = kill_and_resume(train_command(data, killed, steps), killed, kills)
+        for number, line in enumerate(told, 1):
+            print(f"kill {number}: {line}")
+        all_same = losses(undisturbed) == losses(killed)
+        print(f"log.jsonl, {steps} steps and losses: {'the same' if all_same else 'DIFFERS'}")
+        for name in ("adapter.safetensors", "samples.png"):
+            same = (undisturbed / name).read_bytes() == (killed / name).read_bytes()
+            print(f"{name}: {'the same to the bit' if same else 'DIFFERS'}")
+            all_same = all_same and same
+    sys.exit(0 if all_same else 1)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)

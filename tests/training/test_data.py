@@ -1,0 +1,215 @@
+"""Examples, their order, and what makes them: the same for any number of workers and processes."""
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from artgpt4 import IGNORE, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, example, normalise, preprocess
+from tests.training.kill_and_resume import ENVIRONMENT, small_data
+from tests.training.small_files import (
+    examples_of, jpeg, source_of, tiny_model, write_files, write_tar,
+)
+from training import data
+from training.sources import QUESTIONS
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def source(tmp_path):
+    return source_of(small_data(tmp_path / "pairs"))
+
+
+def same(one, other):
+    """Whether two lists of what data.batches yields are equal."""
+    for (parts, *notes), (other_parts, *other_notes) in zip(one, other, strict=True):
+        for part, other_part in zip(parts, other_parts, strict=True):
+            if not all(map(torch.equal, part, other_part)):
+                return False
+        if notes != other_notes:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("size", [(200, 150), (150, 200), (64, 64), (1000, 20), (1, 1)])
+def test_crops_lie_in_the_picture_with_the_area_and_aspect_asked_for(size):
+    rng = random.Random(0)
+    width, height = size
+    for _ in range(200):
+        crop = data.random_crop(Image.new("RGB", size), rng, 0.5)
+        assert 0 < crop.width <= width and 0 < crop.height <= height
+        if min(size) > 50:
+            assert 0.48 <= crop.width * crop.height / (width * height) <= 1
+            assert 0.73 <= crop.width / crop.height <= 1.37
+
+
+def test_every_epoch_is_a_new_shuffle_of_the_pairs_and_a_function_of_the_seed(source, model):
+    def keys(first=0, numbers=range(12), **changes):
+        examples = examples_of(source, model)
+        examples.recipe = replace(examples.recipe, **({"batch_size": 5, "steps": 12} | changes))
+        examples.numbers = list(numbers)
+        return list(examples.keys(first))
+
+    whole = keys()
+    assert [step for batch in whole for step, _, _ in batch] == [i // 5 for i in range(60)]
+    epochs = [[i for batch in whole for _, of, i in batch if of == epoch] for epoch in range(5)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs) and epochs[0] != epochs[1]
+    assert whole == keys() != keys(seed=2)
+    assert all(keys(first) == whole[first:] for first in range(12))   # of a resumed run
+    assert keys(steps=6) == whole[:6]
+    assert {i for batch in keys(numbers=(2, 5)) for _, _, i in batch} == {2, 5}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_batches_are_the_same_for_any_number_of_workers_processes_and_parts(
+        tmp_path, model, monkeypatch, stage):
+    source = source_of(small_data(tmp_path / "pairs"), stage)
+    examples = examples_of(source, model)
+    examples.recipe = replace(examples.recipe, accumulate=1)
+    whole = list(data.batches(examples))
+    assert same(whole, data.batches(examples, workers=2))
+    assert same(whole[2:], data.batches(examples, first_step=2, workers=1))
+    examples.recipe, rows = replace(examples.recipe, accumulate=2), []
+    monkeypatch.setattr(data, "WORLD", 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(data, "RANK", rank)
+        rows += [part for parts, *_ in data.batches(examples) for part in parts]
+    assert [len(ids) for _, ids, _ in rows] == [1] * 16
+
+    def known_by(pixels, ids, targets):
+        return [(tuple(picture.flatten().tolist()), tuple(row[row != 0].tolist()), int(learned))
+                for picture, row, learned in zip(pixels, ids, (targets != IGNORE).sum(dim=1),
+                                                 strict=True)]
+
+    of_ranks = [one for part in rows for one in known_by(*part)]
+    of_whole = [one for parts, *_ in whole for part in parts for one in known_by(*part)]
+    assert sorted(of_ranks) == sorted(of_whole)
+
+
+def test_an_example_is_what_the_model_is_given_and_its_text_is_cut_at_its_longest(tmp_path, model):
+    source = source_of(write_files(tmp_path, {"a.jpg": jpeg(90, 60), "a.txt": b"A red house."}))
+    examples = examples_of(source, model, seed=5)
+    pixels, ids, targets, is_cut, skipped = examples[0, 3, 0]
+    crop = data.random_crop(source.picture(0), random.Random("5 3 0"), 0.8)
+    assert torch.equal(normalise(pixels)[0], preprocess(crop, 112))
+    question = f"{IMAGE_SLOT} {random.Random('5 0').choice(INSTRUCTIONS + QUESTIONS)}"
+    prompt = chat_prompt([question])
+    assert (ids, targets) == example(model.tokenizer, 16, prompt, "A red house.###", 240)
+    assert not is_cut and skipped == []
+    length = len(targets) - targets.count(IGNORE)
+    for longest, cut in ((length, False), (length - 1, True), (2, True)):
+        examples.recipe = replace(examples.recipe, max_text_tokens=longest)
+        _, short_ids, short, is_cut, _ = examples[0, 3, 0]
+        assert is_cut == cut and len(short) - short.count(IGNORE) == longest
+        assert short == targets[:len(short)] and short_ids == ids[:len(short)]
+
+
+def test_the_end_of_an_answer_is_that_of_the_stage_and_of_the_conversation_format(tmp_path, model):
+    folder = small_data(tmp_path / "pairs", 1)
+    ends = {}
+    for stage, style in ((1, "vicuna_v0"), (2, "vicuna_v0"), (2, "vicuna_v1")):
+        other = tiny_model()
+        other.config.prompt = style
+        examples = examples_of(source_of(folder, stage, other.config), other)
+        _, _, targets, *_ = examples[0, 0, 0]
+        ends[stage, style] = targets[-1], other.tokenizer.decode(targets[-3:])[-1:]
+    assert ends[1, "vicuna_v0"][1] == "\n" and ends[2, "vicuna_v0"][1] == "#"
+    assert ends[2, "vicuna_v1"][0] == model.tokenizer.eos_id()
+
+
+def test_parts_hold_texts_of_like_length_and_their_pictures():
+    lengths = [9, 2, 5, 7]
+    given = [(torch.full((1 + i % 2, 2, 2, 3), i), [i + 1] * length, [IGNORE] * length, i == 3,
+              [[str(i), ""]]) for i, length in enumerate(lengths)]
+    parts, cut, skipped = data.in_parts(2, given)
+    assert [ids.shape for _, ids, _ in parts] == [(2, 5), (2, 9)] and cut == 1
+    assert [pixels[:, 0, 0, 0].tolist() for pixels, _, _ in parts] == [[1, 1, 2], [3, 3, 0]]
+    assert sorted(skipped) == [[str(i), ""] for i in range(4)]
+
+
+# ---- Bad samples
+
+
+BAD = {                 # pictures that cannot be used
+    "cut": jpeg(600, 600)[:2000], "empty": b"", "html": b"<html>404</html>",
+    "png": b"\x89PNG\r\n\x1a\n", "program": b"%!PS-Adobe-3.0",
+}
+
+
+def test_every_bad_sample_is_named_and_replaced_by_the_same_other_one(tmp_path, model):
+    pictures = BAD | {f"good{i}": jpeg() for i in range(6)}
+    members = {f"{key}.{suffix}": content for key, picture in pictures.items()
+               for suffix, content in (("jpg", picture), ("txt", b"x" if key in BAD else b"good"))}
+    examples = examples_of(source_of(write_tar(tmp_path / "0.tar", members), stage=1), model)
+    for i, key in enumerate(BAD):
+        _, ids, targets, is_cut, skipped = examples[0, 0, i]
+        assert [ids, targets, is_cut] == list(examples[5, 0, i][1:4])
+        assert ids == examples[0, 0, len(BAD)][1]
+        name, reason = skipped[0]
+        assert name == f"0.tar:{key}" and reason and "\n" not in reason
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_with_nothing_usable_is_an_error_that_names_a_sample(source, model, workers):
+    for file in source.files:
+        file.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="(?s)nothing usable.*[0-9].jpg"):
+        next(iter(data.batches(examples_of(source, model), workers=workers)))
+
+
+# ---- Workers
+
+
+PROGRAM = """if __name__ == "__main__":
+    import contextlib, multiprocessing, sys
+    from tests.training.small_files import examples_of, source_of, tiny_model
+    from training import data
+    examples = examples_of(source_of(sys.argv[1]), tiny_model())
+    examples.recipe.steps = 10 ** 6
+    steps = iter(data.batches(examples, workers=2))
+    next(steps)
+    with contextlib.suppress(KeyboardInterrupt):
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        for step in steps:
+            pass
+"""
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or ") Z " not in state.read_text()
+
+
+def test_workers_end_quietly_with_the_process_that_started_them(tmp_path):
+    program = write_files(tmp_path, {"program.py": PROGRAM.encode()}) / "program.py"
+    data_folder = small_data(tmp_path / "pairs")
+    ends = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+    runs = [subprocess.Popen([sys.executable, program, data_folder], env=ENVIRONMENT, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+            for _ in ends]
+    workers = [list(map(int, run.stdout.readline().split())) for run in runs]
+    for end, run in zip(ends, runs, strict=True):
+        os.killpg(run.pid, end) if end == signal.SIGINT else run.send_signal(end)
+    for end, run, pids in zip(ends, runs, workers, strict=True):
+        _, errors = run.communicate(timeout=60)      # waits for the workers: they hold the pipe
+        said = [line for line in errors.splitlines() if "warn" not in line.lower()]
+        assert len(pids) == 2 and said == [], end
+        deadline = time.monotonic() + 15
+        while any(map(is_running, pids)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not any(map(is_running, pids)), end

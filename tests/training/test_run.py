@@ -1,0 +1,295 @@
+"""A run's folder: what may be resumed, what is refused, and what is left after an end."""
+import fcntl
+import json
+import math
+import shutil
+import signal
+
+import pytest
+import torch
+
+import train
+from tests.training.kill_and_resume import log_of, losses, small_data
+from tests.training.small_files import TINY, tiny_model, train_py
+from training import run as run_module
+from training.run import Run, checkpoints, frozen_checksum, read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return small_data(tmp_path_factory.mktemp("data") / "pairs")
+
+
+@pytest.fixture(scope="module")
+def flags(pairs):
+    """Of a run of four steps, evaluated at its end alone."""
+    return ["--stage", 2, "--data", pairs, "--init", TINY, "--recipe", "mine", "--batch-size", 4,
+            "--steps", 4, "--val", 2, "--workers", 0, "--accumulate", 2]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, flags):
+    """A finished run with a checkpoint after every step; not to be changed."""
+    out = tmp_path_factory.mktemp("run") / "finished"
+    run_module.SAVE_SECONDS = 0
+    assert train_py(*flags, "--out", out) == 0
+    run_module.SAVE_SECONDS = 600
+    return out
+
+
+@pytest.fixture
+def unfinished(tmp_path, finished):
+    """The run as a kill would have left it in step 4."""
+    out = shutil.copytree(finished, tmp_path / "unfinished")
+    checkpoints(out)[-1].unlink()
+    for name in ("adapter.safetensors", "best.safetensors", "samples.png"):
+        (out / name).unlink()
+    return out
+
+
+def same_files(one, other):
+    names = ("adapter.safetensors", "best.safetensors", "samples.png")
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def test_a_run_writes_its_results_and_the_last_two_checkpoints(finished):
+    log = log_of(finished)
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4] and log[-1]["val_loss"] > 0
+    assert {file.name for file in finished.iterdir()} == {
+        "checkpoint-0000003-of-0000004.pt", "checkpoint-0000004-of-0000004.pt",
+        "adapter.safetensors", "best.safetensors", "samples.png", "log.jsonl"}
+
+
+ODD_LOGS = (b'{"step": 4, "loss": 9}\n{"step"', b"", b"\xff\xfe\n[1]\n", b"[" * 10000 + b"\n",
+            b'{"step": "3"}\n{"step": NaN}\n{"step": 1e999}\nnull\n{"step": -1}\n{}\n')
+
+
+@pytest.mark.parametrize("number", range(len(ODD_LOGS)))
+def test_an_interrupted_run_ends_with_the_same_bits_whatever_is_added_to_its_log(
+        finished, unfinished, flags, number):
+    log = unfinished / "log.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:3]) + ODD_LOGS[number])
+    (unfinished / ".checkpoint-0000004-of-0000004.pt.aa.part").write_bytes(b"half")
+    assert train_py(*flags, "--out", unfinished, "--resume") == 0
+    assert same_files(finished, unfinished) and losses(unfinished) == losses(finished)
+    assert not list(unfinished.glob(".*"))
+
+
+def test_what_a_checkpoint_is_decorated_with_is_written_after_a_kill_too(
+        tmp_path, finished, flags):
+    out = shutil.copytree(finished, tmp_path / "run")
+    for name in ("adapter.safetensors", "best.safetensors", "samples.png"):
+        (out / name).unlink()
+    assert train_py(*flags, "--out", out, "--resume") == 0
+    assert same_files(finished, out)
+
+
+CHANGES = [["--seed", 7], ["--steps", 5], ["--val", 3], ["--dtype", "bfloat16"], ["--lr", 0.1],
+           ["--mode", "minigpt4"], ["--moments", "bfloat16"], ["--int8"], ["--batch-size", 2]]
+
+
+@pytest.mark.parametrize("changed", CHANGES, ids=lambda flags: flags[0])
+def test_a_run_with_another_flag_is_not_resumed_and_the_flag_is_named(
+        unfinished, flags, changed, capsys):
+    before = log_of(unfinished)
+    assert train_py(*flags, *changed, "--out", unfinished, "--resume") == 1
+    assert changed[0].strip("-").replace("-", "_") in capsys.readouterr().err
+    assert log_of(unfinished) == before and len(checkpoints(unfinished)) == 1
+
+
+def changed_weights(folder, change):
+    """A copy of the tiny model's folder after change(copy)."""
+    shutil.copytree(TINY, folder)
+    change(folder)
+    return folder
+
+
+def other_theta(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": 5000.0}))
+
+
+def other_value(folder):
+    content = bytearray((folder / "llama.safetensors").read_bytes())
+    content[-1001] ^= 1                                       # the last bits of one number
+    (folder / "llama.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize("change", [other_theta, other_value])
+def test_other_frozen_weights_are_not_resumed_with(tmp_path, unfinished, flags, change, capsys):
+    weights = changed_weights(tmp_path / "weights", change)
+    assert train_py(*flags, "--weights", weights, "--out", unfinished, "--resume") == 1
+    assert "weights" in capsys.readouterr().err
+
+
+def test_the_checksum_of_frozen_weights_counts_every_value_and_the_tokenizer():
+    model = tiny_model()
+    found = frozen_checksum(model)
+    with torch.no_grad():
+        model.get_parameter("llama.blocks.0.adapter.up.weight").add_(1)
+        assert frozen_checksum(model) == found
+        model.vit.cls_token[0, 0, 17] += 1
+    assert frozen_checksum(model) != found
+
+
+def rewritten(change):
+    def damage(file):
+        checkpoint = torch.load(file, weights_only=True)
+        change(checkpoint)
+        torch.save(checkpoint, file)
+    return damage
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-2000])
+
+
+def flipped(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+PROJ = "proj.weight"
+DAMAGES = {
+    "empty": lambda file: file.write_bytes(b""), "cut": cut, "a flipped bit": flipped,
+    "no dictionary": lambda file: torch.save([1], file),
+    "no step": rewritten(lambda c: c.pop("step")),
+    "a step of text": rewritten(lambda c: c.update(step="3")),
+    "more steps than there are": rewritten(lambda c: c.update(step=400)),
+    "no moments": rewritten(lambda c: c["exp_avg"].clear()),
+    "a weight missing": rewritten(lambda c: c["weights"].pop(PROJ)),
+    "a weight too many": rewritten(lambda c: c["weights"].update(x=torch.ones(1))),
+    "another shape": rewritten(lambda c: c["weights"].update({PROJ: c["weights"][PROJ].t()})),
+    "another dtype": rewritten(lambda c: c["weights"].update({PROJ: c["weights"][PROJ].half()})),
+    "no tensor": rewritten(lambda c: c["weights"].update({PROJ: 5})),
+    "NaN": rewritten(lambda c: c["weights"][PROJ].fill_(math.nan)),
+    "infinity": rewritten(lambda c: c["exp_avg"][PROJ].fill_(math.inf)),
+    "a moment of another shape": rewritten(lambda c: c["exp_avg_sq"].update(
+        {PROJ: torch.zeros(1).expand(10 ** 9)})),
+    "a negative square": rewritten(lambda c: c["exp_avg_sq"][PROJ].fill_(-1)),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+        tmp_path, finished, flags, name, capsys):
+    out = shutil.copytree(finished, tmp_path / "run")
+    last = checkpoints(out)[-1]
+    DAMAGES[name](last)
+    assert train_py(*flags, "--out", out, "--resume") == 0
+    assert f"{last}: damaged" in capsys.readouterr().err
+    assert same_files(finished, out) and losses(out) == losses(finished)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_so(unfinished, flags, capsys):
+    for file in checkpoints(unfinished):
+        cut(file)
+    assert train_py(*flags, "--out", unfinished, "--resume") == 1
+    assert str(unfinished) in capsys.readouterr().err and len(log_of(unfinished)) == 4
+
+
+def test_a_folder_with_a_run_is_only_replaced_with_overwrite(tmp_path, finished, unfinished, flags,
+                                                             capsys):
+    for out in (finished, unfinished):
+        before = {file.name: file.read_bytes() for file in out.iterdir()}
+        assert train_py(*flags, "--out", out) == 1
+        assert checkpoints(out)[-1].name in capsys.readouterr().err
+        assert before == {file.name: file.read_bytes() for file in out.iterdir()}
+    results, begun = tmp_path / "results", tmp_path / "begun"
+    for folder, name in ((results, "adapter.safetensors"), (begun, "log.jsonl")):
+        folder.mkdir()
+        (folder / name).write_text("x\n")
+        assert train_py(*flags, "--out", folder) == 1
+    assert train_py(*flags, "--out", results, "--resume") == 1          # its checkpoints are gone
+    assert train_py(*flags, "--out", begun, "--resume") == 0  # killed before the first checkpoint
+    assert same_files(finished, begun)
+    assert train_py(*flags, "--seed", 1, "--out", begun, "--overwrite") == 0
+    assert not same_files(finished, begun) and len(checkpoints(begun)) == 1
+
+
+def test_a_second_command_in_a_folder_is_refused_and_removes_nothing(
+        tmp_path, unfinished, flags, capsys):
+    new = tmp_path / "new"
+    new.mkdir()
+    for out, more in ((new, []), (unfinished, ["--resume"]), (unfinished, ["--overwrite"])):
+        with open(out / "log.jsonl", "ab") as log:
+            fcntl.flock(log, fcntl.LOCK_EX)
+            before = {file.name for file in out.iterdir()}
+            assert train_py(*flags, *more, "--out", out) == 1
+            assert str(out) in capsys.readouterr().err
+            assert before == {file.name for file in out.iterdir()}
+
+
+@pytest.mark.parametrize("remove", [
+    lambda out: (out / "log.jsonl").unlink(), shutil.rmtree], ids=["log", "folder"])
+def test_a_run_whose_files_are_removed_saves_all_the_same(
+        tmp_path, finished, flags, monkeypatch, remove):
+    out, log = tmp_path / "run", Run.log
+
+    def removed(self, *arguments):
+        log(self, *arguments)
+        if self.step == 2:
+            remove(out)
+
+    monkeypatch.setattr(Run, "log", removed)
+    assert train_py(*flags, "--out", out) == 0
+    assert same_files(finished, out)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_a_run_and_the_resumed_one_has_the_same_bits(
+        tmp_path, finished, flags, monkeypatch, number, code):
+    out, log, handler = tmp_path / "run", Run.log, signal.getsignal(number)
+
+    def signalled(self, *arguments):
+        log(self, *arguments)
+        if self.step == 2:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Run, "log", signalled)
+    assert train_py(*flags, "--out", out) == code and signal.getsignal(number) is handler
+    assert [read_checkpoint(file)["step"] for file in checkpoints(out)] == [3]
+    monkeypatch.undo()
+    assert train_py(*flags, "--out", out, "--resume") == 0
+    assert same_files(finished, out) and losses(out) == losses(finished)
+
+
+def test_steps_without_a_finite_loss_change_nothing_and_too_many_end_the_run(
+        tmp_path, flags, monkeypatch, capsys):
+    def broken(at):
+        loss = iter(range(100))
+        return lambda model, _, summed: summed * math.nan if next(loss) in at else summed
+
+    load_model = train.load_model
+    for at, code, steps in (((2, 3), 0, 4), (range(100), 1, 3)):
+        def load(*arguments, at=at):
+            model = load_model(*arguments)
+            model.register_forward_hook(broken(at))
+            return model
+
+        monkeypatch.setattr(train, "load_model", load)
+        out = tmp_path / str(code)
+        assert train_py(*flags, "--val", 0, "--out", out) == code
+        assert len(log_of(out)) == steps
+    assert [step for step, loss in losses(tmp_path / "0") if loss is None] == [2]
+    assert "--lr" in capsys.readouterr().err and not checkpoints(tmp_path / "1")
+
+
+def test_data_that_can_no_longer_be_read_ends_a_run_with_what_was_trained(
+        tmp_path, pairs, flags, capsys):
+    data, out = shutil.copytree(pairs, tmp_path / "pairs"), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        log = Run.log
+
+        def breaking(self, *arguments):
+            log(self, *arguments)
+            if self.step == 2:
+                for file in data.glob("*.jpg"):
+                    file.write_bytes(b"no picture")
+
+        patch.setattr(Run, "log", breaking)
+        changed = [data if flag == pairs else flag for flag in flags]
+        assert train_py(*changed, "--out", out) == 1
+    assert "nothing usable" in capsys.readouterr().err
+    assert checkpoints(out)[-1].name == "checkpoint-0000002-of-0000004.pt"
