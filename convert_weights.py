@@ -212,8 +212,9 @@ def as_int8(tensors):
     """The tensors of LLaMA, with the matrices of its blocks as int8, each followed by the float32
     scale of its rows."""
     @lru_cache(maxsize=1)
-    def both(name, device):
-        weight, scale = quantise(tensors[name](device))
+    def both(name, device):                                   # 64 rows at a time stay in a cache
+        rows = [quantise(rows) for rows in tensors[name](device).split(64)]
+        weight, scale = map(torch.cat, zip(*rows, strict=True))
         return weight, scale[:, 0]
     small = {}
     for name, read in tensors.items():
