@@ -64,6 +64,10 @@ class Config:
                 raise ValueError(f"{name} is {value!r}; of the 13B model it is {default!r}")
         if self.prompt not in PROMPTS:
             raise ValueError(f"prompt is {self.prompt!r}, expected {' or '.join(PROMPTS)}")
+        for whole, part in (("image_size", "patch_size"), ("vit_width", "vit_heads"),
+                            ("qformer_width", "qformer_heads"), ("llama_width", "llama_heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole} is no multiple of {part}")
 
 # ---- Pixels, with the mean and standard deviation of CLIP's images, as EVA-ViT was trained
 
