@@ -37,13 +37,6 @@ def test_the_paper_s_rates_are_those_of_the_released_code(stage):
         assert train.learning_rate(int(step), recipe) == pytest.approx(rate, rel=1e-9)
 
 
-def test_warm_up_counts_steps_over_the_whole_run():
-    recipe = replace(train.RECIPES["paper", 2], warmup_steps=300)
-    rates = [train.learning_rate(step, recipe) for step in range(300)]
-    assert rates == sorted(rates) and rates[200] < recipe.lr
-    assert recipe.lr == train.learning_rate(10**9, replace(recipe, min_lr=3e-5))
-
-
 def test_a_recipe_suits_the_weights_and_the_flags(convert, tmp_path):
     def recipe(*flags):
         return train.chosen_recipe(train.train_parser().parse_args(list(map(str, flags))))

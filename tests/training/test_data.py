@@ -128,16 +128,6 @@ def test_the_end_of_an_answer_is_that_of_the_stage_and_of_the_conversation_forma
     assert ends[2, "vicuna_v1"][0] == model.tokenizer.eos_id()
 
 
-def test_parts_hold_texts_of_like_length_and_their_pictures():
-    lengths = [9, 2, 5, 7]
-    given = [(torch.full((1 + i % 2, 2, 2, 3), i), [i + 1] * length, [IGNORE] * length, i == 3,
-              [[str(i), ""]]) for i, length in enumerate(lengths)]
-    parts, cut, skipped = data.in_parts(2, given)
-    assert [ids.shape for _, ids, _ in parts] == [(2, 5), (2, 9)] and cut == 1
-    assert [pixels[:, 0, 0, 0].tolist() for pixels, _, _ in parts] == [[1, 1, 2], [3, 3, 0]]
-    assert sorted(skipped) == [[str(i), ""] for i in range(4)]
-
-
 # ---- Bad samples
 
 
