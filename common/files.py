@@ -232,9 +232,3 @@ def save_tensors(tensors, file):
     """Write {name: tensor} to a safetensors file, whole or not at all."""
     with written_beside(file) as path:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-def save_adapter(model, file):
-    """Write all trainable weights, float32, to an adapter.safetensors."""
-    names = model.trainable_names()
-    save_tensors({name: model.get_parameter(name).data for name in names}, file)

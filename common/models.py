@@ -10,7 +10,7 @@ import torch
 from artgpt4 import ArtGPT4
 from common.command_line import Progress
 from common.files import check_file, what_it_is
-from common.int8 import pack, quantise_adapters, quantised
+from common.int8 import is_int8, pack, quantise_adapters, quantised
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
 WIDE = 1024         # from this width of LLaMA on, products are large enough for several threads
@@ -103,7 +103,7 @@ def fits_as_float32(model):
 def describe(model):
     """What a model computes in, in words: its dtype, and which parts are int8."""
     parts = [name for name, part in (("language", model.llama), ("vision", model.vit))
-             if any(p.dtype == torch.int8 for p in part.parameters())]
+             if is_int8(part)]
     dtype = str(model.llama.embed.weight.dtype).removeprefix("torch.")
     return f"{dtype}, {' and '.join(parts)} in int8" if parts else dtype
 

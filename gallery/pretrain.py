@@ -24,7 +24,7 @@ from torch import nn
 
 from artgpt4 import ArtGPT4, Config
 from common.command_line import Progress, number, run_command
-from common.files import save_adapter, save_tensors, written_beside
+from common.files import save_tensors, written_beside
 from common.models import device
 from gallery.familiarity import FILE, fitted
 from gallery.language import Documents, gallery_tokenizer, language_objective
@@ -85,7 +85,8 @@ def save_pretrained(model, folder):
     vision = {name: tensor for name, tensor in state.items() if name.startswith(VISION)}
     save_tensors(vision, folder / "vision.safetensors")
     save_tensors(llama, folder / "llama.safetensors")
-    save_adapter(model, folder / "adapter.safetensors")
+    trainable = {name: state[name] for name in model.trainable_names()}
+    save_tensors(trainable, folder / "adapter.safetensors")
     with written_beside(folder / "tokenizer.model") as path:
         path.write_bytes(model.tokenizer.serialized_model_proto())
     write_json(asdict(model.config), folder / "config.json")
