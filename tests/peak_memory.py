@@ -19,6 +19,7 @@ if __name__ == "__main__":
         mapped = max(mapped, int(kilobytes.get("RssFile", 0)))
         time.sleep(0.02)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{time.monotonic() - start:.1f} s ({used.ru_utime + used.ru_stime:.1f} s of CPU), peak {own / 1e6:.2f} GB of its own, "
+    print(f"{time.monotonic() - start:.1f} s ({used.ru_utime + used.ru_stime:.1f} s of CPU), "
+          f"peak {own / 1e6:.2f} GB of its own, "
           f"{mapped / 1e6:.2f} GB of mapped files")
     sys.exit(running.returncode)
