@@ -119,13 +119,13 @@ def pretrain_side(side, tokenizer, args):
         initialise(model.qformer)
         shrink_outputs(model)
         photographs = Photographs(TINY, args.pictures, args.seed, args.vision_steps,
-                                  args.vision_batch)
+                                  args.batch_size or 48)
         objective = vision_objective(model.to(args.device), photographs, args.workers)
         train(objective, args.vision_steps, 1e-3, side)
     else:
         parts = ("llama.",)
         initialise(model.llama)
-        documents = Documents(tokenizer, args.language_batch, TINY.queries, TINY.llama_width,
+        documents = Documents(tokenizer, args.batch_size or 64, TINY.queries, TINY.llama_width,
                               args.seed, QUIZZES)
         objective = language_objective(model.to(args.device), documents.batches(args.workers),
                                        DECIDING_WEIGHT)
@@ -163,12 +163,12 @@ def command_line():
                         help="weights folder to write (default: %(default)s)")
     for flag, default, what in (
             ("--vision-steps", 2400, "of the vision side"),
-            ("--vision-batch", 48, "pictures in a batch"),
             ("--pictures", 10000, "plain scenes to draw"),
-            ("--language-steps", 2700, "of the language side"),
-            ("--language-batch", 64, "documents in a batch")):
+            ("--language-steps", 2700, "of the language side")):
         parser.add_argument(flag, type=count, default=default,
                             help=f"{what} (default: %(default)s)")
+    parser.add_argument("--batch-size", type=count,
+                        help="of both sides (default: 48 pictures, 64 documents)")
     parser.add_argument("--device", type=device, default="cpu",
                         help="cuda, cuda:1, cpu, ... (default: %(default)s)")
     parser.add_argument("--workers", type=number(int, 0, 100), default=0,

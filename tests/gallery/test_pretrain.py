@@ -99,8 +99,7 @@ def test_small_output_matrices_keep_the_untrained_queries_apart():
 def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(
         tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = ("--out tiny --vision-steps 2 --vision-batch 4 --pictures 6 --language-steps 2 "
-             "--language-batch 2").split()
+    flags = ("--out tiny --vision-steps 2 --batch-size 3 --pictures 6 --language-steps 2").split()
     run_command(pretrain.main, pretrain.command_line(), flags)
     model = ArtGPT4.from_pretrained("tiny", dtype=torch.float32)
     assert model.config == TINY and model.tokenizer.get_piece_size() == TINY.vocab_size
