@@ -527,7 +527,7 @@ class ArtGPT4(nn.Module):
         prepare: a function (model on "meta", its {name: tensor}) that may exchange modules."""
         folder, state = Path(folder), {}
         with errors_naming(folder / "config.json") as file:
-            config = Config(**json.loads(file.read_text("utf-8")))
+            config = Config(**json.loads(file.read_text("utf-8-sig")))
         with errors_naming(folder / "tokenizer.model") as file:
             tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
             if (min(tokenizer.bos_id(), tokenizer.eos_id()) < 0

@@ -39,7 +39,6 @@ MOST_FRAMES = 100             # that are counted
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
          6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}    # EXIF's orientation
 ORIENTATION = 0x0112
-SCALES = (1, 255, 4095, 65535, 2 ** 32)                       # white, in pictures of numbers
 Image.MAX_IMAGE_PIXELS = None                                 # MOST_PIXELS is in its place
 warnings.filterwarnings("ignore", module="PIL")               # on metadata that nobody needs
 
@@ -125,13 +124,14 @@ def count_frames(image):
 
 
 def to_rgb(image):
-    """A PIL image of any mode as RGB. Numbers that are no bytes are scaled by the least of SCALES
-    that holds them all."""
+    """A PIL image of any mode as RGB. Numbers that are no bytes are scaled so that white is their
+    largest if that is at most 1, else the least of 255, 511, 1023, ... that holds them all."""
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float32)
-        scale = next((scale for scale in SCALES if 0 <= values.min() <= values.max() <= scale), 0)
-        if not scale:                                         # NaN is not <= anything
+        values = np.asarray(image, dtype=np.float64)
+        low, top = values.min(), values.max()
+        if not 0 <= low <= top < math.inf:                    # nor is NaN
             raise ValueError(f"a picture of mode {image.mode} with values that are no shades")
+        scale = max(255, 2.0 ** math.frexp(top)[1] - 1) if top > 1 else top or 1
         image = Image.fromarray((values / scale * 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

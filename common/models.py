@@ -13,6 +13,7 @@ from common.files import check_file, what_it_is
 from common.int8 import is_int8, pack, quantise_adapters, quantised
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 WIDE = 1024         # from this width of LLaMA on, products are large enough for several threads
 
 
@@ -58,7 +59,7 @@ def load(args, train=False):
     if adapter:
         load_adapter(model, adapter)
     for name, parameter in model.named_parameters():
-        finite = parameter.is_floating_point() and all(map(torch.isfinite, parameter.aminmax()))
+        finite = parameter.dtype in FLOATS and all(map(torch.isfinite, parameter.aminmax()))
         if not (finite or parameter.dtype == torch.int8 and name.endswith(".weight")):
             raise ValueError(f"{folder}: {name} is {parameter.dtype}, or holds NaN or infinity")
     if model.config.llama_width < WIDE and not os.environ.get("OMP_NUM_THREADS"):
@@ -87,7 +88,7 @@ def foreign_files_explained():
         name, _, reason = str(error).partition(": ")
         if name.endswith("config.json"):
             reason += "; convert_weights.py makes a weights folder"
-        elif name.endswith(".safetensors") and os.path.isfile(name):
+        elif os.path.isfile(name):
             reason = what_it_is(name) or reason
         raise ValueError(f"{name}: {reason}") from None
 

@@ -6,7 +6,6 @@ import re
 import tarfile
 
 import pytest
-from PIL import Image
 
 from artgpt4 import INSTRUCTIONS, chat_prompt, instruction_prompt
 from gallery.scenes import UNSEEN_PAIRS
@@ -190,23 +189,3 @@ def test_a_tar_of_what_is_no_sample_and_one_that_disappears(tmp_path):
     assert source.name(1) == "0.tar:b"
     with pytest.raises(OSError):
         source.picture(1)
-
-
-def test_pictures_are_upright_and_never_a_program(tmp_path):
-    turned = Image.new("RGB", (60, 40))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "turned.jpg", exif=exif)
-    write_files(tmp_path, {"turned.txt": b"x", "program.jpg": b"%!PS\n(x) print quit",
-                           "program.txt": b"x"})
-    os.mkfifo(tmp_path / "fifo.png")
-    write_files(tmp_path, {"fifo.txt": b"x"})
-    source = source_of(tmp_path)
-    assert len(source) == 2 and left_out_of(source) == 1
-    sizes = {}
-    for i in range(len(source)):
-        try:
-            sizes[os.path.basename(source.name(i))] = source.picture(i).size
-        except ValueError:
-            pass
-    assert sizes == {"turned.jpg": (40, 60)}
