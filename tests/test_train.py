@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import train
 from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, preprocess
 from common.models import answers
-from tests.training.kill_and_resume import log_of, losses, small_data
+from tests.training.kill_and_resume import log_of, small_data
 from tests.training.small_files import TINY, tiny_model, train_py, write_files
 from training import optimizer
 
@@ -102,48 +103,44 @@ def moved(adapter):
 def test_every_step_takes_its_rate_and_a_clipped_gradient(tmp_path, pairs, monkeypatch):
     rates, norms = [], []
 
-    class Spy(torch.optim.AdamW):
-        def step(self):
-            rates.append({group["lr"] for group in self.param_groups})
-            gradients = [p.grad for group in self.param_groups for p in group["params"]]
-            norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
-            super().step()
+    def before_step(adamw, *_):
+        rates.append({group["lr"] for group in adamw.param_groups})
+        gradients = [p.grad.flatten() for group in adamw.param_groups for p in group["params"]]
+        norms.append(torch.cat(gradients).norm().item())
 
-    monkeypatch.setattr(torch.optim, "AdamW", Spy)
+    hook = register_optimizer_step_pre_hook(before_step)
     monkeypatch.setitem(train.RECIPES, ("tiny", 1),
                         replace(train.RECIPES["tiny", 1], max_grad_norm=0.01))
     assert train_py(*SHORT, "--data", pairs, "--out", tmp_path / "run") == 0
+    hook.remove()
     assert rates == [{entry["lr"]} for entry in log_of(tmp_path / "run")]
     assert len(set.union(*rates)) == 3 and max(norms) < 0.0101
 
 
-@pytest.mark.parametrize("flags, expected", [
-    ([], set(tiny_model().trainable_names())),
-    (["--mode", "minigpt4"], {"proj.weight", "proj.bias"}),
-    (["--dtype", "bfloat16", "--int8", "--vision-int8", "--moments", "bfloat16",
-      "--checkpointing", "--accumulate", 2], set(tiny_model().trainable_names()))])
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory, pairs):
+    """A short run in float32."""
+    out = tmp_path_factory.mktemp("run") / "exact"
+    assert train_py(*SHORT, "--data", pairs, "--out", out) == 0
+    return out
+
+
+@pytest.mark.parametrize("flags, trained, tolerance", [
+    (["--mode", "minigpt4"], ["proj.weight", "proj.bias"], 0.3),
+    (["--accumulate", 4, "--checkpointing"], tiny_model().trainable_names(), 1e-5),
+    (["--dtype", "bfloat16", "--int8", "--vision-int8", "--moments", "bfloat16"],
+     tiny_model().trainable_names(), 0.03)])
 def test_a_run_moves_every_trainable_tensor_and_has_the_losses_of_float32(
-        tmp_path, pairs, flags, expected):
+        tmp_path, pairs, exact, flags, trained, tolerance):
     out = tmp_path / "run"
     assert train_py(*SHORT, *flags, "--data", pairs, "--out", out) == 0
-    assert moved(out / "adapter.safetensors") == expected
+    assert moved(out / "adapter.safetensors") == set(trained)
     saved = load_file(out / "adapter.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
     assert Image.open(out / "samples.png").width > 4 * 224
-    exact = tmp_path / "exact"
-    assert train_py(*SHORT, "--mode", flags[1] if len(flags) == 2 else "artgpt4", "--data", pairs,
-                    "--out", exact) == 0
-    tolerance = 0.03 if "bfloat16" in flags else 0
-    for (_, loss), (_, other) in zip(losses(out), losses(exact), strict=True):
-        assert loss == pytest.approx(other, rel=tolerance, abs=0)
-
-
-def test_a_batch_in_parts_and_blocks_computed_twice_give_the_same_losses(tmp_path, pairs):
-    for name, flags in (("whole", []), ("parts", ["--accumulate", 4, "--checkpointing"])):
-        assert train_py(*SHORT, *flags, "--data", pairs, "--out", tmp_path / name) == 0
-    for one, other in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "parts"), strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    for entry, other in zip(log_of(out), log_of(exact), strict=True):
+        assert entry["loss"] == pytest.approx(other["loss"], rel=tolerance)
+        assert entry["grad_norm"] == pytest.approx(other["grad_norm"], rel=10 * tolerance)
 
 
 def test_stage_2_starts_with_the_adapter_of_stage_1_and_scores_the_gallery(

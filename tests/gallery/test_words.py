@@ -11,13 +11,6 @@ TREE = Scene("tree", "oil", "rose", "to the left", 3, ("birds", "fence"))
 COUPLE = Scene("couple", "ink wash", "storm", "far away", 4)
 
 
-def test_phrases_are_read_as_their_file_says(tmp_path):
-    file = tmp_path / "phrases.ini"
-    file.write_text("# says\n[rose]\ntone: warm | so: \\\n  very\nverse:\n  one / two\n  three\n")
-    assert words.read_phrases(file) == {
-        "rose": {"tone": ("warm", "so: very"), "verse": ("one\ntwo", "three")}}
-
-
 def test_captions_and_descriptions_name_their_scene_and_nothing_else_of_the_kind():
     rng = random.Random(0)
     for scene in random_scenes(500, "words", SEEN_PAIRS + UNSEEN_PAIRS):

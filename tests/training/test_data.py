@@ -4,9 +4,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -164,19 +162,10 @@ PROGRAM = """if __name__ == "__main__":
     steps = iter(data.batches(examples, workers=2))
     next(steps)
     with contextlib.suppress(KeyboardInterrupt):
-        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        print(len(multiprocessing.active_children()), flush=True)
         for step in steps:
             pass
 """
-
-
-def is_running(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{pid}/stat")
-    return not state.exists() or ") Z " not in state.read_text()
 
 
 def test_workers_end_quietly_with_the_process_that_started_them(tmp_path):
@@ -186,14 +175,10 @@ def test_workers_end_quietly_with_the_process_that_started_them(tmp_path):
     runs = [subprocess.Popen([sys.executable, program, data_folder], env=ENVIRONMENT, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
             for _ in ends]
-    workers = [list(map(int, run.stdout.readline().split())) for run in runs]
+    assert [run.stdout.readline() for run in runs] == ["2\n", "2\n"]
     for end, run in zip(ends, runs, strict=True):
         os.killpg(run.pid, end) if end == signal.SIGINT else run.send_signal(end)
-    for end, run, pids in zip(ends, runs, workers, strict=True):
-        _, errors = run.communicate(timeout=60)      # waits for the workers: they hold the pipe
+    for end, run in zip(ends, runs, strict=True):
+        _, errors = run.communicate(timeout=30)      # ends when the workers do: it is their pipe
         said = [line for line in errors.splitlines() if "warn" not in line.lower()]
-        assert len(pids) == 2 and said == [], end
-        deadline = time.monotonic() + 15
-        while any(map(is_running, pids)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not any(map(is_running, pids)), end
+        assert said == [], end
