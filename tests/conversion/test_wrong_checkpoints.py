@@ -147,7 +147,7 @@ def test_meta_shards_that_are_not_one_model_are_refused(refused, tmp_path):
     content = second.read_bytes()
     shutil.copy(first, second)
     assert "consolidated.01.pth" in refused(llm=meta)         # a copy of the first
-    shard = torch.load(io.BytesIO(content))
+    shard = torch.load(io.BytesIO(content), weights_only=True)
     torch.save(shard | {"norm.weight": shard["norm.weight"] + 1}, second)
     assert "norm.weight" in refused(llm=meta)                 # of another model
     torch.save(shard | {"layers.0.attention.wo.weight": torch.tensor(1.0)}, second)
@@ -186,7 +186,7 @@ def test_shards_that_are_missing_or_overlap_are_refused(refused, tmp_path):
     save_llama(folder, RELEASED["llama_config"], released("vicuna"))
     first, second = sorted(folder.glob("*.bin"))
     assert first.name in refused(llm=first)                   # a shard is no model
-    held = torch.load(second) | {"model.embed_tokens.weight": torch.ones(321, 96)}
+    held = torch.load(second, weights_only=True) | {"model.embed_tokens.weight": torch.ones(321, 96)}
     torch.save(held, second)
     assert "model.embed_tokens.weight" in refused(llm=folder)
     second.unlink()
