@@ -186,8 +186,8 @@ def test_shards_that_are_missing_or_overlap_are_refused(refused, tmp_path):
     save_llama(folder, RELEASED["llama_config"], released("vicuna"))
     first, second = sorted(folder.glob("*.bin"))
     assert first.name in refused(llm=first)                   # a shard is no model
-    held = torch.load(second, weights_only=True) | {"model.embed_tokens.weight": torch.ones(321, 96)}
-    torch.save(held, second)
+    held = torch.load(second, weights_only=True)
+    torch.save(held | {"model.embed_tokens.weight": torch.ones(321, 96)}, second)
     assert "model.embed_tokens.weight" in refused(llm=folder)
     second.unlink()
     assert second.name in refused(llm=folder)
