@@ -64,6 +64,10 @@ class Config:
                 raise ValueError(f"{name} is {value!r}; of the 13B model it is {default!r}")
         if self.prompt not in PROMPTS:
             raise ValueError(f"prompt is {self.prompt!r}, expected {' or '.join(PROMPTS)}")
+        for whole, part in (("image_size", "patch_size"), ("vit_width", "vit_heads"),
+                            ("qformer_width", "qformer_heads"), ("llama_width", "llama_heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole} is no multiple of {part}")
 
 # ---- Pixels, with the mean and standard deviation of CLIP's images, as EVA-ViT was trained
 
@@ -523,7 +527,7 @@ class ArtGPT4(nn.Module):
         prepare: a function (model on "meta", its {name: tensor}) that may exchange modules."""
         folder, state = Path(folder), {}
         with errors_naming(folder / "config.json") as file:
-            config = Config(**json.loads(file.read_text("utf-8")))
+            config = Config(**json.loads(file.read_text("utf-8-sig")))
         with errors_naming(folder / "tokenizer.model") as file:
             tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
             if (min(tokenizer.bos_id(), tokenizer.eos_id()) < 0

@@ -213,7 +213,10 @@ def as_int8(tensors):
     scale of its rows."""
     @lru_cache(maxsize=1)
     def both(name, device):
-        weight, scale = quantise(tensors[name](device))
+        matrix = tensors[name](device)
+        rows = len(matrix) if device == "meta" else 64        # so many stay in a cache
+        parts = [quantise(part) for part in matrix.split(rows)]
+        weight, scale = map(torch.cat, zip(*parts, strict=True))
         return weight, scale[:, 0]
     small = {}
     for name, read in tensors.items():
@@ -375,6 +378,7 @@ def command(args):
         if names:
             flags = ", ".join("--" + name.replace("_", "-") for name in sorted(names))
             raise Misuse(f"{problem}: {flags}")
+    torch.set_num_threads(1)                                  # beside other work threads wait
     run(args)
 
 

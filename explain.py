@@ -5,9 +5,7 @@
     python explain.py --prompt "What is the mood of this painting?"
 
 Each chapter shows what the model computed, and the lines of artgpt4.py that ran. The page needs no
-network and runs no script. The one in docs/ is made by
-
-    python explain.py samples/couple.png --out docs/explain.html
+network and runs no script. (docs/explain.html is that of samples/couple.png.)
 """
 import argparse
 import os

@@ -39,7 +39,7 @@ from training.processes import (
     RANK, UNDER_TORCHRUN, WORLD, clip_gradients, gathered, on_rank_0, processes, say, spread, total,
 )
 from training.run import Run, can_resume, frozen_checksum
-from training.sources import open_source
+from training.sources import Gallery, open_source
 
 
 @dataclass
@@ -173,10 +173,10 @@ def show(run, model, stage, pictures):
             contact_sheet(images, 4, captions=texts).save(path, format="PNG")
 
 
-def sample_pictures(args, examples):
+def sample_pictures(examples):
     """Eight held-out paintings, or the first pictures of Examples that can be read; uint8
     (224, 224, 3) each."""
-    if args.data.isdecimal():
+    if isinstance(examples.source, Gallery):
         return painted(score.held_out(SEEN_PAIRS, 8))
     pictures = []
     for i in examples.numbers[:20]:
@@ -311,7 +311,7 @@ def run_stage(args, recipe, out):
     model = load_model(args, resume)
     training, held_out = training_sets(args, recipe, model)
     recipe, count = training.recipe, len(training)
-    pictures = sample_pictures(args, held_out if args.val else training)
+    pictures = sample_pictures(held_out if args.val else training)
     flags = {name: getattr(args, name) for name in (
         "stage", "val", "dtype", "int8", "vision_int8", "moments")} | asdict(recipe) | {
         "data": f"{count} pairs, checksum {training.source.fingerprint():08x}",
@@ -334,7 +334,8 @@ def run_stage(args, recipe, out):
         say(f"{run.skipped} samples were skipped, which log.jsonl names; {run.cut} texts were cut "
             f"at {recipe.max_text_tokens} tokens and lost their end")
     say(f"wrote {out}/adapter.safetensors, log.jsonl and samples.png")
-    shares = on_rank_0(score.score, model, args.stage) if args.data.isdecimal() else None
+    is_gallery = isinstance(training.source, Gallery)
+    shares = on_rank_0(score.score, model, args.stage) if is_gallery else None
     if shares:
         with written_beside(out / "score.json") as path:
             path.write_text(json.dumps(shares, indent=1) + "\n")

@@ -1,5 +1,6 @@
 """What the commands share: errors in one line, exit codes, argparse types, progress."""
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -15,10 +16,10 @@ def printable(text):
 
 def one_line(error):
     """The message of an exception, in one line. Errors of workers begin with a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
-    if lines[0].startswith(("Traceback", "Caught ")):
-        lines = lines[-1:]
-    text = printable(" ".join(lines))
+    text = str(error).strip() or repr(error)
+    if text.startswith(("Traceback", "Caught ")):
+        text = text.splitlines()[-1]
+    text = printable(" ".join(text.split()))
     return text if len(text) <= 500 else text[:500] + " ..."
 
 
@@ -65,23 +66,18 @@ def run_command(main, parser, arguments=None):
 def number(kind, low, high):
     """An argparse type: a number of a kind, int or float, from low to high."""
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            name = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {name} from {low} to {high}")
-        return value
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) <= high:
+                return kind(text)
+        name = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {name} from {low} to {high}")
     return parse
 
 
 class Progress:
-    """Of long work: how much is done, how fast, how much time is left. On a terminal one line that
-    is rewritten; elsewhere a line every 10 seconds.
-
-    total and the `done` of show() are in `unit`. before: what an earlier run had done.
-    """
+    """How much of long work is done, how fast, how much time is left: on a terminal one line that
+    is rewritten, elsewhere a line every 10 seconds. total and the `done` of show() are in `unit`.
+    before: what an earlier run had done."""
 
     def __init__(self, what, total, unit, before=0):
         self.what, self.total, self.unit = what, total, unit
@@ -89,10 +85,8 @@ class Progress:
         self.first = None                                     # (time, done) of the first show()
 
     def show(self, done, note=""):
-        now, terminal = time.monotonic(), sys.stderr.isatty()
-        finished = done >= self.total
-        if self.first is None:                                # what comes before it is slower
-            self.first = now, done
+        now, terminal, finished = time.monotonic(), sys.stderr.isatty(), done >= self.total
+        self.first = self.first or (now, done)                # what comes before it is slower
         if now - self.last < (0.2 if terminal else 10) and not finished:
             return
         self.last = now

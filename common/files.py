@@ -24,10 +24,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000
 PICTURE_SUFFIXES = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
     ".ppm", ".pgm", ".pnm", ".jp2", ".heic", ".heif"))
-OTHERS = ((rb"....ftyp(heic|heix|hevc|heim|heis|mif1|msf1)", "a HEIC picture, as phones take them"),
-          (rb"....ftypavi", "an AVIF picture, which this Pillow cannot read"),
-          (rb"\s*<(svg|\?xml|!--|!DOCTYPE svg)", "an SVG drawing"), (rb"%PDF-", "a PDF document"),
-          (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript program, which is not run"))
+FOREIGN = (                   # what files begin with that are taken for pictures or weights
+    (rb"\Z", "empty; download it again"),
+    (rb"version https://git-lfs", "a git-lfs pointer, not the file itself; download that"),
+    (rb"(?i)\s*<(!doctype )?html", "a web page; download the file itself"),
+    (rb"PK|\x80\x02", "a checkpoint that torch.save wrote; convert_weights.py reads it"),
+    (rb"[{\[]", "JSON"), (rb"%PDF-", "a PDF document"), (rb"\s*<", "an SVG drawing, or XML"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript program, which is not run"),
+    (rb"....ftyp(hei|hev|mif1|msf1)", "a HEIC picture, as phones take them"),
+    (rb"....ftypavi", "an AVIF picture, which this Pillow cannot read"))
 MOST_PIXELS = 50_000_000      # that are decoded
 SIDE = 2048                   # pixels that the shorter side of a large JPEG keeps at least
 MOST_FRAMES = 100             # that are counted
@@ -51,21 +56,19 @@ def open_image(path, stream=None, side=SIDE):
     JPEG's shorter side keeps, pixels. Raises ValueError, naming the file, for what is no picture,
     damaged, or larger than MOST_PIXELS.
     """
+    if stream is None:
+        check_file(path)
+        stream = open(path, "rb")
+    begin = b""
     try:
-        if stream is None:
-            check_file(path)
-            stream = open(path, "rb")
         with stream:
             content = stream if stream.seekable() else io.BytesIO(stream.read())
-            begin = content.read(2000)
+            begin = content.read(300)
             return decoded(content, side)
     except UnidentifiedImageError:
-        known = (what for pattern, what in OTHERS if re.match(pattern, begin, re.DOTALL))
-        reason = next(known, "no picture") + "; export it as PNG or JPEG"
+        reason = f"{foreign(begin) or 'no picture'}; expected a PNG or JPEG"
     except Exception as error:                                # a damaged file can raise anything
-        reason = getattr(error, "strerror", None) or str(error) or repr(error)
-        if reason.startswith(f"{path}: "):
-            raise
+        reason = str(error) or repr(error)
     raise ValueError(f"{path}: {reason}")
 
 
@@ -78,9 +81,7 @@ def decoded(content, side):
         content.seek(0)
         image = Image.open(content, formats=FORMATS)
     size, frames = image.size, count_frames(image)
-    factor = side / min(size)
-    if factor < 1 and (side < SIDE or math.prod(size) > SIDE * SIDE * 8):
-        image.draft(None, [round(length * factor) for length in size])
+    image.draft(None, [round(side / min(size) * length) for length in size])
     if math.prod(image.size) > MOST_PIXELS:
         raise ValueError(f"{size[0]} x {size[1]} pixels, and at most {MOST_PIXELS:,} are decoded; "
                          "scale it down")
@@ -89,7 +90,7 @@ def decoded(content, side):
     image = to_rgb(image)
     if orientation in TURNS:
         image = image.transpose(Image.Transpose[TURNS[orientation]])
-        size = image.size if math.prod(size) == math.prod(image.size) else size
+        size = size[::-1] if orientation > 4 else size
     image.info = {"size": size, "frames": frames}
     return image
 
@@ -112,10 +113,8 @@ def orientation_of(image):
 
 def count_frames(image):
     """How many frames an animation, or pages a TIFF has; MOST_FRAMES may be more."""
-    if image.format in ("GIF", "WEBP", "PNG", "AVIF"):        # elsewhere they are previews, layers
-        return getattr(image, "n_frames", 1)
-    if image.format != "TIFF":
-        return 1
+    if image.format != "TIFF":                                # elsewhere they are previews, layers
+        return image.n_frames if image.format in ("GIF", "WEBP", "PNG", "AVIF") else 1
     with contextlib.suppress(EOFError):                       # n_frames would read all of them
         for frame in range(1, MOST_FRAMES):
             image.seek(frame)
@@ -125,16 +124,14 @@ def count_frames(image):
 
 
 def to_rgb(image):
-    """A PIL image of any mode as RGB. Numbers that are no bytes are scaled by the least of 1, 255,
-    4,095, 65,535 and 2^32 - 1 that holds them all."""
+    """A PIL image of any mode as RGB. Numbers that are no bytes are scaled so that white is their
+    largest if that is at most 1, else the least of 255, 511, 1023, ... that holds them all."""
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float32)
-        top = float(values.max())
-        if not (np.isfinite(values).all() and values.min() >= 0 and top < 2.0 ** 32):
+        values = np.asarray(image, dtype=np.float64)
+        low, top = values.min(), values.max()
+        if not 0 <= low <= top < math.inf:                    # nor is NaN
             raise ValueError(f"a picture of mode {image.mode} with values that are no shades")
-        scales = (255, 4095, 65535, 2 ** 32 - 1)
-        scale = next(scale for scale in ((1, *scales) if image.mode == "F" else scales)
-                     if top <= scale)
+        scale = max(255, 2.0 ** math.frexp(top)[1] - 1) if top > 1 else top or 1
         image = Image.fromarray((values / scale * 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -148,12 +145,13 @@ def pictures_below(folder):
     found, left_out = [], Counter()
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not is_picture(name) or name.startswith("."):
-                hidden = name.startswith(".")
-                left_out["hidden" if hidden else Path(name).suffix or "no suffix"] += 1
+        for file in (Path(place, name) for name in names):
+            if file.name.startswith("."):
+                left_out["hidden"] += 1
+            elif is_picture(file):
+                found.append(file)
             else:
-                found.append(Path(place, name))
+                left_out[file.suffix or "no suffix"] += 1
     return sorted(found), dict(left_out)
 
 
@@ -163,15 +161,11 @@ def pictures_below(folder):
 def check_file(path):
     """Raises ValueError, naming it, unless `path` is a regular file that can be read."""
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
-            raise ValueError(f"{path}: {kind}; expected a file")
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError(f"{path}: a folder, a pipe or a device; expected a file")
         open(path, "rb").close()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ValueError(f"{path}: {error.strerror}") from None
 
 
 def read_text(file):
@@ -195,6 +189,17 @@ def read_json(file):
     return values
 
 
+def foreign(begin):
+    """What a file is, by its first bytes, that was taken for another: in words, or None."""
+    return next((what for pattern, what in FOREIGN if re.match(pattern, begin, re.DOTALL)), None)
+
+
+def what_it_is(file):
+    """What a regular file is that was taken for safetensors, in words, or None."""
+    with open(file, "rb") as opened:
+        return foreign(opened.read(300))
+
+
 @contextlib.contextmanager
 def written_beside(file):
     """A path beside `file` to write to: fsynced and renamed to `file` after the block, or removed.
@@ -203,7 +208,7 @@ def written_beside(file):
     not take it.
     """
     file = Path(file)
-    if os.path.lexists(file) and not (file.is_file() and not file.is_symlink()):
+    if file.is_symlink() or file.exists() and not file.is_file():
         raise ValueError(f"{file}: a link, a folder or a device; expected a file to replace")
     beside = file.with_name(f".{file.name[:200]}.{secrets.token_hex(4)}.part")
     try:
@@ -216,40 +221,14 @@ def written_beside(file):
             os.fsync(written.fileno())
         beside.replace(file)
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise ValueError(f"{file}: could not be written "
-                         f"({getattr(error, 'strerror', None) or error})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{file}: could not be written ({reason})") from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-
-
-# ---- Weights
-
-
-FOREIGN = ((rb"\Z", "empty; download it again"),
-           (rb"version https://git-lfs", "a git-lfs pointer, not the file itself; download that"),
-           (rb"(?i)\s*<(!doctype|html)", "a web page; download the file itself"),
-           (rb"PK|\x80", "a checkpoint that torch.save wrote; convert_weights.py reads it"),
-           (rb"[{\[]", "JSON, not tensors"))
-
-
-def what_it_is(file):
-    """What a file is that was taken for safetensors, in words, or None."""
-    check_file(file)
-    with open(file, "rb") as opened:
-        begin = opened.read(300)
-    return next((what for pattern, what in FOREIGN if re.match(pattern, begin)), None)
 
 
 def save_tensors(tensors, file):
     """Write {name: tensor} to a safetensors file, whole or not at all."""
     with written_beside(file) as path:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-def save_adapter(model, file):
-    """Write all trainable weights, float32, to an adapter.safetensors."""
-    names = model.trainable_names()
-    save_tensors({name: model.get_parameter(name).data for name in names}, file)

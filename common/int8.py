@@ -141,7 +141,7 @@ def is_int8(module):
 
 def quantised(llama=True, vit=False):
     """A function `prepare` for ArtGPT4.from_pretrained: the matrices of the parts that are asked
-    for become int8, and what is stored as int8 stays so.
+    for become int8, and what is stored as int8 stays so. It raises ValueError for anything else.
 
     What stands in a file beside such matrices is copied: the mapped file then takes no memory once
     they are packed.
@@ -156,30 +156,21 @@ def quantised(llama=True, vit=False):
             with torch.device("meta"):
                 int8 = Int8Linear(linear.in_features, linear.out_features, linear.bias is not None)
             model.set_submodule(name, int8)
-            if f"{name}.weight" in state:
-                matrix, scale = int8_matrix(name, state, linear.weight.shape)
-                state |= {f"{name}.weight": matrix, f"{name}.scale": scale}
-        weights = {f"{name}.weight" for name in linears}
+            weight, scale = state.get(f"{name}.weight"), state.get(f"{name}.scale")
+            if weight is None:
+                continue
+            if scale is None and weight.is_floating_point() and weight.shape == int8.weight.shape:
+                weight, scale = quantise(weight)
+                scale = scale[:, 0]
+            if weight.dtype != torch.int8 or scale is None or not scale.isfinite().all():
+                raise ValueError(f"{name}.weight is {weight.dtype} {tuple(weight.shape)}; expected "
+                                 "finite floats, or int8 with a finite scale a row")
+            state |= {f"{name}.weight": weight, f"{name}.scale": scale.float()}
         in_llama = {name.startswith("llama.") for name in linears}
-        for name, tensor in state.items():
-            beside = name not in weights and name.startswith("llama.") in in_llama
-            if beside and ".adapter." not in name:
-                state[name] = tensor.clone()
+        for name in state.keys() - {f"{name}.weight" for name in linears}:
+            if name.startswith("llama.") in in_llama and ".adapter." not in name:
+                state[name] = state[name].clone()
     return prepare
-
-
-def int8_matrix(name, state, shape):
-    """The weight int8 (out, in) and scale float32 (out,) of a layer, from a state that holds them
-    or a float matrix. Raises ValueError for anything else."""
-    weight, scale = state[f"{name}.weight"], state.get(f"{name}.scale")
-    if scale is None and weight.is_floating_point() and weight.shape == shape:
-        weight, scale = quantise(weight)
-        scale = scale[:, 0]
-    if (weight.dtype != torch.int8 or scale is None or scale.dtype != torch.float32
-            or not scale.isfinite().all()):
-        raise ValueError(f"{name}.weight is {weight.dtype} {tuple(weight.shape)}; expected finite "
-                         f"floats {tuple(shape)}, or int8 with a float32 scale a row")
-    return weight, scale
 
 
 def quantise_adapters(model):

@@ -2,17 +2,18 @@
 import argparse
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from artgpt4 import ArtGPT4
 from common.command_line import Progress
 from common.files import check_file, what_it_is
-from common.int8 import pack, quantise_adapters, quantised
+from common.int8 import is_int8, pack, quantise_adapters, quantised
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 WIDE = 1024         # from this width of LLaMA on, products are large enough for several threads
 
 
@@ -40,13 +41,6 @@ def model_flags(parser):
     parser.add_argument("--vision-int8", action="store_true", help="int8 ViT too")
 
 
-def set_threads(width):
-    """Let torch use one thread for a small model: beside a busy process two wait for each other.
-    The environment variable OMP_NUM_THREADS wins."""
-    if width < WIDE and not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(1)
-
-
 def load(args, train=False):
     """The model that the flags of model_flags describe; to train: with the adapter as training
     starts it, and nothing packed. Raises ValueError, naming the file."""
@@ -58,57 +52,45 @@ def load(args, train=False):
     size = sum(file.stat().st_size for file in files if file.suffix == ".safetensors") / 1e9
     if size > 2:                                              # less takes a few seconds
         print(f"loading {folder}, {size:.1f} GB", file=sys.stderr)
-    try:
+    with foreign_files_explained():
         model = ArtGPT4.from_pretrained(
             folder, args.device, args.dtype and getattr(torch, args.dtype), not (train or adapter),
             quantised(args.int8, args.vision_int8))
-        if adapter:
-            load_adapter(model, adapter)
-    except ValueError as error:
-        raise explained(error) from None
-    set_threads(model.config.llama_width)
+    if adapter:
+        load_adapter(model, adapter)
+    for name, parameter in model.named_parameters():
+        finite = parameter.dtype in FLOATS and all(map(torch.isfinite, parameter.aminmax()))
+        if not (finite or parameter.dtype == torch.int8 and name.endswith(".weight")):
+            raise ValueError(f"{folder}: {name} is {parameter.dtype}, or holds NaN or infinity")
+    if model.config.llama_width < WIDE and not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(1)          # beside a busy process two would wait for each other
     if not args.dtype and fits_as_float32(model):
         model.float()
-    check_numbers(model, folder)
     if not train:
         quantise_adapters(model)
         pack(model, Progress if size > 2 else None)
     return model
 
 
-def check_numbers(model, folder):
-    """Raises ValueError, naming the file, for heads and patches that do not divide their whole, and
-    for weights that are no numbers: what loading cannot see."""
-    config = model.config
-    for whole, part in (("image_size", "patch_size"), ("vit_width", "vit_heads"),
-                        ("qformer_width", "qformer_heads"), ("llama_width", "llama_heads")):
-        if getattr(config, whole) % getattr(config, part) > 0:
-            raise ValueError(f"{folder / 'config.json'}: {whole} is no multiple of {part}")
-    for name, parameter in model.named_parameters():
-        tensor = parameter.detach()
-        if tensor.dtype == torch.int8 and name.endswith(".weight"):
-            continue                                          # common.int8 has checked its scale
-        if not (tensor.is_floating_point() and all(end.isfinite() for end in tensor.aminmax())):
-            raise ValueError(f"{folder}: {name} is {tensor.dtype}, or holds NaN or infinity")
-
-
 def load_adapter(model, file):
     """ArtGPT4.load_adapter. Raises ValueError, naming the file and what it is."""
     check_file(file)
-    try:
+    with foreign_files_explained():
         model.load_adapter(file)
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        reason = " ".join(str(error).removeprefix(f"{file}: ").split())
-        raise explained(ValueError(f"{file}: {reason}")) from None
 
 
-def explained(error):
-    """A ValueError of the loader, which begins with a file, with what that is if it is foreign."""
-    file = Path(str(error).partition(": ")[0])
-    what = what_it_is(file) if file.suffix == ".safetensors" and file.is_file() else None
-    if file.name == "config.json":
-        what = f"{str(error).partition(': ')[2]}; convert_weights.py makes a weights folder"
-    return ValueError(f"{file}: {what}") if what else error
+@contextmanager
+def foreign_files_explained():
+    """Within the block, an error that begins with a file's name says what a foreign one is."""
+    try:
+        yield
+    except ValueError as error:
+        name, _, reason = str(error).partition(": ")
+        if name.endswith("config.json"):
+            reason += "; convert_weights.py makes a weights folder"
+        elif os.path.isfile(name):
+            reason = what_it_is(name) or reason
+        raise ValueError(f"{name}: {reason}") from None
 
 
 def fits_as_float32(model):
@@ -122,7 +104,7 @@ def fits_as_float32(model):
 def describe(model):
     """What a model computes in, in words: its dtype, and which parts are int8."""
     parts = [name for name, part in (("language", model.llama), ("vision", model.vit))
-             if any(p.dtype == torch.int8 for p in part.parameters())]
+             if is_int8(part)]
     dtype = str(model.llama.embed.weight.dtype).removeprefix("torch.")
     return f"{dtype}, {' and '.join(parts)} in int8" if parts else dtype
 

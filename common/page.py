@@ -7,8 +7,6 @@ import base64
 import io
 from html import escape
 
-from PIL import Image
-
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #5d6670; --line: #d8dde2;
  --card: #f5f7f8; --accent: #2868a8; --second: #c8641b; }
@@ -54,11 +52,10 @@ def paragraph(text, style=""):
 def html_table(header, rows):
     """A table of texts; the first of each row is its heading."""
     head = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in header)
-    lines = []
+    body = ""
     for first, *rest in rows:
         cells = "".join(f"<td>{escape(str(cell))}</td>" for cell in rest)
-        lines.append(f'<tr><th scope="row">{escape(str(first))}</th>{cells}</tr>')
-    body = "\n".join(lines)
+        body += f'<tr><th scope="row">{escape(str(first))}</th>{cells}</tr>\n'
     return f'<div class="scroll"><table><tr>{head}</tr>\n{body}</table></div>'
 
 
@@ -70,19 +67,13 @@ def markdown_table(header, rows):
     return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
 
-def data_url(image, size):
-    """A PIL image (RGB) as the data URL of a JPEG of at most size x size pixels."""
-    image, file = image.copy(), io.BytesIO()
-    image.thumbnail((size, size))
-    image.save(file, format="JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def png_url(pixels):
-    """uint8 (rows, columns, 2 grey and alpha, 3 RGB or 4 RGBA) as the data URL of a PNG."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+def data_url(image, size=None):
+    """The data URL of a PIL image: a JPEG of at most size x size pixels (RGB), or a whole PNG."""
+    image, file, kind = image.copy(), io.BytesIO(), "jpeg" if size else "png"
+    if size:
+        image.thumbnail((size, size))
+    image.save(file, kind, quality=88, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def picture_tag(image, size, text=""):

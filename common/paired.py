@@ -9,9 +9,8 @@ HEADING = ("difference", "95 % interval", "wins, ties, losses")
 
 
 class Difference(NamedTuple):
-    """The mean of one model minus that of another, its interval (low and high are None for fewer
-    than FEWEST_ITEMS items, or if all differ alike), and on how many items the first is better,
-    equal, worse."""
+    """The mean of one model minus that of another, its interval (None for fewer than FEWEST_ITEMS
+    items, or if all differ alike), and how many items each won."""
     mean: float
     low: float | None
     high: float | None
@@ -30,9 +29,9 @@ def paired_difference(first, second, groups=None, level=0.95):
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     groups = np.zeros(first.shape[1]) if groups is None else np.asarray(groups)
-    known = ~(np.isnan(first).any(axis=0) | np.isnan(second).any(axis=0))
+    known = ~np.isnan(first.sum(axis=0) + second.sum(axis=0))
     names, place, sizes = np.unique(groups[known], return_inverse=True, return_counts=True)
-    if not len(names) or len(names) < len(np.unique(groups)):
+    if len(names) < max(len(np.unique(groups)), 1):
         return None
     first, second = first[:, known], second[:, known]
     weights = 1 / (len(sizes) * sizes[place])                 # (N,), their sum is 1
@@ -42,8 +41,8 @@ def paired_difference(first, second, groups=None, level=0.95):
     if len(differences) >= FEWEST_ITEMS and variance > 1e-12:
         reach = student(level, freedom) * variance ** 0.5
         low, high = mean - reach, mean + reach
-    wins, losses = int((differences > 1e-12).sum()), int((differences < -1e-12).sum())
-    return Difference(mean, low, high, wins, len(differences) - wins - losses, losses)
+    signs = np.sign(differences.round(12)).tolist()
+    return Difference(mean, low, high, *(signs.count(sign) for sign in (1, 0, -1)))
 
 
 def uncertainty(first, second, weights, place):

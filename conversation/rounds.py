@@ -9,18 +9,18 @@ prompt is still built and tokenised as a whole, as the released code does it; th
 cache holds already is then skipped.
 """
 import argparse
-import functools
 import json
 import os
+import random
 import re
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import torch
 
 import artgpt4
-from artgpt4 import IMAGE_SLOT, KVCache, chat_prompt, preprocess
+from artgpt4 import IMAGE_SLOT, KVCache, chat_prompt, errors_naming, preprocess
 from common.command_line import Misuse, number, printable
 from common.files import read_json
 from common.models import answers
@@ -30,18 +30,17 @@ SETTINGS = {                  # name: argparse type, default, help
     "temperature": (number(float, 0, 10), 1.0, "0: always the likeliest token"),
     "top_p": (number(float, 0.001, 1), 0.9, "draw from the likeliest that hold this probability"),
     "repetition_penalty": (number(float, 0.1, 10), 1.0, "above 1: what was said is less likely"),
-    "min_new_tokens": (number(int, 0, MAX_CONTEXT), 0, "the least length of an answer"),
     "max_new_tokens": (number(int, 1, MAX_CONTEXT), 300, "the greatest length of an answer"),
     "beams": (number(int, 1, 16), 1, "above 1: beam search; the answer then comes all at once"),
     "seed": (number(int, 0, 2 ** 63 - 1), None, "the same seed gives the same answers"),
 }
+NO_TALK = {"model": "", "settings": {}, "images": [], "rounds": []}        # as /save writes it
 # Control characters except tab and newline, and those that change the direction of writing
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def setting(name, value):
-    """A setting as it is typed or read -> its name and value. Raises Misuse for what there is
-    not."""
+    """A setting as it is typed or read -> its name and value. Raises Misuse for a wrong one."""
     name = name.strip().lower().replace("-", "_")
     if name not in SETTINGS:
         raise Misuse(f"no setting {name!r}; there are {', '.join(SETTINGS)}")
@@ -61,8 +60,7 @@ def plain(text):
     return artgpt4.plain(clean(text.encode(errors="replace").decode())).strip()
 
 
-@dataclass(frozen=True)
-class Round:
+class Round(NamedTuple):
     images: list              # the files of the pictures that came with the question
     question: str
     answer: str = ""
@@ -80,7 +78,7 @@ class Conversation:
         embed = model.llama.embed.weight
         self.model, self.context = model, min(MAX_CONTEXT, model.config.context)
         self.generator = torch.Generator(embed.device)
-        self.generator.seed()
+        self.generator.manual_seed(random.randrange(10 ** 9))
         self.settings = {name: default for name, (_, default, _) in SETTINGS.items()}
         for name, value in settings.items():
             self.set(name, value)
@@ -134,12 +132,11 @@ class Conversation:
         oldest rounds are forgotten until the prompt leaves room for the answer, or for half of the
         context if the answer may be longer. Raises ValueError if the question is too long.
         """
-        earlier, last = self.rounds, Round([], question)
-        if question is None:
-            if not self.rounds:
-                raise ValueError("no question has an answer yet")
-            *earlier, last = self.rounds
-        rounds = [*earlier, replace(last, images=last.images + self.waiting)]
+        rounds = self.rounds if question is None else [*self.rounds, Round([], question)]
+        if not rounds:
+            raise ValueError("no question has an answer yet")
+        *earlier, last = rounds
+        rounds = [*earlier, last._replace(images=last.images + self.waiting)]
         ids = self.prompt_ids(rounds)
         most = self.context - min(self.settings["max_new_tokens"], self.context // 2)
         while self.forgotten < len(earlier) and len(ids) > most:
@@ -165,24 +162,14 @@ class Conversation:
             self.cached = (ids + answer)[:self.cache.length]
             self.new_tokens = len(answer)
             if said:
-                self.rounds, self.waiting = [*earlier, replace(rounds[-1], answer=said)], []
-
-    @functools.cached_property
-    def endings(self):
-        """The tokens with which an answer can end: EOS, and every piece or byte with a "#"."""
-        tokenizer = self.model.tokenizer
-        pieces = range(tokenizer.get_piece_size())
-        return [tokenizer.eos_id(), *(i for i in pieces if "#" in tokenizer.decode([i]))]
+                self.rounds, self.waiting = [*earlier, rounds[-1]._replace(answer=said)], []
 
     def adjust(self, logits, chosen):
-        """Logits (B, V) after the ids (B, n) of an answer so far -> with penalties: those of its
-        ids are divided by one (negative ones multiplied); early on no answer can end."""
+        """Logits (B, V) after the ids (B, n) of an answer so far -> with the repetition penalty:
+        those of its ids are divided by it, or multiplied if they are negative."""
         penalty, scores = self.settings["repetition_penalty"], logits.gather(1, chosen)
         less = torch.where(scores < 0, scores * penalty, scores / penalty)
-        logits = logits.scatter(1, chosen, less)
-        if chosen.shape[1] < self.settings["min_new_tokens"]:
-            logits[:, self.endings] = -torch.inf
-        return logits
+        return logits.scatter(1, chosen, less)
 
     def sampling(self):
         """The settings of answers as the flags of ArtGPT4.generate."""
@@ -238,16 +225,14 @@ def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=lambda logit
         best, places = totals.flatten().topk(2 * beams)       # half of them may end here
         parents, tokens = places // totals.shape[1], places % totals.shape[1]
         rows = torch.cat((rows[parents], tokens[:, None]), dim=1)           # (2 * beams, length)
-        ended = [model.decode(row)[1] for row in rows.tolist()]
+        ended = torch.tensor([model.decode(row)[1] for row in rows.tolist()], device=best.device)
         finished += [(best[i].item() / length, rows[i].tolist()) for i in range(beams) if ended[i]]
-        scores, kept = best.masked_fill(best.new_tensor(ended, dtype=torch.bool),
-                                        -torch.inf).topk(beams)
+        scores, kept = best.masked_fill(ended, -torch.inf).topk(beams)
         rows, limit = rows[kept], scores[0].item() / length
         if sum(score >= limit for score, _ in finished) >= beams:
             break
         for stored in (own.keys, own.values):                 # the rows of the answers alone
-            said = stored[:, :, :, start:own.length]
-            said.copy_(said[:, parents[kept]])                # indexing makes a copy first
+            stored[:, :, :, start:own.length] = stored[:, parents[kept], :, start:own.length]
         logits = model.llama(model.llama.embed(rows[:, -1:]), own)[:, -1]
     unfinished = zip(scores.tolist(), rows.tolist(), strict=True)
     _, answer = max(finished + [(score / length, row) for score, row in unfinished])
@@ -259,44 +244,37 @@ def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=lambda logit
 def checked(values, usual, file):
     """A JSON object with its "settings" parsed, if each value is of the kind that it has in
     `usual`. Raises ValueError, naming the file."""
-    for name, value in usual.items():
-        if type(values.get(name)) is not type(value):
-            raise ValueError(f"{file}: {name!r} should be there, and like {value!r}")
-    try:
+    with errors_naming(file):
+        for name, value in usual.items():
+            if type(values.get(name)) is not type(value):
+                raise ValueError(f"{name!r} should be there, and like {value!r}")
         return values | {"settings": dict(setting(*item) for item in values["settings"].items())}
-    except Misuse as error:
-        raise ValueError(f"{file}: {error}") from None
 
 
 def read_about(folder):
     """What about.json in a weights folder says: "knows", a sentence, "examples" of questions,
     default "settings", and the most "pictures" of a conversation in training. Raises ValueError."""
-    file, usual = Path(folder) / "about.json", {"knows": "", "examples": [], "settings": {},
-                                                "pictures": 4}
+    file = Path(folder) / "about.json"
+    usual = {"knows": "", "examples": [], "settings": {}, "pictures": 4}
     return checked(usual | (read_json(file) if file.exists() else {}), usual, file)
-
-
-NO_TALK = {"model": "", "settings": {}, "images": [], "rounds": []}
 
 
 def to_json(talk, model):
     """The text of a file that read_talk reads. model: the name of the weights."""
     settings = {name: value for name, value in talk.settings.items() if value is not None}
     saved = {"model": model, "settings": settings, "images": talk.waiting,
-             "rounds": [asdict(round) for round in talk.rounds]}
+             "rounds": [round._asdict() for round in talk.rounds]}
     return json.dumps(saved, indent=1) + "\n"
 
 
 def read_talk(file):
     """What to_json wrote into a file, a dictionary; "rounds" are Rounds. Raises ValueError."""
     saved = checked(read_json(file), NO_TALK, file)
-    try:
+    with errors_naming(file):
         rounds = [Round(**entry) for entry in saved["rounds"]]
-        "".join(saved["images"] + [text for round in rounds for text in
-                                   (*round.images, round.question, round.answer)])
+        for files, *texts in (*rounds, Round(saved["images"], "")):
+            "".join(files + texts)                            # fails if one is no text
         return saved | {"rounds": rounds}
-    except TypeError as error:                                # of join, if one is no text
-        raise ValueError(f"{file}: not a conversation that /save wrote ({error})") from None
 
 
 def to_markdown(talk, model, folder):

@@ -5,7 +5,6 @@ import contextlib
 import itertools
 import os
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -48,31 +47,6 @@ def named_pictures(text):
     return re.sub("[ \t]+", " ", left).strip() if found else text, found
 
 
-def wrapped(pieces):
-    """Yield pieces of text word by word, each as soon as it is whole. The space before one that
-    does not fit on its line becomes a line break."""
-    column, held = 0, ""
-    for piece in itertools.chain(pieces, " "):                # the space ends the last word
-        *words, held = re.split(r"(?<=\S)(?=\s)", held + piece)
-        for word in words:
-            if "\n" not in word and 0 < column > shutil.get_terminal_size().columns - len(word):
-                word = "\n" + word.lstrip()
-            _, line_break, line = word.rpartition("\n")
-            column = len(line) + (0 if line_break else column)
-            yield word
-
-
-def whole_line(read):
-    """The next question or command: a line that ends with a backslash continues on the next one,
-    and so does a text between two of triple quotation marks. read: a function from a prompt to a
-    line, which raises EOFError at the end."""
-    line = read("> ").strip()
-    with contextlib.suppress(EOFError):                       # the end ends an open question too
-        while line.endswith("\\") or (line.startswith('"""') and line.count('"""') < 2):
-            line = line.removesuffix("\\") + "\n" + read("... ").rstrip()
-    return line.split('"""')[1] if line.startswith('"""') else line
-
-
 class Session:
     """A conversation in a terminal or a pipe. Answers go to stdout, everything else to stderr.
 
@@ -83,13 +57,11 @@ class Session:
     def __init__(self, talk, about, name, measure=None, someone_types=True):
         self.talk, self.about, self.name, self.measure = talk, about, name, measure
         self.typed = someone_types and sys.stdin is not None and sys.stdin.isatty()
-        self.read, self.answers = sys.stdout.isatty(), sys.stdout
         self.written = set()                                  # files that may be overwritten
 
     def say(self, text):
         """Print a text that is no answer."""
-        text = clean(text)
-        print("".join(wrapped(text)) if sys.stderr.isatty() else text, file=sys.stderr)
+        print(clean(text), file=sys.stderr)
 
     def note(self, text):
         """Print a text for someone who types."""
@@ -103,7 +75,7 @@ class Session:
         self.note(f"{name}, {width} x {height}")
         if image.info.get("frames", 1) > 1:
             self.say(f"{name}: the first of {image.info['frames']} frames")
-        talk.add_image(image, file)
+        talk.add_image(image, Path(file).resolve())
         if unfamiliar(talk.model, self.measure, talk.image_embeds[-1]):
             self.say(f"({name} looks like nothing that this model has seen; its answers may be "
                      "wrong)")
@@ -113,36 +85,34 @@ class Session:
 
     def open(self, files):
         for image, file in [(open_image(file), file) for file in files]:      # all, or none
-            self.add(image, file.resolve())
+            self.add(image, file)
 
     def ask(self, question=None):
-        """Print the answer as it comes and, for someone who reads it, its speed."""
+        """Print the answer as it comes and, for someone who types, its speed."""
         talk, start, forgotten = self.talk, time.perf_counter(), self.talk.forgotten
         pieces = talk.answer(question)
-        first = next(pieces, "")
+        shown = itertools.chain([next(pieces, "")], pieces)   # errors come before any output
         seconds = time.perf_counter() - start
-        shown = itertools.chain([first], pieces)
         try:
-            for piece in wrapped(shown) if self.read else shown:
-                print(piece, end="", file=self.answers, flush=True)
+            for piece in shown:
+                print(piece, end="", flush=True)
         finally:
             pieces.close()                                    # which keeps the round
-            print(file=self.answers, flush=True)
+            print(flush=True)
         if talk.forgotten > forgotten:
             self.say(f"(the context of {talk.context} tokens is full: {talk.forgotten} of "
                      f"{len(talk.rounds)} rounds are forgotten; /reset begins anew)")
-        if self.read:
-            speed = talk.new_tokens / (time.perf_counter() - start)
-            self.note(f"{talk.new_tokens} tokens, {speed:.1f} tokens/s, "
-                      f"the first after {seconds:.2f} s")
+        count, speed = talk.new_tokens, talk.new_tokens / (time.perf_counter() - start)
+        self.note(f"{count} tokens, {speed:.1f} tokens/s, the first after {seconds:.2f} s")
 
     def run(self):
         """Answer and obey line by line, until /quit or the end of the input. Returns whether all
         lines succeeded. Ctrl-C stops an answer; if the lines come from a pipe, it ends all."""
-        read, succeeded = self.reader(), True
+        self.prepare()
+        prompt, succeeded = "> " if self.typed and sys.stdout.isatty() else "", True
         while True:
             try:
-                succeeded = self.obey(whole_line(read)) and succeeded
+                succeeded = self.obey(input(prompt).strip()) and succeeded
             except EOFError:
                 return succeeded
             except KeyboardInterrupt:
@@ -150,29 +120,21 @@ class Session:
                     raise
                 self.say("\nCtrl-D or /quit ends.")
 
-    def reader(self):
-        """A function from a prompt to a line, which is piped, or typed. What is typed is edited by
-        readline, where Python has it, and kept in a file that only its owner can read."""
-        if sys.stdin is None:
-            raise ValueError("standard input is closed; ask with --prompt TEXT")
+    def prepare(self):
+        """Let input() read piped lines in UTF-8 or UTF-16; or edit typed ones with readline, where
+        Python has it, and keep them in a file that only its owner can read."""
         with contextlib.suppress(AttributeError):             # a notebook's stdin is no file
             begin = b"" if self.typed else sys.stdin.buffer.peek(2)[:2]
             piped = "utf-16" if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
             sys.stdin.reconfigure(encoding=None if self.typed else piped, errors="replace")
         if not self.typed:
-            return lambda prompt: input()
-        if not self.read and sys.stderr.isatty():             # input() edits lines only where its
-            self.answers = open(os.dup(1), "w")               # own stdout is a terminal
-            os.dup2(2, 1)
+            return
         with contextlib.suppress(ImportError, OSError, RuntimeError):    # there may be no home
             import readline
-            state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-            file = Path(state, "artgpt4", "history")
-            file.parent.mkdir(parents=True, exist_ok=True)
+            file = Path.home() / ".artgpt4_history"
             file.touch(mode=0o600)
             atexit.register(readline.write_history_file, file)
             readline.read_history_file(file)
-        return input
 
     def obey(self, line):
         """Answer a question, add the pictures that it names, or run a /command. Returns whether
@@ -190,9 +152,7 @@ class Session:
             if plain(question):
                 self.ask(question)
             return True
-        except BrokenPipeError:                               # nobody reads the answers
-            raise
-        except (ValueError, OSError, RuntimeError) as error:
+        except (ValueError, RuntimeError) as error:
             self.say(one_line(error))
             return False
 

@@ -236,8 +236,9 @@ def open_checkpoint(path, flag):
         kind = "delta"                    # a model's norm is near 1, the difference of two near 0
     if kind is None or flag not in FORMATS[kind].flags:
         expected = " or ".join(known.what for known in FORMATS.values() if flag in known.flags)
-        raise ValueError(f"{path}: {FORMATS[kind].what if kind else 'no known checkpoint'}; "
-                         f"for --{flag} expected {expected}")
+        unknown = f"no known checkpoint, of tensors like {next(iter(tensors), 'none')}"
+        raise ValueError(f"{path}: {FORMATS[kind].what if kind else unknown}; for --{flag} "
+                         f"expected {expected}")
     if not path.is_dir() and kind not in ("eva", "blip2", "artgpt4", "minigpt4"):
         raise ValueError(f"{path}: a file of {FORMATS[kind].what}; give its folder")
     tensors = {name: value if isinstance(value, list) else [value]

@@ -8,9 +8,10 @@ from html import escape
 from textwrap import dedent
 
 import numpy as np
+from PIL import Image
 
 from artgpt4 import Config
-from common.page import data_url, png_url
+from common.page import data_url
 
 STYLE = """
 body { max-width: 76rem; } p { max-width: 46rem; } a { color: var(--accent); }
@@ -101,7 +102,7 @@ def lit(values, text, caption="", mark=None):
     low, high = float(values.min()), float(values.max())
     veil = np.zeros((*values.shape, 2), np.uint8)
     veil[..., 1] = 215 * (high - values) / max(high - low, 1e-30)
-    over = f'<img src="{png_url(veil)}" alt="">'
+    over = f'<img src="{data_url(Image.fromarray(veil))}" alt="">'
     if mark is not None:
         frame = f'<path d="M{mark[1]} {mark[0]}h1v1h-1z" fill="none" stroke='
         over += (f'<svg viewBox="0 0 {values.shape[1]} {values.shape[0]}" aria-hidden="true">'
@@ -152,7 +153,8 @@ def vector(values):
     pixels = np.zeros((1, len(values), 4), np.uint8)
     pixels[0, :, :3] = np.where(values[:, None] > 0, ORANGE, BLUE)
     pixels[0, :, 3] = 255 * np.abs(values) / max(np.abs(values).max(), 1e-30)
-    return f'<img class="vector" src="{png_url(pixels)}" alt="{len(values)} numbers">'
+    url = data_url(Image.fromarray(pixels))
+    return f'<img class="vector" src="{url}" alt="{len(values)} numbers">'
 
 
 def attention_table(q, k, v, weights, names):

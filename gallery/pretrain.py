@@ -25,7 +25,7 @@ from torch import nn
 
 from artgpt4 import ArtGPT4, Config
 from common.command_line import Progress, number, run_command
-from common.files import save_adapter, save_tensors, written_beside
+from common.files import save_tensors, written_beside
 from common.models import device
 from gallery.familiarity import FILE, fitted
 from gallery.language import Documents, gallery_tokenizer, language_objective
@@ -85,7 +85,8 @@ def save_pretrained(model, folder):
     vision = {name: tensor for name, tensor in state.items() if name.startswith(VISION)}
     save_tensors(vision, folder / "vision.safetensors")
     save_tensors(llama, folder / "llama.safetensors")
-    save_adapter(model, folder / "adapter.safetensors")
+    trainable = {name: state[name] for name in model.trainable_names()}
+    save_tensors(trainable, folder / "adapter.safetensors")
     with written_beside(folder / "tokenizer.model") as path:
         path.write_bytes(model.tokenizer.serialized_model_proto())
     write_json(asdict(model.config), folder / "config.json")
@@ -118,13 +119,13 @@ def pretrain_side(side, tokenizer, args):
         initialise(model.qformer)
         shrink_outputs(model)
         photographs = Photographs(TINY, args.pictures, args.seed, args.vision_steps,
-                                  args.vision_batch)
+                                  args.batch_size or 48)
         objective = vision_objective(model.to(args.device), photographs, args.workers)
         train(objective, args.vision_steps, 1e-3, side)
     else:
         parts = ("llama.",)
         initialise(model.llama)
-        documents = Documents(tokenizer, args.language_batch, TINY.queries, TINY.llama_width,
+        documents = Documents(tokenizer, args.batch_size or 64, TINY.queries, TINY.llama_width,
                               args.seed)
         objective = language_objective(model.to(args.device), documents.batches(args.workers))
         train(objective, args.language_steps, 2e-3, side)
@@ -165,12 +166,12 @@ def command_line():
                         help="weights folder to write (default: %(default)s)")
     for flag, default, what in (
             ("--vision-steps", 2400, "of the vision side"),
-            ("--vision-batch", 48, "pictures in a batch"),
             ("--pictures", 10000, "plain scenes to draw"),
-            ("--language-steps", 2700, "of the language side"),
-            ("--language-batch", 64, "documents in a batch")):
+            ("--language-steps", 2700, "of the language side")):
         parser.add_argument(flag, type=count, default=default,
                             help=f"{what} (default: %(default)s)")
+    parser.add_argument("--batch-size", type=count,
+                        help="of both sides (default: 48 pictures, 64 documents)")
     parser.add_argument("--device", type=device, default="cpu",
                         help="cuda, cuda:1, cpu, ... (default: %(default)s)")
     parser.add_argument("--workers", type=number(int, 0, 100), default=0,

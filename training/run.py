@@ -42,7 +42,8 @@ def can_resume(folder, resume, overwrite):
     """
     saved, log = checkpoints(folder), folder / "log.jsonl"
     found = [*saved[-1:], *(folder / name for name in RESULTS if (folder / name).exists())]
-    if overwrite or (resume and (saved or not found)):
+    trained = saved or (folder / "adapter.safetensors").exists()
+    if overwrite or (resume and (saved or not trained)):      # a picture alone is no run
         return not overwrite and len(saved) > 0
     if found or (log.is_file() and log.stat().st_size > 0):
         raise ValueError(f"{[*found, log][0]}: the folder holds a run; give another --out, "
@@ -211,7 +212,8 @@ class Run:
         if saved["taken"] > 0:
             check(saved["exp_avg"], trained, moment)
             check(saved["exp_avg_sq"], trained, moment, low=0)
-        if not 0 <= saved["taken"] <= saved["step"] <= self.steps:
+        numbers = {type(saved["taken"]), type(saved["step"])}
+        if numbers != {int} or not 0 <= saved["taken"] <= saved["step"] <= self.steps:
             raise ValueError(f"{saved['taken']} steps taken of {saved['step']}")
         for name, parameter in self.weights.items():
             parameter.data.copy_(share_of(saved["weights"][name], parameter))

@@ -48,7 +48,7 @@ def open_source(spec, stage, config, load):
     cc_sbu_align; or a folder of pictures with captions. load: training.data.load_data, with a
     number of workers. Raises ValueError for anything else, and if there is no pair.
     """
-    if spec.isdecimal() and not os.path.exists(spec):
+    if spec.isdecimal() and int(spec) > 0 and not os.path.exists(spec):
         return Gallery(int(spec), stage, config)
     files = []
     for path in expand(spec):
@@ -117,7 +117,7 @@ class Gallery:
         if self.stage == 1:
             return [self.picture(i)], IMAGE_MARK, clean_caption(words.caption(scene, rng))
         kind = batch_rng.random()
-        if kind < 0.25:
+        if kind < 0.25 or self.config.prompt != "vicuna_v0":  # conversations have its format alone
             prompt = instruction_prompt(batch_rng.choice(INSTRUCTIONS), self.config.prompt)
             return [self.picture(i)], prompt, words.description(scene, rng)
         # All pairs of a batch ask the same kind of question, so their texts have like lengths.

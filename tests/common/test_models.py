@@ -1,8 +1,9 @@
 """common/models.py: a model from flags, or a line that names the file; answers to many prompts."""
 import argparse
-import json
 import os
 import shutil
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,45 +21,38 @@ def flags(*arguments):
     return parser.parse_args(list(map(str, arguments)))
 
 
-@pytest.mark.parametrize("file, content, said", [
+def put(name, value):
+    """A change to a file of tensors: one number of them, or whole numbers in place of floats."""
+    def change(file):
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        tensors[name].view(-1)[3] = value
+        save_file(tensors | ({name: tensors[name].long()} if value == 1 else {}), file)
+    return change
+
+
+@pytest.mark.parametrize("file, change, said", [
     ("config.json", '{"model_type": "llama"}', "convert_weights.py"),
-    ("config.json", None, "convert_weights.py"),
+    ("config.json", '{"vit_heads": 3}', "vit_width"),
+    ("config.json", Path.unlink, "convert_weights.py"),
     ("vision.safetensors", "version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
-    ("llama.safetensors", "<!DOCTYPE html>", "web page"),
-    ("adapter.safetensors", "", "empty"), ("tokenizer.model", "junk", "tokenizer.model"),
-    ("adapter.safetensors", "pickle", "torch.save"), ("vision.safetensors", "pipe", "a pipe")])
-def test_a_foreign_file_in_a_weights_folder_is_named_with_what_it_is(weights, tmp_path, file,
-                                                                     content, said):
+    ("llama.safetensors", "<!DOCTYPE html>", "web page"), ("adapter.safetensors", "", "empty"),
+    ("adapter.safetensors", '{"error": "no"}', "JSON"), ("tokenizer.model", "junk", ""),
+    ("adapter.safetensors", partial(torch.save, {"a": torch.ones(2)}), "torch.save"),
+    ("vision.safetensors", lambda file: (file.unlink(), os.mkfifo(file)), "a pipe"),
+    ("vision.safetensors", put("vit.blocks.0.fc1.bias", torch.nan), "vit.blocks.0.fc1.bias"),
+    ("llama.safetensors", put("llama.embed.weight", torch.inf), "llama.embed.weight"),
+    ("adapter.safetensors", put("proj.bias", torch.nan), "adapter"),
+    ("adapter.safetensors", put("proj.bias", 1), "adapter")])
+def test_a_wrong_file_in_a_weights_folder_is_named_with_what_it_is(weights, tmp_path, file, change,
+                                                                   said):
     folder = shutil.copytree(weights["artgpt4"], tmp_path / "w")
-    (folder / file).unlink()
-    if content == "pipe":
-        os.mkfifo(folder / file)
-    elif content == "pickle":
-        torch.save({"a": torch.ones(2)}, folder / file)
-    elif content is not None:
-        (folder / file).write_text(content)
-    with pytest.raises(ValueError, match=file) as refused:
+    if callable(change):
+        change(folder / file)
+    else:
+        (folder / file).write_text(change)
+    with pytest.raises(ValueError, match=str(folder)) as refused:
         load(flags("--weights", folder))
     assert said in str(refused.value) and "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("file, name, value", [
-    ("vision", "vit.blocks.0.fc1.bias", torch.nan), ("llama", "llama.embed.weight", torch.inf),
-    ("adapter", "proj.bias", torch.nan), ("adapter", "proj.bias", 1), ("config", "vit_heads", 3)])
-def test_what_torch_takes_and_is_no_model_is_refused_by_name(weights, tmp_path, file, name, value):
-    folder = shutil.copytree(weights["artgpt4"], tmp_path / "w")
-    if file == "config":
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {name: value}))
-    else:
-        tensors = load_file(folder / f"{file}.safetensors")
-        tensors[name] = tensors[name].clone()
-        tensors[name].view(-1)[3] = value
-        if value == 1:
-            tensors[name] = tensors[name].long()
-        save_file(tensors, folder / f"{file}.safetensors")
-    with pytest.raises(ValueError, match=f"{folder}.*({name}|vit_width|adapter)"):
-        load(flags("--weights", folder))
 
 
 def test_an_adapter_from_elsewhere_takes_the_place_of_the_folders(weights, tmp_path):
@@ -85,14 +79,15 @@ def test_int8_is_of_the_parts_that_are_asked_for_and_packed_unless_they_train(we
     assert layers("--dtype", "bfloat16")[1] == []
 
 
-def test_a_small_model_has_one_thread_unless_the_environment_says_otherwise(weights, monkeypatch):
-    for environment, threads in (("3", 2), ("", 1)):
-        torch.set_num_threads(2)
-        monkeypatch.setenv("OMP_NUM_THREADS", environment)
-        models.set_threads(192)
-        assert torch.get_num_threads() == threads
-    models.set_threads(4096)
-    assert torch.get_num_threads() == 1
+@pytest.mark.parametrize("environment, wide, threads", [("3", 1024, 2), ("", 1024, 1), ("", 1, 2)])
+def test_a_small_model_has_one_thread_unless_the_environment_says_otherwise(
+        weights, monkeypatch, environment, wide, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    monkeypatch.setattr(models, "WIDE", wide)
+    torch.set_num_threads(2)
+    load(flags("--weights", weights["artgpt4"]))
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import artgpt4
 import chat
 from artgpt4 import ArtGPT4
 from common.command_line import run_command
-from common.models import TINY
+from common.models import TINY, load
 from conversation import rounds
 from conversation.rounds import Conversation
 
@@ -50,20 +50,19 @@ def run_chat(tiny, monkeypatch, capsys):
 
     typed: whether stdin says that it is a terminal. Unless --weights is given, nothing is loaded.
     """
+    monkeypatch.setenv("HOME", "/dev/null")                   # no history
+
     def run(*arguments, lines=b"", typed=False):
         stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(lines)))
         monkeypatch.setattr(stdin, "isatty", lambda: typed, raising=False)
         monkeypatch.setattr(sys, "stdin", stdin)
-        monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")     # no history
         monkeypatch.setattr(chat, "read_measure", lambda _: None)
-        with monkeypatch.context() as patch:
-            if "--weights" not in arguments:
-                patch.setattr(chat, "load", lambda args: tiny)
-            code = 0
-            try:
-                run_command(chat.main, chat.command_line(), list(map(str, arguments)))
-            except SystemExit as end:
-                code = int(end.code or 0)
+        monkeypatch.setattr(chat, "load", lambda args: tiny if args.weights == TINY else load(args))
+        code = 0
+        try:
+            run_command(chat.main, chat.command_line(), list(map(str, arguments)))
+        except SystemExit as end:
+            code = int(end.code or 0)
         return code, *capsys.readouterr()
     return run
 

@@ -43,7 +43,7 @@ def test_pictures_and_question_are_told_apart(run_chat, picture, white, script, 
 
 
 def test_json_is_the_answer_with_how_it_was_made(run_chat, picture, white, tiny):
-    arguments = (picture, white, "Which of them?", *COLD, "--set", "top-p=0.5")
+    arguments = (picture, white, "Which of them?", *COLD, "--top-p", 0.5)
     answer = run_chat(*arguments)[1].strip()
     code, out, err = run_chat(*arguments, "--json")
     found = json.loads(out)
@@ -52,7 +52,7 @@ def test_json_is_the_answer_with_how_it_was_made(run_chat, picture, white, tiny)
         "images": [str(picture), str(white)], "question": "Which of them?", "answer": answer,
         "tokens": len(tiny.tokenizer.encode(answer)), "model": "tiny", "unfamiliar": [None, None],
         "settings": {"temperature": 0.0, "top_p": 0.5, "repetition_penalty": 1.0,
-                     "min_new_tokens": 0, "max_new_tokens": 300, "beams": 1, "seed": None}}
+                     "max_new_tokens": 300, "beams": 1, "seed": None}}
     _, out, _ = run_chat(picture, "What?", "--json")
     assert json.loads(out)["settings"]["temperature"] == 0.2  # of weights/tiny/about.json
 
@@ -61,7 +61,7 @@ def test_a_picture_comes_through_standard_input(run_chat, picture):
     _, answer, _ = run_chat(picture, "What?", *COLD)
     assert run_chat("-", "What?", *COLD, lines=picture.read_bytes()) == (0, answer, "")
     code, out, err = run_chat("-", "What?", lines=b"words")
-    assert (code, out) == (1, "") and "standard input" in err
+    assert (code, out) == (1, "") and "-: " in err
 
 
 # Many pictures
@@ -81,8 +81,7 @@ def collection(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [
-    (), ("--batch-size", 1, "--set", "repetition_penalty=1.3", "--set", "min_new_tokens=30"),
-    ("--set", "beams=2")])
+    (), ("--batch-size", 1, "--repetition-penalty", 1.3), ("--beams", 2)])
 def test_a_batch_answers_as_single_questions_do(run_chat, collection, flags):
     code, out, err = run_chat(collection, "What is it?", *COLD, *flags)
     found = dict(line.split("\t") for line in out.splitlines())
@@ -95,22 +94,18 @@ def test_a_batch_answers_as_single_questions_do(run_chat, collection, flags):
 
 def test_json_lines_have_the_bad_pictures_too(run_chat, collection, monkeypatch):
     monkeypatch.setattr(chat, "unfamiliar", lambda *_: True)
-    arguments = (f"{collection}/[1-3].png", "What is it?", "--json", "--seed", 1)
+    arguments = (collection, "What is it?", "--json", "--seed", 1)
     code, out, err = run_chat(*arguments)
     found = [json.loads(line) for line in out.splitlines()]
     assert code == 1 and [row["images"] for row in found if "error" in row] == [
-        [str(collection / "3.png")]]
-    assert sorted(row["unfamiliar"] for row in found if "answer" in row) == [[True], [True]]
-    assert "2 of 3" in err
+        [str(collection / "3.png")], [str(collection / "5.heic")]]
+    assert [row["unfamiliar"] for row in found if "answer" in row] == [[True]] * 3
+    assert "3 of 5" in err
     again = [json.loads(line) for line in run_chat(*arguments)[1].splitlines()]
     assert [row.get("answer") for row in again] == [row.get("answer") for row in found]
 
 
-def test_patterns_follow_no_links_and_several_files_may_be_asked_each(run_chat, collection):
-    for name in ("a", "b"):
-        (collection / name).symlink_to(".")
-    code, out, _ = run_chat(f"{collection}/**/[124].*", "What is it?")
-    assert code == 0 and out.count("\n") == 3
+def test_several_files_may_be_asked_each(run_chat, collection):
     files = [collection / "1.png", collection / "2.png"]
     code, out, _ = run_chat(*files, "What is it?", "--each")
     assert [line.partition("\t")[0] for line in out.splitlines()] == [str(file) for file in files]
@@ -123,7 +118,7 @@ def test_a_painting_nobody_has_seen_is_described_and_told(run_chat, script, monk
     code, out, err = run_chat("--surprise", "--seed", 5)
     assert (code, err) == (0, "") and asked[0][0].endswith("Describe this image in detail.")
     assert out.splitlines()[0] == "A castle in oil, rose colours."
-    assert "ember: wrong; it said rose" in out and "2 of 4 right" in out and "--seed 5" in out
+    assert "ember: it said rose" in out and "2 of 4 right" in out and "--seed 5" in out
     assert "0 of 4 right" in run_chat("--surprise")[1]
 
 
@@ -142,7 +137,7 @@ def test_a_broken_or_missing_file_is_one_line_that_names_it(run_chat, picture, t
     for name, arguments in {
             "missing.png": ["missing.png"], "gone": ["gone"], "words.png": ["words.png"],
             "truncated.jpg": ["truncated.jpg"], "empty": ["empty"], "pipe.png": ["pipe.png"],
-            "*.webp": ["*.webp"], "http://a.b/c": ["http://a.b/c"], "--prompt": ["Describe"],
+            "http://a.b/c": ["http://a.b/c"], "--prompt": ["Describe"],
             "this": [picture, "this", "Describe it"], "n" * 300: ["n" * 300],
             "--each": [picture] * 70, "no_weights": [picture, "--weights", "no_weights"],
             "talk.json": ["--resume", "talk.json"], "pipe.json": ["--resume", "pipe.json"]}.items():
@@ -153,11 +148,11 @@ def test_a_broken_or_missing_file_is_one_line_that_names_it(run_chat, picture, t
 
 @pytest.mark.parametrize("arguments", [
     ("--temperature", "-1"), ("--temperature", "nan"), ("--max-new-tokens", "0"),
-    ("--max-new-tokens", "2.5"), ("--seed", "-1"), ("--seed", "x"), ("--set", "top_p=1.5"),
-    ("--set", "beam=2"), ("--dtype", "int4"), ("--device", "abacus"), ("--prompt", "  "),
+    ("--max-new-tokens", "2.5"), ("--seed", "-1"), ("--seed", "x"), ("--top-p", "1.5"),
+    ("--dtype", "int4"), ("--device", "abacus"), ("--prompt", "  "),
     ("--prompt", "Why?", "What is this?"),
     ("--json",), ("--each",), ("--surprise",), ("--batch-size", "0")])
 def test_misuse_is_exit_code_2_and_names_the_flag(run_chat, picture, arguments):
     code, out, err = run_chat(picture, *arguments)
-    assert (code, out) == (2, "") and arguments[0].strip("-").replace("set", "") in err
+    assert (code, out) == (2, "") and arguments[0].strip("-") in err
     assert "Traceback" not in err

@@ -15,24 +15,24 @@ import chat
 
 PROMPT = "\r\n> "
 ENVIRONMENT = {"PATH": os.environ["PATH"], "TERM": "xterm", "LC_ALL": "C.UTF-8",
-               "OMP_NUM_THREADS": "1"}                        # and no home
+               "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture
 def command(picture):
     """The command line of a talk about the picture, with long answers."""
-    return [sys.executable, str(Path(chat.__file__)), str(picture), "--set", "min_new_tokens=700",
-            "--set", "max_new_tokens=700"]
+    return [sys.executable, str(Path(chat.__file__)), str(picture), "--temperature", "10",
+            "--top-p", "1", "--max-new-tokens", "700"]
 
 
 class Screen:
     """A command in a pseudo-terminal."""
 
-    def __init__(self, arguments, state):
+    def __init__(self, arguments, home):
         self.shown = ""                                       # what has not been waited for yet
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            os.execve(arguments[0], arguments, ENVIRONMENT | {"XDG_STATE_HOME": str(state)})
+            os.execve(arguments[0], arguments, ENVIRONMENT | {"HOME": str(home)})
 
     def type(self, keys, awaited=PROMPT):
         """Type keys, and read until a text has come. Returns what came before it."""
@@ -62,39 +62,29 @@ def test_a_session_in_a_terminal(command, tmp_path):
                   "tiny in float32, language in int8", "Where does it stand?"):
         assert words in shown
     screen.type("What is this?\n", "What is this?\r\n")
-    screen.shown += os.read(screen.fd, 4096).decode()         # the first words
+    screen.shown += os.read(screen.fd, 4096).decode(errors="replace")   # the first words
     said = screen.type("\x03", "^C").strip()
     assert said and "tokens/s" not in screen.type("")
     screen.type("half a questi", "half a questi")
     time.sleep(0.3)                                           # until readline waits again
     screen.type("\x03", "ends.\r\n> ")
-    screen.type("\n")                                         # an empty line is no question
     os.write(screen.fd, b"/no\xe9\n")                         # nor are bytes that are no UTF-8
     screen.type("", "lists them\r\n> ")
     screen.type("/set max_new_tokens 9\n")
-    screen.type(f"/save {tmp_path}/talk.json\n")
+    screen.type(f"/savx\x7fe {tmp_path}/talk.json\n")         # Backspace
     kept, = json.loads((tmp_path / "talk.json").read_text())["rounds"]
-    assert kept["question"] == "What is this?" and kept["answer"].startswith(said[:20])
+    assert kept["question"] == "What is this?"
+    assert "".join(kept["answer"].split()).startswith("".join(said.split())[:10])
     screen.type("\x1b[A" * 4, "What is this?")        # arrows up: the question
-    assert "\n9 tokens, " in screen.type("\n")
+    assert " tokens/s, " in screen.type("\n")
     assert screen.end("\x04") == 0                            # Ctrl-D
-
-
-def test_lines_are_edited_and_kept_with_the_answers_in_a_pipe(command, tmp_path):
-    answers, history = tmp_path / "answers.txt", tmp_path / "artgpt4" / "history"
-    shell = ["/bin/sh", "-c", f"{shlex.join(command)} --set min_new_tokens=0 | cat > {answers}"]
-    history.parent.mkdir()
-    history.write_text("What is this?\n")
-    history.chmod(0o600)
-    screen = Screen(shell, tmp_path)
-    screen.type("", "> ")
-    screen.type("\x1b[A", "What is this?")                    # arrow up
-    screen.type("\n")
-    screen.type("Whx\x7fy?\n")                                # Backspace
-    assert screen.end("/quit now\n") == 0
-    assert answers.read_text().count("\n") == 2 and len(answers.read_text()) > 10
-    assert history.read_text().splitlines() == ["What is this?", "Why?", "/quit now"]
+    history = tmp_path / ".artgpt4_history"
+    assert history.read_text().startswith("What is this?\n/no")
     assert history.stat().st_mode & 0o777 == 0o600
+    screen = Screen(command, tmp_path)
+    screen.type("")
+    screen.type("\x1b[A", "What is this?")                    # of the session before
+    assert screen.end("\x15/bye\n") == 0                      # Ctrl-U
 
 
 def test_a_closed_pipe_ends_it_quietly(command):

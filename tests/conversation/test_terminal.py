@@ -3,7 +3,6 @@ import codecs
 import contextlib
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,7 @@ from PIL import Image
 
 from artgpt4 import IMAGE_SLOT, ArtGPT4
 from conversation import rounds
-from conversation.terminal import (
-    COMMANDS, Session, named_pictures, typed_path, whole_line, wrapped)
+from conversation.terminal import COMMANDS, named_pictures, typed_path
 
 FIRST = f"{IMAGE_SLOT} A?"
 
@@ -53,35 +51,6 @@ def test_a_question_may_name_pictures(text, question, names, tmp_path, monkeypat
     left, found = named_pictures(text)
     assert found == [Path(name) for name in names]
     assert left == (text if question is None else question)
-
-
-@pytest.mark.parametrize("lines, whole", [
-    (["What?", "Why?"], ["What?", "Why?"]),
-    (["What\\", "and \\", "why?", "Who?"], ["What\nand \nwhy?", "Who?"]),
-    (['  """What', "is", 'it?""" x', 'a """ b'], ["What\nis\nit?", 'a """ b']),
-    (['"""one line"""', '"""open', "end"], ["one line", "open\nend"]),
-    (["open\\"], ["open\\"])])
-def test_a_question_may_have_several_lines(lines, whole):
-    left, found = list(lines), []
-
-    def read(prompt):
-        if not left:
-            raise EOFError
-        assert prompt in ("> ", "... ")
-        return left.pop(0)
-    with pytest.raises(EOFError):
-        while True:
-            found.append(whole_line(read))
-    assert found == whole
-
-
-def test_words_that_do_not_fit_begin_a_line(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "8")
-    text = "a boat\n\non the sea, wide\nsea immeasurable x"
-    for pieces in ([text], list(text)):
-        assert "".join(wrapped(pieces)) == "a boat\n\non the\nsea,\nwide\nsea\nimmeasurable\nx"
-    words = wrapped(iter(["a bo", "at ", KeyError]))
-    assert [next(words), next(words)] == ["a", " boat"]
 
 
 # Questions
@@ -139,7 +108,7 @@ def test_someone_is_told_which_rounds_are_forgotten_and_what_to_do(run_chat, pic
 def test_ctrl_c_keeps_what_was_said_on_a_terminal_and_ends_a_pipe(run_chat, picture, script):
     asked = script(["A grey", KeyboardInterrupt()], [KeyboardInterrupt()], ["Yes"])
     code, out, _ = run_chat(picture, lines=b"What?\nNothing?\nSure?\n", typed=True)
-    assert code == 0 and out.count("A grey\n") == out.count("Yes\n") == 1
+    assert (code, out) == (0, "A grey\nYes\n")
     assert asked[2] == [f"{IMAGE_SLOT} What?", "A grey", "Sure?"]
     script(["A grey", KeyboardInterrupt()])
     code, out, _ = run_chat(picture, lines=b"What?\nSure?\n")
@@ -216,7 +185,7 @@ def test_set_changes_the_answers_to_come_and_shows_them(run_chat, picture):
     code, out, err = run_chat(picture, "--seed", 9, lines=lines)
     first, second, third = out.splitlines()
     assert code == 0 and len(first) > len(second) > 0 and second == third
-    values = "temperature 0.5, top_p 0.9, repetition_penalty 1.0, min_new_tokens 0, "
+    values = "temperature 0.5, top_p 0.9, repetition_penalty 1.0, "
     assert err.count("\n") == 5 and err.endswith(f"{values}max_new_tokens 5, beams 1, seed 4\n")
 
 
@@ -232,7 +201,7 @@ def test_page_writes_the_html_of_the_last_answer(run_chat, picture, script, tmp_
 def test_a_saved_conversation_is_resumed_as_it_was(run_chat, picture, white, tmp_path):
     file = tmp_path / "talk.json"
     lines = f"What?\n/image {white}\nAnd this?\n/save {file}\n/save {file}\nWhy?\n".encode()
-    code, out, err = run_chat(picture, "--temperature", 0, "--set", "repetition-penalty=1.25",
+    code, out, err = run_chat(picture, "--temperature", 0, "--repetition-penalty", 1.25,
                               lines=lines)
     *_, last_answer = out.splitlines(True)
     assert (code, err, out.count("\n")) == (0, "", 3)
@@ -253,10 +222,10 @@ def test_markdown_shows_the_pictures_from_where_it_lies(run_chat, picture, scrip
     odd = tmp_path / "a\n(b) c.png"
     odd.write_bytes(picture.read_bytes())
     file = tmp_path / "talks" / "my talk.md"
-    lines = f"What?\nWhich\\\ncolour?\n/save {file}\n".encode()
+    lines = f"What?\nWhich colour?\n/save {file}\n".encode()
     assert run_chat(odd, lines=lines)[0] == 0
     link, *rest = file.read_text().split("\n\n")
-    assert rest == ["> What?", "A *boat*.", "> Which\n> colour?", "Blue.", "*tiny*\n"]
+    assert rest == ["> What?", "A *boat*.", "> Which colour?", "Blue.", "*tiny*\n"]
     assert link == "![a\\n(b) c.png](../a%0A%28b%29%20c.png)"
 
 
@@ -264,9 +233,3 @@ def test_more_pictures_than_in_training_are_a_note(run_chat, picture, script):
     script(["One"])
     code, _, err = run_chat(*[picture] * 6, "Which of them?")
     assert code == 0 and err.count("\n") == 1 and "at most 2" in err
-
-
-def test_a_closed_standard_input_is_an_error(talk, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(ValueError, match="--prompt"):
-        Session(talk(), {}, "tiny").run()

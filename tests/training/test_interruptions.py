@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training import kill_and_resume
 from tests.training.kill_and_resume import (
-    ENVIRONMENT, ROOT, SAVING, kill_and_resume, log_of, losses, small_data, train_command,
+    ENVIRONMENT, ROOT, SAVING, log_of, losses, small_data, train_command,
 )
 from tests.training.small_files import TINY, train_py, write_files
 from training.run import checkpoints
@@ -23,18 +24,11 @@ def pairs(tmp_path_factory):
     return small_data(tmp_path_factory.mktemp("data") / "pairs")
 
 
-def test_a_run_killed_at_a_random_moment_and_while_saving_ends_with_the_same_bits(tmp_path, pairs):
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    command = train_command(pairs, killed, 24)
-    told = kill_and_resume(command, killed, 2, longest=2.5)
-    assert "half-written [] bytes" not in told[1]
-    flags = command[3:]
-    flags[flags.index(killed)] = undisturbed
-    assert train_py(*flags) == 0
-    for file in ("adapter.safetensors", "samples.png"):
-        assert (killed / file).read_bytes() == (undisturbed / file).read_bytes()
-    assert losses(killed) == losses(undisturbed)
-    assert len(checkpoints(killed)) == 2 and not list(killed.glob(".*"))
+def test_a_run_killed_at_a_random_moment_and_while_saving_ends_with_the_same_bits(capsys):
+    with pytest.raises(SystemExit) as ended:
+        kill_and_resume.main(2)
+    assert ended.value.code == 0
+    assert ", half-written " in capsys.readouterr().out.split("kill 2:")[1]
 
 
 # ---- Two processes
@@ -67,15 +61,13 @@ def children(pid):
 
 
 @pytest.mark.parametrize("more", [
-    [], ["--fsdp", "--checkpointing"], ["--fsdp", "--moments", "bfloat16"]],
-    ids=["DistributedDataParallel", "fully_shard", "fully_shard with bfloat16 moments"])
+    [], ["--moments", "bfloat16", "--fsdp", "--checkpointing"]], ids=["DDP", "FSDP2"])
 def test_two_processes_have_the_losses_of_one_which_can_resume_their_run(tmp_path, pairs, more):
     flags = ["--stage", 2, "--data", pairs, "--init", TINY, "--recipe", "tiny", "--lr", 1e-3,
-             "--batch-size", 4, "--steps", 4, "--val", 4, "--workers", 0, *more[1:]]
+             "--batch-size", 4, "--steps", 4, "--val", 4, "--workers", 0, *more[:2]]
     one, two = tmp_path / "one", tmp_path / "two"
-    flags = [flag for flag in flags if flag != "--checkpointing"]
     assert train_py(*flags, "--out", one) == 0
-    with torchrun(tmp_path, *flags, *more[:1], "--out", two) as run:
+    with torchrun(tmp_path, *flags, *more[2:], "--out", two) as run:
         _, error = run.communicate(timeout=200)
     assert run.returncode == 0, error
     tolerance = 1e-3 if "bfloat16" in more else 1e-5          # its rounding differs
