@@ -19,6 +19,8 @@ SHORTHAND = {r"\bwhat is\b": ("what's", "whats"), r"\bis not\b": ("isn't",), r"\
              r"\band\b": ("&", "n"), r"\bI am\b": ("I'm", "im"), r"\bwho is\b": ("who's", "whos")}
 KNOWN = set(re.findall("[a-z]{4,}", " ".join(sum(
     (*words.WORDINGS.values(), *words.NAMES.values(), words.SUBJECTS, tuple(words.THINGS)), ()))))
+LONG_WORDS = sorted(KNOWN)
+SMALL_WORDS = r"(?i)\b(?:is|are|was|the|a|an|of|do|does|did|you|it|this|that|in|me|i|to|for)\b ?"
 # The words of the language of appreciation. The frozen side knows them, but in no sentence.
 OF_ART = sorted(set(re.findall(r"\b[a-z]+\b(?!})", " ".join(
     " ".join(texts) for row in (words.ART, *words.PHRASES.values()) for texts in row.values()))))
@@ -38,11 +40,16 @@ def misspelled(text, rng):
 
 
 def typed(question, rng):
-    """A question as somebody may type it: case, marks, shorthand, fillers and typos, each by its
-    own chance."""
+    """A question as somebody may type it: case, marks, shorthand, fillers, words left out or before
+    it, and typos, each by its own chance."""
     for pattern, forms in SHORTHAND.items():
         if rng.random() < 0.15:
             question = re.sub(pattern, rng.choice(forms), question, flags=re.IGNORECASE)
+    if rng.random() < 0.06:
+        question = re.sub(SMALL_WORDS, "", question) or question
+    if rng.random() < 0.08:
+        aside = " ".join(rng.sample(LONG_WORDS, rng.randint(2, 9)))
+        question = aside + rng.choice((", ", ". ", ": ", " - ", "? ")) + question
     if rng.random() < 0.15:
         before = words.fill("{before}", words.NAMES, rng)
         question = f"{before} {question[0].lower()}{question[1:]}"

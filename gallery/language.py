@@ -8,6 +8,7 @@ process or several, and on every device.
 import io
 import itertools
 import random
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from gallery import words
 from gallery.conversations import about_one, about_two, prompt_and_answer
 from gallery.scenes import random_scenes
 
-MIXED = 0.7                         # the share of pictures whose words are mixed
+MIXED = 0.8                         # the share of pictures whose words are mixed
 NOISE = 0.05                        # the deviation of what is added to the vectors of these
 
 
@@ -60,7 +61,7 @@ def gallery_tokenizer(seed, vocab_size):
     documents = (document(*pair, rng)
                  for pair in itertools.pairwise(random_scenes(8001, f"tokenizer {seed}")))
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(prompt.replace(IMAGE_MARK, "") + answer
+        sentence_iterator=(re.sub("[^\n-~]", "", prompt.replace(IMAGE_MARK, "") + answer)
                            for prompt, answer, _ in documents),
         model_writer=model, model_type="bpe", vocab_size=vocab_size, byte_fallback=True,
         normalization_rule_name="identity", remove_extra_whitespaces=False,
@@ -106,7 +107,8 @@ def mixture(facts, count, rng, normal):
         rng.shuffle(own)
     fact_of = np.array([i for i, fact in enumerate(facts) for _ in fact])
     is_own = np.array(own)[:, None] == fact_of                            # (count, F)
-    logits = 2 * normal.standard_normal(is_own.shape, dtype=np.float32) + np.float32(3.5) * is_own
+    logits = (np.float32(1.5) * normal.standard_normal(is_own.shape, dtype=np.float32)
+              + np.float32(3.5) * is_own)
     weights = torch.from_numpy(logits).softmax(dim=1)
     return torch.tensor([token for fact in facts for token in fact]), weights
 
@@ -173,17 +175,19 @@ class Documents(NamedTuple):
 
 
 def language_objective(model, batches):
-    """What train in pretrain.py needs: (the parameters of model.llama without its adapters,
-    loss_of_step). batches: of Documents. All targets weigh the same: when "Yes," and "No," weighed
-    more, they became the reply to whatever was not understood."""
+    """What train in pretrain.py needs: (the parameters of model.llama without its adapters, by
+    name; loss_of_step). batches: of Documents. All targets weigh the same: when "Yes," and "No,"
+    weighed more, they became the reply to whatever was not understood."""
     llama, device = model.llama, model.llama.embed.weight.device
 
     def loss_of_step(step):
         batch = Batch(*(tensor.to(device) for tensor in next(batches)))
-        vectors = batch.weights @ llama.embed(batch.words) + batch.noise        # (N, Q, D)
         keep = batch.targets != IGNORE
-        logits = llama.head(llama.hidden(model.embed_ids(batch.ids, vectors))[keep])
-        return F.cross_entropy(logits, batch.targets[keep]), ""
+        with torch.autocast(device.type, torch.bfloat16):
+            vectors = batch.weights @ llama.embed(batch.words) + batch.noise    # (N, Q, D)
+            logits = llama.head(llama.hidden(model.embed_ids(batch.ids, vectors))[keep])
+        return F.cross_entropy(logits.float(), batch.targets[keep]), ""
 
-    parameters = [p for name, p in llama.named_parameters() if ".adapter." not in name]
+    parameters = {name: parameter for name, parameter in llama.named_parameters()
+                  if ".adapter." not in name}
     return parameters, loss_of_step

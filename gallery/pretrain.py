@@ -14,6 +14,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -58,20 +59,28 @@ def initialise(module):
 
 
 def train(objective, steps, peak_lr, what):
-    """AdamW with 5 % warm-up and a cosine to zero. objective: (parameters, loss_of_step), where
-    loss_of_step(step) -> (loss, a note for the progress line, which is called `what`)."""
+    """Muon for the matrices and, at half its rate, AdamW for all else; 2 % warm-up, a cosine to
+    zero. objective: ({name: parameter}, loss_of_step), where loss_of_step(step) -> (loss, a note
+    for the progress line, which is called `what`)."""
     parameters, loss_of_step = objective
-    optimizer = torch.optim.AdamW(parameters, lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.05)
-    warmup, progress = max(1, steps // 20), Progress(what, steps, "steps")
+    matrices = [parameter for name, parameter in parameters.items()
+                if parameter.ndim == 2 and not re.search("embed|head", name)]
+    others = [parameter for parameter in parameters.values()
+              if not any(parameter is matrix for matrix in matrices)]
+    optimizers = (
+        (peak_lr, torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")),
+        (peak_lr / 2, torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.05)))
+    warmup, progress = max(1, steps // 50), Progress(what, steps, "steps")
     for step in range(steps):
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
-        for group in optimizer.param_groups:
-            group["lr"] = peak_lr * min((step + 1) / warmup, cosine)
         loss, note = loss_of_step(step)
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters.values():
+            parameter.grad = None
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        for peak, optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = peak * min((step + 1) / warmup, cosine)
+            optimizer.step()
         if step % 20 == 0 or step + 1 == steps:               # a GPU need not wait every step
             note_of_loss = f"loss {loss.item():.3f}{note}"
         progress.show(step + 1, note_of_loss)
@@ -125,10 +134,10 @@ def pretrain_side(side, tokenizer, args):
     else:
         parts = ("llama.",)
         initialise(model.llama)
-        documents = Documents(tokenizer, args.batch_size or 64, TINY.queries, TINY.llama_width,
+        documents = Documents(tokenizer, args.batch_size or 16, TINY.queries, TINY.llama_width,
                               args.seed)
         objective = language_objective(model.to(args.device), documents.batches(args.workers))
-        train(objective, args.language_steps, 2e-3, side)
+        train(objective, args.language_steps, 8e-3, side)
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()
             if name.startswith(parts)}
 
@@ -167,11 +176,11 @@ def command_line():
     for flag, default, what in (
             ("--vision-steps", 2400, "of the vision side"),
             ("--pictures", 10000, "plain scenes to draw"),
-            ("--language-steps", 2700, "of the language side")):
+            ("--language-steps", 5500, "of the language side")):
         parser.add_argument(flag, type=count, default=default,
                             help=f"{what} (default: %(default)s)")
     parser.add_argument("--batch-size", type=count,
-                        help="of both sides (default: 48 pictures, 64 documents)")
+                        help="of both sides (default: 48 pictures, 16 documents)")
     parser.add_argument("--device", type=device, default="cpu",
                         help="cuda, cuda:1, cpu, ... (default: %(default)s)")
     parser.add_argument("--workers", type=number(int, 0, 100), default=0,

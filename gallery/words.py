@@ -156,6 +156,20 @@ def no_word(rng):
         rng.choice(("", "n", "r", "x", "lo", "st")))
 
 
+def salad(rng):
+    """What no one understands: syllables, letters of other scripts, or known words at random."""
+    form, count = rng.random(), rng.randint(1, 6)
+    if form < 0.3:
+        first = rng.choice((0xC0, 0x391, 0x410, 0x5D0, 0x627, 0x905, 0x3042, 0x4E00, 0x1F600))
+        return " ".join("".join(chr(first + rng.randrange(60)) for _ in range(rng.randint(1, 4)))
+                        for _ in range(min(count, 3)))
+    if form < 0.5:
+        texts = [text for name in ("noun", "foreign", "number", "adjective", "tongue", "after")
+                 for text in NAMES[name]]
+        return " ".join(rng.sample(texts, count + 2))
+    return " ".join(no_word(rng) for _ in range(count))
+
+
 def slots_of(name):
     """What a question about a name needs: the name, with article, in the plural, and its verb."""
     plural = name if name in PLURALS else f"{name}s"
@@ -184,6 +198,9 @@ def about_spot(scene, rng, rules):
 
 
 def about_part(scene, rng, rules):
+    if rng.random() < 0.2:
+        slots = slots_of(absent(scene, rng))
+        return "absent", slots | {"part": slots["x"]}
     part, hue = rng.choice((("sky", 0), ("ground", 1), ("dark", 3)))
     name = rng.choice(rules[f"{part} part"])
     return "part", {"part": (name,), "hue": (rules["hues"][hue],),
@@ -240,7 +257,7 @@ def asked_about(topic, scene, rng, rules):
     if topic == "emotions":
         return ("figure" if scene.subject in EMOTION_OF else "nobody"), {}
     if topic == "unknown":
-        return topic, {"salad": (" ".join(no_word(rng) for _ in range(rng.randint(1, 6))),)}
+        return topic, {"salad": (salad(rng),)}
     return topic, {}
 
 
