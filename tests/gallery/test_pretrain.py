@@ -15,48 +15,60 @@ from gallery.attention import watched
 from gallery.familiarity import read_measure
 from gallery.painting import draw
 from gallery.pretrain import TINY
-from gallery.scenes import random_scenes
+from gallery.scenes import SUBJECTS, random_scenes
 from gallery.score import ATTRIBUTES, describe
 
 [SCENE] = random_scenes(1, "effects")
 
 
-@pytest.mark.parametrize("effect", vision.EFFECTS[1:])
-def test_an_effect_depends_on_the_seeds_alone_and_changes_the_picture(effect):
-    x, results = torch.tensor(np.asarray(draw(SCENE, 56))).permute(2, 0, 1)[None] / 255, []
-    for _ in range(2):
-        torch.manual_seed(0)
-        results.append(effect(x, random.Random(0)))
-    assert results[0].shape == x.shape and torch.equal(*results) and not torch.equal(results[0], x)
+@pytest.mark.parametrize("effect", vision.EFFECTS)
+def test_an_effect_depends_on_the_seeds_alone_and_changes_every_picture(effect):
+    x, results = torch.tensor(np.asarray(draw(SCENE, 56))).permute(2, 0, 1) / 255, []
+    x = torch.stack((x, x.flip(2)))
+    for seed in (0, 0, *range(1, 20)):
+        torch.manual_seed(seed)
+        results.append(effect(x, random.Random(seed)))
+    assert torch.equal(results[0], results[1])
+    for result in results:
+        assert result.shape == x.shape and result.isfinite().all()
+        assert (result != x).flatten(1).any(dim=1).all()
 
 
-def test_a_batch_depends_on_seed_and_step_alone_and_every_query_has_a_task():
+def test_a_batch_depends_on_seed_and_step_alone_and_is_labelled():
     photographs = vision.Photographs(TINY, 6, seed=3, steps=9, batch=4)
-    pixels, targets, _ = photographs[5]
+    pixels, labels, fields = photographs[5]
     torch.manual_seed(1)
     assert torch.equal(pixels, photographs[5][0]) and not torch.equal(pixels, photographs[6][0])
-    seen = [number for step in range(3) for number in photographs.chosen(step)]
-    assert sorted(seen) == sorted(2 * list(range(6)))         # every scene once in an epoch
-    assert targets.keys() == vision.TASKS.keys()
-    queries = set()
-    for name, task in vision.TASKS.items():
-        reads = range(64) if task.reads is None else range(TINY.queries)[task.reads]
-        queries |= set() if task.reads is None else set(reads)
-        assert targets[name].shape == (4, len(reads), task.outputs), name
-        if task.loss is vision.shares_loss:
-            torch.testing.assert_close(targets[name].sum(dim=-1), torch.ones(4, len(reads)))
-    assert queries == set(range(TINY.queries))
+    assert labels.shape == (4, len(vision.LABELS) + len(vision.EFFECTS))
+    assert fields.shape == (4, vision.FIELDS, 8, 8) and 0 <= fields.min() and fields.max() <= 1
+    shares = fields[:, :len(vision.SHOWN)]
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(4, 8, 8))
+    plain = [{name for name, has in zip(vision.LABELS, row, strict=True) if has}
+             for row in photographs.labels]
+    scenes = random_scenes(6, "plain 3")
+    assert plain == [{scene.subject, scene.composition, scene.setting, *scene.things}
+                     for scene in scenes]
+    mostly = shares[:, vision.SUBJECT].sum(dim=(2, 3)).argmax(dim=1)     # the subject is to be seen
+    assert torch.equal(mostly, labels[:, :len(SUBJECTS)].argmax(dim=1))
+    _, effects = vision.photograph(photographs.drawn[:4], random.Random(0), share=0)
+    assert not effects.any() and labels[:, len(vision.LABELS):].sum(dim=1).min() >= 1
 
 
-def test_targets_say_where_the_subject_is_and_which_colours_there_are():
-    subject = torch.zeros(1, 8, 8)
-    subject[0, 4, 1:3] = 1                                    # fields 1 and 2 of row 4
-    torch.testing.assert_close(vision.box_of(subject)[0, 0],
-                               torch.tensor([2, 4.5, 0.5, 0]) / 8)
-    cells = vision.cells_of(torch.arange(36.).view(1, 1, 6, 6))          # row by row
-    assert cells[0, 1].tolist() == [2, 3, 8, 9] and cells[0, 3].tolist() == [12, 13, 18, 19]
+def test_fields_say_what_is_where_and_the_queries_describe_all_parts():
+    shown = torch.zeros(1, 112, 112, dtype=torch.uint8)
+    shown[0, :14, 14:28] = vision.SHOWN.index("cat")
     red = torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 112, 112)
-    assert vision.histogram(red)[0, 0].nonzero().tolist() == [[3 * 16]]
+    fields = vision.fields_of(red, shown, 8)
+    cats = fields[0, vision.SHOWN.index("cat")]
+    assert cats[0, 1] == 1 and cats.sum() == 1
+    torch.testing.assert_close(fields[0, len(vision.SHOWN):, 4, 4],
+                               torch.tensor([1.0, *[0] * 8]))
+    stripes = torch.arange(112).remainder(2).float().expand(1, 3, 112, 112)
+    down, across = vision.fields_of(stripes, shown, 8)[0, -6:-4].mean(dim=(1, 2))
+    assert down == 0 and across == 1
+    parts = vision.parts_of(torch.arange(15.).view(1, 1, 3, 5))
+    assert parts[0, :, 0].tolist() == [7, *range(15)]
+    assert vision.parts_of(fields).shape == (1, TINY.queries, vision.FIELDS)
 
 
 def test_the_queries_are_watched_where_they_see_the_image_last_and_pointing_is_rewarded(tiny):
