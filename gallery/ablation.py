@@ -1,283 +1,250 @@
-"""ArtGPT-4 against controls of the same size: `python -m gallery.ablation`.
+"""When do adapters matter? A dial: `python -m gallery.ablation`.
 
-Every arm trains the projection, and most as many parameters beside it as ArtGPT-4 does, through
-both stages, with the same data and steps. First a sweep: four rates on a seed that no result uses,
-judged on validation paintings; then five seeds at each arm's best rate. Named beforehand were the
-measure, the share of the four attributes that texts about held-out paintings of unseen pairs name
-rightly, and the first question, whether ArtGPT-4 differs from the projection alone (MiniGPT-4).
+The frozen language side knows plain talk. Every arm trains other weights on the same descriptions,
+of whose sentences none, a quarter, a half or all are new to that side; at last the names of what is
+seen are new as well. Fixed before any run:
 
-OUT has a JSON file for each run; the same command continues after an interruption. When all are
-there, docs/ablation.json holds their raw scores. --table prints its tables again.
+- Measure: how often the description of a fresh painting, of a pair of subject and style that no
+  training saw, names all four attributes rightly, under training's prompt and under chat.py's.
+- Comparisons: ArtGPT-4 with the projection alone, and with LoRA on q and v, at each level and under
+  each prompt. All intervals hold at once: by t over seeds, and by a bootstrap over the pairs.
+- Rates: each arm's best of three, by one run each at SWEEP_LEVEL, on paintings of seen pairs.
 """
 import argparse
-import json
+import math
 import multiprocessing
 import random
 import re
+import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from artgpt4 import (
-    IGNORE, IMAGE_MARK, INSTRUCTIONS, PROMPTS, TRAINABLE, Adapter, ArtGPT4, example,
-    instruction_prompt, pad_examples,
-)
-from common.command_line import Misuse, number, run_command
+from artgpt4 import (IGNORE, IMAGE_SLOT, INSTRUCTIONS, STOP, TRAINABLE, Adapter, ArtGPT4,
+                     chat_prompt, example, frozen_files, instruction_prompt, pad_examples)
+from common.command_line import Progress, number, run_command
 from common.files import read_json, written_beside
-from common.models import TINY, device
+from common.models import TINY, answers
 from common.page import markdown_table
-from common.paired import cells, paired_difference
+from common.paired import student
 from gallery.album import painted
-from gallery.conversations import about_one, prompt_and_answer
-from gallery.pretrain import end_with_parent, train
-from gallery.scenes import random_scenes
-from gallery.score import ATTRIBUTES, PAIRS, rightly, seen, tell
-from gallery.words import caption, description
+from gallery.pretrain import end_with_parent, write_json
+from gallery.scenes import UNSEEN_PAIRS, random_scenes
+from gallery.score import ATTRIBUTES, rightly, seen
+from gallery.words import VALUES, fill, rules_of, sentences
 
-STAGES = {1: (660, 32, 3e-3, 40), 2: (525, 16, 1e-3, 240)}   # steps, batch, rate, longest text
-FACTORS = (1 / 3, 1, 3, 9)                                    # of the rates, in the sweep
-SWEEP_SEED = 1000
-MEASURE = "unseen pairs"
+# ---- The dial: a description has a sentence for each attribute, a plain or a new one
 
-# ---- Arms: the label, the beginnings of the names that are trained, what is changed before
+SENTENCES = {
+    "subject": ("the (picture|painting) shows a {subject} {place}: {detail}",
+                "(the eye is led to|what counts here is) a {subject} {place}"),
+    "style": ("it is a {work}", "{making}"), "palette": ("{colouring}", "{tinting}"),
+    "mood": ("(it is|the mood is) {mood}", "{effect}")}
+LEVELS = {"0 %": (), "25 %": ("mood",), "50 %": ("mood", "style"), "100 %": ATTRIBUTES,
+          "new words too": ATTRIBUTES}
+NAMES = "|".join(form for name in sum(VALUES.values(), ()) for form in (name, name[::-1]))
 
-class LowRank(nn.Module):
-    """LoRA on the queries and values of a fused qkv matrix: W x + B A x, B zero at first."""
+def backwards(text):
+    """The text in lower case, the names of all values spelt backwards, and such forwards."""
+    return re.sub(rf"\b({NAMES})(?=s?\b)", lambda name: name[0][::-1], text.lower())
 
-    def __init__(self, attention, rank):
-        super().__init__()
-        self.qkv, self.widths = attention.qkv, attention.widths
-        q, _, v = self.widths
-        self.down = nn.ModuleList(nn.Linear(self.qkv.in_features, rank, bias=False) for _ in "qv")
-        self.up = nn.ModuleList(nn.Linear(rank, width, bias=False) for width in (q, v))
-        for up in self.up:
-            nn.init.zeros_(up.weight)
+def description(scene, level, rng):
+    """What all arms learn to say of a scene at a level of the dial."""
+    parts = (texts[name in LEVELS[level]] for name, texts in SENTENCES.items())
+    text = fill(". ".join(parts) + ".", rules_of(scene, art=True), rng)
+    return sentences(backwards(text) if level == "new words too" else text)
 
-    def forward(self, x):
-        q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        return torch.cat((q + self.up[0](self.down[0](x)), k, v + self.up[1](self.down[1](x))), -1)
+# ---- Arms: how the names of what is trained begin; a rank, and where LoRA has it; a colour
 
+Q_AND_V = (("attn.qkv", 0, 192), ("attn.qkv", 384, 576))      # rows of matrices of weights/tiny
+ALL = ("attn.qkv", 0, 576), ("attn.out", 0, 192), ("mlp.gate_up", 0, 1024), ("mlp.down", 0, 192)
+ARMS = {  # their ranks give LoRA and the MLP as many weights as ArtGPT-4 has
+    "projection, adapters, norms (ArtGPT-4)": (TRAINABLE["artgpt4"], 0, (), "#c8641b"),
+    "projection, adapters": (r"proj\.|.*\.adapter\.", 0, (), "#e3b23c"),
+    "projection, LoRA on q and v": (r"proj\.|.*\.low\d", 25, Q_AND_V, "#2868a8"),
+    "projection, LoRA on all matrices": (r"proj\.|.*\.low\d", 6, ALL, "#7fb2e5"),
+    "projection, norms": (TRAINABLE["artgpt4"].replace("adapter|", ""), 0, (), "#5a9e4b"),
+    "projection, an MLP after it": (r"proj\.", 196, (), "#9467bd"),
+    "projection (MiniGPT-4)": (r"proj\.", 0, (), "#333333")}
+COMPARED = [6, 2]                                             # these arms, with the first
 
-def with_mlp(model, goal):
-    width = model.config.llama_width
-    model.proj = nn.Sequential(model.proj, Adapter(width, round((goal - width) / (2 * width + 1))))
-
-
-def with_adapters(model, goal):
-    width, goal = model.config.llama_width, goal / len(model.llama.blocks)
-    for block in model.llama.blocks:
-        block.adapter = Adapter(width, round((goal - width) / (2 * width + 1)))
-
-
-def with_low_rank(model, goal):
-    for block in model.llama.blocks:
-        q, _, v = block.attn.widths
-        rank = goal / len(model.llama.blocks) / (2 * model.config.llama_width + q + v)
-        block.attn.qkv = LowRank(block.attn, round(rank))
-
-
-BLOCK = r"proj\.|llama\.blocks\.\d+\."
-ARMS = {
-    "artgpt4": ("projection, norms and adapters (ArtGPT-4)", TRAINABLE["artgpt4"], None),
-    "projection": ("projection alone (MiniGPT-4)", r"proj\.", None),
-    "mlp": ("projection and an MLP after it", r"proj\.", with_mlp),
-    "lora": ("projection and LoRA on q and v", BLOCK + r"attn\.qkv\.(down|up)\.", with_low_rank),
-    "norms": ("projection and norms", TRAINABLE["artgpt4"].replace("adapter|", ""), None),
-    "adapters": ("projection and adapters", BLOCK + r"adapter\.", with_adapters),
-    "shuffled": ("ArtGPT-4, trained with shuffled pictures", TRAINABLE["artgpt4"], None)}
-
+def add_low_rank(linear, rank, start, end):
+    """LoRA: add B A x, with B zero at first, to the elements `start` to `end` of W x."""
+    low = nn.Sequential(nn.Linear(linear.in_features, rank, bias=False),
+                        nn.Linear(rank, end - start, bias=False))
+    nn.init.zeros_(low[1].weight)
+    linear.add_module(f"low{start}", low)
+    beside = start, linear.out_features - end
+    linear.register_forward_hook(lambda _, inputs, y: y + F.pad(low(*inputs), beside))
 
 def attach(model, arm):
     """Make a model that starts as MiniGPT-4 an arm. Returns what is trained, in float32."""
-    _, names, change = ARMS[arm]
-    goal = sum(model.get_parameter(name).numel() for name in model.trainable_names()
-               if not name.startswith("proj."))
-    if change:
-        change(model, goal)
-    model.to(model.llama.embed.weight.device).requires_grad_(False)
-    found = [p for name, p in model.named_parameters() if re.match(names, name)]
-    return [parameter.requires_grad_(True) for parameter in found]
+    names, rank, spans, _ = ARMS[arm]
+    if rank and not spans:
+        model.proj = nn.Sequential(model.proj, Adapter(model.config.llama_width, rank))
+    for block in model.llama.blocks:
+        for name, start, end in spans:
+            add_low_rank(block.get_submodule(name), rank, start, end)
+    model.requires_grad_(False)
+    return [parameter.requires_grad_(True) for name, parameter in model.named_parameters()
+            if re.match(names, name)]
 
+# ---- Runs, each named "arm | level | rate | seed"; those of the sweep have seed 0
 
-# ---- One run
+BATCH, LONGEST = 12, 150                    # descriptions of a step; tokens of one at most
+RATES, SWEEP_LEVEL = (3e-3, 9e-3, 2.7e-2), "50 %"
+PROMPTS = {"training's prompt": instruction_prompt(INSTRUCTIONS[0]),
+           "chat.py's prompt": chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"])}
 
-@cache
-def pictures_of(weights, device, count, seed, pairs):
-    """(`count` scenes, their queries (count, Q, D of the Q-Former), which no arm changes)."""
-    scenes = random_scenes(count, seed, pairs)
-    model = ArtGPT4.from_pretrained(weights, device, torch.float32)
-    return scenes, seen(model, painted(scenes))[0].clone()
-
-
-def text_of(stage, scene, rng, style):
-    """What a stage teaches about a scene: (prompt, answer)."""
-    if stage == 1:
-        return IMAGE_MARK, caption(scene, rng) + "\n"
-    if rng.random() < 0.5:
-        prompt, answer = prompt_and_answer(about_one(scene, rng), rng)
-    else:
-        prompt = instruction_prompt(rng.choice(INSTRUCTIONS), style)
-        answer = description(scene, rng)
-    return prompt, answer + PROMPTS[style][-1]
-
-
-def train_stage(model, parameters, run, stage, args):
-    """Train one stage of a run: (arm, factor, seed, sweep)."""
-    arm, factor, seed, _ = run
-    steps, size, rate, longest = STAGES[stage]
-    steps, size = (args.steps, 2) if args.steps else (steps, size)
-    scenes, queries = pictures_of(args.weights, args.device, args.paintings, "training",
-                                  PAIRS["seen pairs"])
-    style, count = model.config.prompt, model.config.queries
-
-    def loss_of_step(step):
-        rng = random.Random(f"{seed} {stage} {step}")
-        numbers = rng.sample(range(len(scenes)), size)
-        texts = [text_of(stage, scenes[i], rng, style) for i in numbers]
-        ids, targets = pad_examples([example(model.tokenizer, count, prompt, answer, longest)
-                                     for prompt, answer in texts])
-        if arm == "shuffled":
-            numbers = numbers[size // 2:] + numbers[:size // 2]
-        return model(queries[numbers], ids, targets) / (targets != IGNORE).sum(), ""
-
-    what = f"{arm}, rate x {factor:.2g}, seed {seed}, stage {stage}"
-    train((parameters, loss_of_step), steps, factor * rate, what)
-
-
-def one_run(run, args):
-    """Train and score one arm. Returns what its JSON file holds."""
-    arm, factor, seed, sweep = run
+def one_run(run, weights, paintings, steps):
+    """Train and score a run in one thread. Returns what is kept, where a painting is a hexadecimal
+    digit (the sum of 8 for the right subject, 4 for the style, 2 for the palette, 1 for the mood),
+    and the CPU seconds of training and of scoring. paintings: of prepared()."""
+    (arm, level, rate, seed), began, right = run.split(" | "), time.process_time(), {}
     torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    model = ArtGPT4.from_pretrained(args.weights, args.device, torch.float32, adapter=False)
-    parameters, found = attach(model, arm), {}
+    torch.manual_seed(int(seed))
+    model = ArtGPT4.from_pretrained(weights, dtype=torch.float32, adapter=False)
+    parameters, (scenes, queries) = attach(model, arm), paintings["training"]
     model.encode_image = lambda queries: model.proj(queries)  # the towers have done their part
-    for stage in STAGES:
-        train_stage(model, parameters, run, stage, args)
-    for name in (MEASURE,) if sweep else PAIRS:
-        scenes, queries = pictures_of(args.weights, args.device, args.pictures,
-                                      "validation" if sweep else "held out", PAIRS[name])
-        right = rightly(scenes, tell(model, queries, 2))
-        found[name] = {attribute: "".join(str(int(value)) for value in right[attribute])
-                       for attribute in ATTRIBUTES}
-    return {"arm": arm, "factor": factor, "seed": seed, "sweep": sweep,
-            "parameters": sum(parameter.numel() for parameter in parameters),
-            "rates": [factor * STAGES[stage][2] for stage in STAGES], "rightly": found}
+    optimizer = torch.optim.AdamW(parameters, weight_decay=0.05)
+    for step in range(steps):
+        rng = random.Random(f"{seed} {step}")
+        prompt = instruction_prompt(rng.choice(INSTRUCTIONS))
+        numbers = rng.sample(range(len(scenes)), BATCH)
+        ids, targets = pad_examples([example(
+            model.tokenizer, model.config.queries, prompt,
+            description(scenes[i], level, rng) + STOP, LONGEST) for i in numbers])
+        loss = model(queries[numbers], ids, targets) / (targets != IGNORE).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        warmup, cosine = (step + 1) / max(1, steps // 20), math.cos(math.pi * step / steps)
+        optimizer.param_groups[0]["lr"] = float(rate) * min(warmup, (1 + cosine) / 2)
+        optimizer.step()
+    trained = time.process_time()
+    scenes, queries = paintings["validation" if seed == "0" else "pair by pair"]
+    for name, prompt in PROMPTS.items():
+        with torch.inference_mode():
+            embeds = model.embed_ids([model.prompt_ids(prompt)] * len(scenes), model.proj(queries))
+        texts = answers(model, embeds, LONGEST, temperature=0)
+        found = rightly(scenes, map(backwards, texts) if level == "new words too" else texts)
+        digits = sum(found[name].astype(int) << 3 - i for i, name in enumerate(ATTRIBUTES))
+        right[name] = "".join(f"{digit:x}" for digit in digits)
+    kept = {"weights": sum(parameter.numel() for parameter in parameters), "right": right}
+    return kept, (trained - began, time.process_time() - trained)
 
+def prepared(args):
+    """{name: (scenes, their queries, which no arm changes)}, and a checksum of all that makes the
+    runs what they are: weights, painter, texts, settings."""
+    torch.set_num_threads(1)
+    model, found = ArtGPT4.from_pretrained(args.weights, dtype=torch.float32), {}
+    files = [*frozen_files(args.weights), Path(__file__).with_name("painting.py")]
+    same = [BATCH, LONGEST, RATES, SWEEP_LEVEL, PROMPTS, args.steps, *map(Path.read_bytes, files)]
+    unseen = random_scenes(14 * args.pictures, "dial", UNSEEN_PAIRS)
+    for name, scenes in (("training", random_scenes(args.paintings, "dial")),
+                         ("validation", random_scenes(14 * args.pictures, "validation")),
+                         ("pair by pair", sorted(unseen, key=lambda scene: scene.subject))):
+        found[name] = scenes, seen(model, painted(scenes))[0].clone()
+        same += [description(scene, level, random.Random(scene.seed))
+                 for scene in scenes for level in LEVELS]
+    return found, f"{zlib.crc32(repr(same).encode()):08x}"
 
-# ---- All runs
+def planned(runs, seeds):
+    """The names of the runs of all seeds, (seeds, levels, arms), each arm at the rate of the sweep
+    with the most paintings all right, or if several have as many, the most attributes."""
+    def order(arm, rate):
+        digits = "".join(runs[f"{arm} | {SWEEP_LEVEL} | {rate} | 0"]["right"].values())
+        return digits.count("f"), sum(int(digit, 16).bit_count() for digit in digits)
+    best = {arm: max(RATES, key=partial(order, arm)) for arm in ARMS}
+    return np.array([[[f"{arm} | {level} | {rate} | {seed}" for arm, rate in best.items()]
+                      for level in LEVELS] for seed in range(1, seeds + 1)])
 
-def kept_run(run, args):
-    """What one_run returns, from the run's file or made now. Raises ValueError, naming the file, if
-    it is of other weights or settings."""
-    files = [args.weights / f"{name}.safetensors" for name in ("vision", "llama")]
-    same = [*(zlib.crc32(file.read_bytes()) for file in files), args.pictures, args.paintings,
-            args.steps]
-    file = args.out / "{}-{:.3g}-{}.json".format(*run)
-    if not file.is_file():
-        found = one_run(run, args) | {"identity": same}
-        with written_beside(file) as path:
-            path.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    found = read_json(file)
-    if found.pop("identity", None) != same:
-        raise ValueError(f"{file}: a run with other weights or settings; give another --out")
-    return found
+def make_all(kept, args):
+    """Make the runs that `kept` lacks, and write it to args.scores after each."""
+    paintings, identity = prepared(args)
+    if kept.setdefault("identity", identity) != identity:
+        raise ValueError(f"{args.scores}: of other weights, texts or settings; remove it")
+    make = partial(one_run, weights=args.weights, paintings=paintings, steps=args.steps)
+    runs, spawn = kept["runs"], multiprocessing.get_context("spawn")
+    sweep = [f"{arm} | {SWEEP_LEVEL} | {rate} | 0" for arm in ARMS for rate in RATES]
+    total = len(sweep) + args.seeds * len(LEVELS) * len(ARMS)
+    _, (training, scoring) = make(sweep[0], steps=3)          # a trial
+    hours = total * (training * args.steps / 3 + scoring) / 3600
+    progress = Progress("ablation", total, "runs", before=len(runs))
+    progress.say(f"{total} runs, about {hours:.2g} h of CPU time; {len(runs)} are there")
+    for plan in (lambda: sweep, lambda: planned(runs, args.seeds).flatten().tolist()):
+        left = [run for run in plan() if run not in runs]
+        with ProcessPoolExecutor(args.jobs, spawn, end_with_parent) as pool:
+            for run, (found, _) in zip(left, pool.map(make, left), strict=True):
+                runs[run] = found
+                write_json(kept, args.scores)
+                progress.show(len(runs))
 
+# ---- Tables and figure
 
-def share(rightly):
-    """The mean over attributes and paintings of a run's digits."""
-    return fmean(int(digit) for row in rightly.values() for digit in row)
+def differences(right):
+    """Rows of a table: the first arm minus others. right: (seeds, levels, arms, prompts, pairs)."""
+    rows = [(level, list(ARMS)[arm], prompt)
+            for level in LEVELS for arm in COMPARED for prompt in PROMPTS]
+    points = 100 * (right[:, :, :1] - right[:, :, COMPARED]).reshape(len(right), len(rows), -1)
+    means, by_pair = points.mean(axis=(0, 2)), points.mean(axis=0)
+    over_seeds = points.mean(axis=2).std(axis=0, ddof=1) / len(right) ** 0.5
+    over_seeds *= student(1 - 0.05 / len(rows), len(right) - 1)
+    drawn = np.random.default_rng(0).integers(by_pair.shape[1], size=(10_000, by_pair.shape[1]))
+    away = abs(by_pair[:, drawn].mean(axis=2).T - means)      # (10,000, rows)
+    over_pairs = (away ** 2).mean(axis=0) ** 0.5 + 1e-9
+    over_pairs *= np.quantile((away / over_pairs).max(axis=1), 0.95)
+    return [(*row, f"{mean:+.1f}", *(f"{mean - half:+.1f} to {mean + half:+.1f}" for half in both))
+            for row, mean, *both in zip(rows, means, over_seeds, over_pairs, strict=True)]
 
-
-def finished(runs, args):
-    """kept_run of each, in turn or args.jobs at once."""
-    if args.jobs == 1:
-        return [kept_run(run, args) for run in runs]
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, spawn, end_with_parent) as pool:
-        return list(pool.map(kept_run, runs, [args] * len(runs)))
-
-
-def all_runs(args):
-    """The runs of the sweep, and those of the comparison at each arm's best rate."""
-    sweep, best = finished([(arm, factor, SWEEP_SEED, True) for arm in args.arms
-                            for factor in FACTORS], args), {}
-    for run in sorted(sweep, key=lambda run: share(run["rightly"][MEASURE])):
-        best[run["arm"]] = run["factor"]
-    return sweep + finished([(arm, best[arm], seed, False) for seed in args.seeds
-                             for arm in args.arms], args)
-
-
-def tables(runs):
-    """The tables of the raw scores, in Markdown."""
-    results, differences, swept = [], [], []
-    shares = {}                                               # arm: (seeds, paintings)
-    for arm in dict.fromkeys(run["arm"] for run in runs):
-        own = [run for run in runs if run["arm"] == arm]
-        final = [run for run in own if not run["sweep"]]
-        label = ARMS[arm][0] if arm in ARMS else arm
-        tried = {run["factor"]: share(run["rightly"][MEASURE]) for run in own if run["sweep"]}
-        swept.append([label, *(f"{100 * tried[factor]:.1f} %" for factor in sorted(tried))])
-        if not final:
-            continue
-        digits = np.array([[list(map(int, row)) for row in run["rightly"][MEASURE].values()]
-                           for run in final])                 # (seeds, attributes, paintings)
-        shares[arm] = digits.mean(axis=1)
-        seen_pairs = fmean(share(run["rightly"]["seen pairs"]) for run in final)
-        each = ", ".join(f"{100 * value:.1f}" for value in shares[arm].mean(axis=1))
-        results.append([
-            label, f"{final[0]['parameters']:,}",
-            " and ".join(f"{rate:.0e}" for rate in final[0]["rates"]),
-            f"{100 * shares[arm].mean():.1f} % ({each})", f"{100 * seen_pairs:.1f} %",
-            f"{100 * digits[:, 0].mean():.1f} %", f"{100 * digits.min(axis=1).mean():.1f} %"])
-        if arm != "artgpt4" and "artgpt4" in shares:
-            pair = shares["artgpt4"], shares[arm]
-            wide = paired_difference(*pair, level=1 - 0.05 / (len(ARMS) - 1))
-            differences.append([label, *cells(paired_difference(*pair), 1, 100),
-                                cells(wide, 1, 100)[1]])
-    return "\n\n".join(markdown_table(heading, rows) for heading, rows in (
-        (("trained", "parameters", "rates", MEASURE, "seen pairs", f"subject, {MEASURE}",
-          f"all four at once, {MEASURE}"), results),
-        ((f"ArtGPT-4 minus the arm, {MEASURE}", "points", "95 % interval", "wins, ties, losses",
-          "for all at once"), differences),
-        (("sweep, one seed", *(f"rates x {factor:.2g}" for factor in FACTORS)), swept)) if rows)
-
+def figure(shares):
+    """A chart for each prompt with a line for each arm, as SVG. shares: (levels, arms, prompts)."""
+    shapes, colours = [], [colour for *_, colour in ARMS.values()]
+    for left, prompt, lines in zip((70, 460), PROMPTS, shares.transpose(2, 1, 0), strict=True):
+        shapes += [f'<text x="{left + 150}" y="20">all four right, {prompt}</text>']
+        shapes += [f'<text x="{left + 75 * i}" y="258">{level}</text>'
+                   for i, level in enumerate(LEVELS)]
+        shapes += [f'<path d="M{left} {240 - 2 * share}h300" stroke="#ddd"/><text x="{left - 24}" '
+                   f'y="{244 - 2 * share}">{share} %</text>' for share in range(0, 101, 25)]
+        for line, colour in zip(lines, colours, strict=True):
+            points = " ".join(f"{left + 75 * i},{240 - 200 * y:.1f}" for i, y in enumerate(line))
+            shapes += [f'<path d="M{points}" fill="none" stroke="{colour}" stroke-width="2.5"/>']
+    shapes += [f'<text x="{150 + 250 * (i % 3)}" y="{290 + 20 * (i // 3)}" fill="{colours[i]}">'
+               f"{arm}</text>" for i, arm in enumerate(ARMS)]
+    return ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 340" text-anchor="middle" '
+            f'style="background:#fff;font:12px sans-serif">{"".join(shapes)}</svg>\n')
 
 def main(args):
-    if SWEEP_SEED in args.seeds:
-        raise Misuse(f"--seeds: {SWEEP_SEED} is the seed of the sweep, which no result uses")
-    if not args.table:
-        lines = ",\n".join(map(json.dumps, all_runs(args)))
-        with written_beside(args.scores) as path:
-            path.write_text(f'{{"runs": [\n{lines}\n]}}\n', encoding="utf-8")
-    print(tables(read_json(args.scores)["runs"]))
-
-
-def command_line():
-    parser = argparse.ArgumentParser(prog="python -m gallery.ablation", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, count = parser.add_argument, number(int, 1, 10**6)
-    add("--weights", type=Path, default=TINY, metavar="FOLDER", help="default: weights/tiny")
-    add("--device", type=device, default="cpu", help="default: %(default)s")
-    add("--out", type=Path, default=Path("runs/ablation"), metavar="FOLDER",
-        help="folder of the runs; default: %(default)s")
-    add("--scores", type=Path, default=Path("docs/ablation.json"), metavar="FILE",
-        help="the raw scores of all runs; default: %(default)s")
-    add("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS), help="default: all")
-    add("--seeds", type=int, nargs="*", default=[1, 2, 3, 4, 5], help="default: 1 to 5")
-    add("--pictures", type=count, default=200, help="held-out, of each kind; default: 200")
-    add("--paintings", type=count, default=3000, help="to train on; default: 3000")
-    add("--steps", type=count, help="of each stage, with batches of 2: a trial of the command")
-    add("--jobs", type=count, default=1, help="runs at the same time; default: 1")
-    add("--table", action="store_true", help="train nothing; print the tables of --scores")
-    return parser
-
+    kept = read_json(args.scores) if args.scores.exists() else {"runs": {}}
+    make_all(kept, args)
+    runs, names = kept["runs"], planned(kept["runs"], args.seeds)
+    right = np.array([[list(row) for row in runs[name]["right"].values()] for name in names.flat])
+    right = (right == "f").reshape(*names.shape, 2, 14, -1).mean(axis=-1)
+    shares = right.mean(axis=(0, 4))                          # (levels, arms, prompts)
+    rows = [(arm, runs[name]["weights"], name.split(" | ")[2],
+             *(", ".join(f"{100 * share:.1f}" for share in level[i]) for level in shares))
+            for i, (arm, name) in enumerate(zip(ARMS, names[0, 0], strict=True))]
+    columns = "level", "ArtGPT-4 minus", "prompt", "points", "over seeds", "over pairs"
+    print(markdown_table((f"all four right, %: {', '.join(PROMPTS)}", "weights", "rate", *LEVELS),
+                         rows), markdown_table(columns, differences(right)), sep="\n\n")
+    with written_beside(args.scores.with_suffix(".svg")) as path:
+        path.write_text(figure(shares), encoding="utf-8")
 
 if __name__ == "__main__":
-    run_command(main, command_line())
+    parser = argparse.ArgumentParser(prog="python -m gallery.ablation",
+                                     description=__doc__.partition("\n")[0])
+    parser.add_argument("--weights", type=Path, default=TINY, help="default: weights/tiny")
+    parser.add_argument("--scores", type=Path, default=Path("docs/ablation.json"), help="the runs")
+    for flag, default, what in (
+            ("--jobs", 2, "processes, of one thread each"), ("--seeds", 5, "runs of each kind"),
+            ("--steps", 300, "of training"), ("--paintings", 1500, "to train on"),
+            ("--pictures", 12, "to be described, of each unseen pair")):
+        parser.add_argument(flag, type=number(int, 1, 10**6), default=default,
+                            help=f"{what} (default: %(default)s)")
+    run_command(main, parser)
