@@ -1,35 +1,38 @@
 """What a model answers in conversations about fresh paintings: `python -m gallery.questions`.
 
-Each talk is about a new painting of a seen pair and has ten rounds, each of another topic. The
-wordings are those of held_out.ini, or of a file written like it, typed
-with the noise of conversations.py. Every answer is judged by what the painting shows:
+A talk about a new painting of a seen pair asks nine of the wordings of strange.ini, or of a file
+written like it, and in round 7 the first of them again. After every fourth talk comes one about two
+paintings. Every answer is judged by what the painting shows:
 
-- right: it answers the question truly, or says that it cannot know what no picture tells
+- right or fair: it answers the question truly, in a word or two where that was asked for; or it
+  says that it cannot know what no picture tells
 - refused: it says that it cannot know, although the picture tells it
-- off topic: it says something true, but of another topic
-- false: it says what is true of other paintings only
-- nonsense: the grammar cannot produce it, or it contradicts itself
+- off topic: it says something true, but not what was asked
+- false or nonsense: it is not true of this painting, or no sentence of the grammar
+
+A claim is what an answer may say: the name of a rule of phrases.ini, and rules for its slots.
 """
 import argparse
+import itertools
 import random
 import re
-from collections import Counter
 from functools import cache
 from pathlib import Path
 
-import torch
-from PIL import Image
-
-from artgpt4 import IMAGE_SLOT, chat_prompt, preprocess
 from common.command_line import Progress, number, run_command
-from common.models import answers, load, model_flags
+from common.models import load, model_flags
+from common.page import markdown_table
+from conversation.rounds import Conversation
 from gallery import words
-from gallery.album import painted
-from gallery.conversations import typed
-from gallery.scenes import COMPOSITIONS, EMOTION_OF, SUBJECTS, THINGS, random_scenes
+from gallery.painting import paint
+from gallery.scenes import PALETTES, random_scenes
 
-VERDICTS = ("right", "refused", "off topic", "false", "nonsense")
-ROUNDS = ((1, 1), (2, 4), (5, 7), (8, 10))                    # of a talk, counted together
+VERDICTS = ("right or fair", "refused", "off topic", "false or nonsense")
+ROUNDS, AGAIN = 10, 7               # of a talk; the round that asks the first question again
+PARTS = {"sky": 0, "ground": 1}     # of a picture, and which of a palette's hues each has
+DENIALS = ("missing", "absent", "none")
+OPPOSITES = {"missing": "yes", "not so": "yes", "present": "no", "also": "no", "so": "no"}
+IS = {"is": ("is", "are")}
 ANY = "[a-z0-9,' -]+?"
 
 # ---- The grammar read backwards, as regular expressions
@@ -54,138 +57,175 @@ def is_one_of(text, forms, rules):
     return any(re.fullmatch(pattern(form, rules), text.strip(), re.IGNORECASE) for form in forms)
 
 
-def forms_of(told, topic, rules):
-    """How an answer may stand that the rule `told` gives: as a sentence, or in a word or two."""
-    short = ["{" + name + "}." for name in (f"short {told}", f"short {topic}") if name in rules]
-    if topic == "description":
-        return ["{description}", "{description} {around}.", "{caption}.", *short]
-    return ["{tell " + told + "}", *short]
+def says(text, scene, told, slots):
+    """Whether a text makes a claim about a scene, in plain talk or in the language of appreciation:
+    as a sentence, or in a word or two. told: the name of a rule, or a text that ends with "."."""
+    forms = ["{tell " + told + "}", "{short " + told + "}.", "{" + told + "}."]
+    if told in ("description", "more", "again"):
+        forms += ["{description}", "{description} {around}.", "{caption}."]
+    forms = [told] if told.endswith(".") else forms
+    for rules in (words.rules_of(scene, art) | slots for art in (False, True)):
+        known = [form for form in forms if rules.keys() >= set(re.findall("{([a-z ]+)}", form))]
+        if is_one_of(text, known, rules) or (told == "page" and is_page(text, scene, rules)):
+            return True
+    return False
 
 
-def in_both_registers(scene, slots):
-    """The rules of a scene in plain talk and in the language of appreciation."""
-    for art in (False, True):
-        yield words.rules_of(scene, art) | slots
+def is_page(text, scene, rules):
+    """Whether a text is a whole web page about a scene."""
+    names = ("title", "title", "content", "heading", "making")
+    found = re.findall("<(?:title|h1|p|h2)>(.+?)</", text)
+    texts = dict.fromkeys(names, "") | dict(zip(names, found, strict=False))
+    return text == words.PAGE.format(**texts, **vars(PALETTES[scene.palette])) and all(
+        is_one_of(texts[name], ["{page " + name + "}", "{page content with things}"], rules)
+        for name in names)
+
+
+# ---- What is true
 
 
 @cache
-def open_rules(scene):
-    """What makes true answers to questions about names true, whatever was asked."""
-    kinds = [f"a {work}" for work in words.PHRASES[scene.style]["work"]]
-    kinds += [scene.mood, f"a painting of a {scene.subject}", f"in {scene.palette} colours"]
-    shown = [words.some(name) for name in (scene.subject, *scene.things)]
-    return {"any": shown, "kind": kinds, "truth": kinds, "is": ("is", "are"),
-            "hue": words.PHRASES[scene.palette]["hues"]}
+def truths(scene):
+    """The claims that are true of a scene, whatever was asked; denials name anything."""
+    rules, found, shorts = words.rules_of(scene), {}, set()
+    for topic in words.TOPICS:
+        for seed in range(60 if topic in words.ABOUT else 4):
+            told, slots = words.asked_about(topic, scene, random.Random(seed), rules)
+            slots = IS if told in DENIALS else slots
+            together = repr(slots) if told in ("number", "spot", "part") else ""
+            known = found.setdefault((told, together), {})
+            known |= {name: {*texts, *known.get(name, ())} for name, texts in slots.items()}
+            shorts.add(words.question(topic, scene, random.Random(seed))[2])
+    claims = [(told, slots) for (told, _), slots in found.items()]
+    return [*claims, ("sure", {"last": shorts}), ("wrong", {"last": shorts})]
 
 
-@cache
-def any_rules():
-    """Rule -> the texts that may stand for it in any scene."""
-    rules = {name: texts + words.ART.get(name, ()) for name, texts in words.PLAIN.items()}
-    rules = words.NAMES | words.ART | rules
-    for row in words.PHRASES.values():
-        for name, texts in row.items():
-            rules[name] = rules.get(name, ()) + texts
-    names = "|".join(re.sub("^a ", "", words.some(name)) for name in (*SUBJECTS, *THINGS))
-    return rules | words.VALUES | {
-        "it": ("it", "he", "she"), "place": COMPOSITIONS, "emotion": tuple(EMOTION_OF.values()),
-        "is": ("is", "are"),
-        "nth": ("first", "second"), "last": (), "things": (), "inventory": (), "number": (),
-        "spot": tuple(words.SPOTS.values()), "names": (names,)}
+def contradicts(text, scene, claims):
+    """Whether a text denies what is shown, "no cat" of a cat, or says yes for no, no for yes."""
+    denied, rules = " ".join(re.findall(r"\bno ([a-z ]+)", text.lower())), words.rules_of(scene)
+    people = ("person", "people")[:2 * words.amount("people", scene)]
+    shown = (scene.subject, *scene.things, *people, *rules["sky part"], *rules["ground part"])
+    return bool(words.mentioned(denied, shown)) or any(
+        re.match(rf"{OPPOSITES.get(told, '$')}\b", text.lower()) for told, _ in claims)
 
 
-TOLD = ("alone", "absent", "none", "number", "total", "present", "also", "missing", "so", "not so",
-        "spot", "figure", "nobody", "sure", "wrong", "one", "which")
-ALL_FORMS = tuple("{tell " + topic + "}" for topic in (*words.TOPICS, *TOLD)
-                  if f"tell {topic}" in words.PLAIN) + (
-    "{description}", "{description} {around}.", "{caption}.", "both of them.", "neither of them.",
-    "the first is {half}, the second {half}.")
+def verdict(text, scene, claims):
+    """One of VERDICTS on an answer, which should make one of the claims."""
+    if not contradicts(text, scene, claims):
+        for found, group in zip(VERDICTS, (claims, [("unknown", {})], truths(scene)), strict=False):
+            if any(says(text, scene, *claim) for claim in group):
+                return found
+    return VERDICTS[-1]
 
 
-def contradicts_itself(text):
-    """Whether it denies a thing and then shows it: "no cat, only a cat"."""
-    denied = re.search(r"\bno (\w+)\b.*\bonly\b(.*)", text, re.IGNORECASE)
-    return bool(denied) and re.search(rf"\b{denied[1]}\b", denied[2]) is not None
+# ---- What is asked
 
 
-def verdict(text, scene, topic, told, slots):
-    """One of VERDICTS on an answer to a question that words.asked_about made."""
-    registers = list(in_both_registers(scene, slots))
-    if contradicts_itself(text):
-        return "nonsense"
-    if topic == "page":
-        right = text in (words.page(scene, art=False), words.page(scene))
-    else:
-        right = any(is_one_of(text, forms_of(told, topic, rules), rules) for rules in registers)
-    if right:
-        return "right"
-    if is_one_of(text, ["{tell unknown}"], registers[0]):
-        return "refused"
-    loose = list(in_both_registers(scene, open_rules(scene)))
-    if any(is_one_of(text, ALL_FORMS, rules) for rules in loose) or text == words.page(scene):
-        return "off topic"
-    if "<title>" in text or is_one_of(text, ALL_FORMS, any_rules()):
-        return "false"
-    return "nonsense"
+def ask(key, wording, scene, rng, before):
+    """(question, the claims that answer it). key: the words before the colon in strange.ini.
+    before: the claims that the question before this one asked for, and the answer to it."""
+    rules, claims = words.rules_of(scene), []
+    drawn = {name: words.asked_about(name, scene, rng, rules) for name in key.split(", ")}
+    question = words.fill(wording, rules | next(iter(drawn.values()))[1], rng)
+    for name, claim in drawn.items():
+        if name in words.FOLLOW_UPS:                          # the last answer, in a word or two
+            for told, slots in before[0]:
+                short = words.PLAIN.get(f"short {told}") or words.ART.get(f"short {told}")
+                claims.append((name, slots | {"last": short or ("a {subject}",)}))
+            claims += [(before[1], {})] if name == "again" else []
+        elif name == "how many":
+            claims += [claim for claim in truths(scene) if claim[0] in ("number", "total")]
+        elif name in PARTS:
+            parts = sum((row.get(f"{name} part", ()) for row in words.PHRASES.values()), ())
+            claims.append(("part", IS | {"part": parts, "hue": (rules["hues"][PARTS[name]],)}))
+        elif name in DENIALS:                                 # of anything that the question names
+            row = "|".join(re.findall(r"[a-z'-]+?(?=s?\b)", question.lower()))
+            some = (f"({row})(s|)( ({row})(s|)|)( ({row})(s|)|)",)
+            claims.append((name, IS | {"x": some, "xs": some}))
+        else:
+            claims.append(claim)
+    return question, claims
 
 
-# ---- Asking
+def conversation_about(model, *scenes):
+    conversation = Conversation(model, temperature=0)
+    for scene in scenes:
+        conversation.add_image(paint(scene))
+    return conversation
 
 
-@torch.inference_mode()
-def talk(model, scene, image, held_out, rng, rounds=10):
-    """Ask about a scene in a running conversation -> [(round, topic, question, answer, verdict)].
-    image (1, Q, D): its vectors."""
-    topics = [topic for topic in held_out if topic not in words.PAIR_TOPICS]
-    messages, judged = [], []
-    for i, topic in enumerate(rng.choices(topics, k=rounds), start=1):
-        rules = words.rules_of(scene)
-        told, slots = words.asked_about(topic, scene, rng, rules)
-        question = typed(words.ask(held_out[topic], rules | slots, rng), rng)
-        messages.append(question)
-        while len(ids := prompt_ids(model, messages)) + 220 > model.config.context:
-            messages = messages[2:]                           # the oldest round is forgotten
-        embeds = model.embed_ids(ids, image)
-        [text] = answers(model, embeds, 220, temperature=0)
-        messages.append(text)
-        judged.append((i, topic, question, text, verdict(text, scene, topic, told, slots)))
+def is_follow_up(pair):
+    return not set(words.FOLLOW_UPS).isdisjoint(pair[0].split(", "))
+
+
+def talk(conversation, scene, asked, rng):
+    """Ask (key, wording) pairs about the scene whose picture a conversation has, none that is a
+    follow-up first, and the first in round AGAIN too -> [(round, key, question, answer, verdict)].
+    """
+    first, *others = sorted(asked, key=is_follow_up)
+    rng.shuffle(others)
+    others.insert(AGAIN - 2, first)
+    before, judged = ((), ""), []
+    opening = ask(*first, scene, rng, before)
+    for i, pair in enumerate([first, *others], start=1):
+        question, claims = opening if pair is first else ask(*pair, scene, rng, before)
+        text = "".join(conversation.answer(question))
+        judged.append((i, pair[0], question, text, verdict(text, scene, claims)))
+        before = before if is_follow_up(pair) else (claims, text)
     return judged
 
 
-def prompt_ids(model, messages):
-    return model.prompt_ids(chat_prompt([f"{IMAGE_SLOT} {messages[0]}", *messages[1:]]))
+def about_two(conversation, scenes, rng):
+    """The same of two scenes, in the wordings of phrases.ini, without a round."""
+    judged = []
+    halves = [tuple(words.fill("{half}", words.rules_of(scene), rng) for _ in range(60))
+              for scene in scenes]
+    for topic in rng.sample(words.PAIR_TOPICS, 3):
+        question, answer, short = words.pair_question(topic, scenes, rng)
+        scene, claims = scenes[0], [(answer, {}), (f"{short}.", {})]
+        nth = re.match("The (first|second)(?! is)", answer)
+        if nth:
+            scene = scenes[nth[1] == "second"]
+            claims = [(told, {"nth": (nth[1],)}) for told in ("one", "which", "the {nth}.")]
+        elif topic == "both":
+            claims = [("the first is {a}, the second {b}.", dict(zip("ab", halves, strict=True)))]
+        text = "".join(conversation.answer(question))
+        judged.append((None, topic, question, text, verdict(text, scene, claims)))
+    return judged
 
 
 def table(judged):
-    """Shares of the verdicts by rounds and topics, as a Markdown table."""
-    groups = {"all": judged}
-    groups |= {f"round {low}" if low == high else f"rounds {low} to {high}":
-               [row for row in judged if low <= row[0] <= high] for low, high in ROUNDS}
-    groups |= {topic: [row for row in judged if row[1] == topic]
-               for topic in dict.fromkeys(row[1] for row in judged)}
-    lines = [f"| asked | {' | '.join(VERDICTS)} | answers |", "|---" * 7 + "|"]
+    """Shares of the verdicts, by rounds and by the first of a key's words, as a Markdown table."""
+    groups = {"all rounds": [row for row in judged if row[0]],
+              "round 1": [row for row in judged if row[0] == 1],
+              f"the same in round {AGAIN}": [row for row in judged if row[0] == AGAIN]}
+    for row in sorted(judged, key=lambda row: row[1]):
+        groups.setdefault(row[1].partition(",")[0], []).append(row)
+    lines = []
     for name, rows in groups.items():
-        counts = Counter(row[4] for row in rows)
-        shares = [f"{counts[verdict] / max(1, len(rows)):.0%}" for verdict in VERDICTS]
-        lines.append(f"| {name} | {' | '.join(shares)} | {len(rows)} |")
-    return "\n".join(lines)
+        found = [row[4] for row in rows]
+        shares = [f"{found.count(verdict) / len(found):.0%}" for verdict in VERDICTS]
+        lines.append((name, *shares, len(found)))
+    return markdown_table(("asked", *VERDICTS, "answers"), lines)
 
 
 def main(args):
-    model, rng = load(args), random.Random("questions")
-    held_out = words.read_phrases(args.wordings)["questions"]
+    model, rng, judged = load(args), random.Random("questions"), []
+    groups = words.read_phrases(args.wordings)["questions"]
+    wordings = [(key, wording) for key, row in groups.items() for wording in row]
+    asked = itertools.cycle(rng.sample(wordings, len(wordings)))
     scenes = random_scenes(args.pictures, "questions")
-    progress, judged = Progress("talking", len(scenes), "talks"), []
-    for i, (scene, painting) in enumerate(zip(scenes, painted(scenes), strict=True), start=1):
-        pixels = preprocess(Image.fromarray(painting), model.config.image_size)
-        with torch.inference_mode():
-            image = model.encode_image(pixels[None])
-        judged += talk(model, scene, image, held_out, rng)
-        progress.show(i)
+    progress = Progress("talking", len(scenes), "talks")
+    for i, scene in enumerate(scenes):
+        some = list(itertools.islice(asked, ROUNDS - 1))
+        judged += talk(conversation_about(model, scene), scene, some, rng)
+        if i % 4 == 3:
+            pair = scenes[i - 1:i + 1]
+            judged += about_two(conversation_about(model, *pair), pair, rng)
+        progress.show(i + 1)
     print(table(judged))
-    if args.talks:
-        for number, topic, question, text, found in judged:
-            print(f"\n{number}. [{topic}: {found}] {question}\n{text}")
+    for i, key, question, text, found in judged if args.talks else ():
+        print(f"\n{i or 'two'}. [{key}: {found}] {question}\n{text}")
 
 
 if __name__ == "__main__":
@@ -193,9 +233,9 @@ if __name__ == "__main__":
                                      description=__doc__.partition("\n")[0])
     model_flags(parser)
     parser.add_argument("--wordings", type=Path, metavar="FILE",
-                        default=Path(__file__).with_name("held_out.ini"),
-                        help="what is asked, by topic; default: gallery/held_out.ini")
-    parser.add_argument("--pictures", type=number(int, 1, 1000), default=40,
+                        default=Path(__file__).with_name("strange.ini"),
+                        help="what is asked; default: gallery/strange.ini")
+    parser.add_argument("--pictures", type=number(int, 1, 1000), default=50,
                         help="fresh paintings (default: %(default)s)")
     parser.add_argument("--talks", action="store_true", help="print every question and answer")
     run_command(main, parser)

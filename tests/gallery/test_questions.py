@@ -1,54 +1,108 @@
-"""gallery/questions.py: what it counts as right, and that talks run on."""
+"""gallery/questions.py: what counts as right, as fair, as another topic, and that talks run on."""
 import random
 import re
 
+import pytest
+
+from conversation.rounds import Conversation
 from gallery import questions, words
-from gallery.questions import verdict
+from gallery.questions import VERDICTS, verdict
 from gallery.scenes import Scene, random_scenes
 
 TREE = Scene("tree", "oil", "rose", "to the left", 3, ("birds", "fence"))
-HELD_OUT = words.read_phrases(questions.Path(questions.__file__).with_name("held_out.ini"))
+CAT = Scene("cat", "woodcut", "storm", "in the centre", 4)
+RIGHT, REFUSED, OFF, FALSE = VERDICTS
+FILE = questions.Path(questions.__file__).with_name("strange.ini")
+WORDINGS = [(key, wording) for key, row in words.read_phrases(FILE)["questions"].items()
+            for wording in row]
 
 
-def test_no_held_out_wording_is_one_of_those_trained_on():
-    for topic, wordings in HELD_OUT["questions"].items():
-        for wording in wordings:
-            asked = re.sub("{.*?}", "some", wording)
-            assert not questions.is_one_of(asked, words.WORDINGS[topic], words.NAMES), wording
+def test_hardly_one_of_150_wordings_is_among_those_of_training():
+    named = dict.fromkeys(("salad", "any", "x", "xs", "kind", "part", "asked"), ("something",))
+    trained = [form for forms in words.WORDINGS.values() for form in forms]
+    known = [wording for _, wording in WORDINGS if questions.is_one_of(
+        re.sub("{.*?}", "something", wording).rstrip("?.!"),
+        [form.rstrip("?.!") for form in trained], words.NAMES | named)]
+    assert len(WORDINGS) == 150 and len(known) <= 25, known
 
 
 def test_all_that_the_gallery_says_is_right_and_in_another_talk_it_is_not():
-    scenes, others = random_scenes(8, "recognise"), set()
+    scenes, others = random_scenes(5, "recognise"), set()
     for scene, other in zip(scenes, scenes[1:], strict=False):
         for topic in words.TOPICS:
+            claim = words.asked_about(topic, scene, random.Random(7), words.rules_of(scene))
             for art in (False, True):
                 _, answer, _ = words.question(topic, scene, random.Random(7), art)
-                asked = words.asked_about(topic, scene, random.Random(7), words.rules_of(scene))
-                assert verdict(answer, scene, topic, *asked) == "right", (topic, answer)
+                assert verdict(answer, scene, [claim]) == RIGHT, (topic, answer)
+                assert verdict(answer, scene, []) in (OFF, REFUSED), (topic, answer)
                 if topic in ("subject", "description", "objects", "page", "body"):
                     _, answer, _ = words.question(topic, other, random.Random(7), art)
-                    others.add(verdict(answer, scene, topic, *asked))
-    assert "false" in others and "right" not in others
+                    others.add(verdict(answer, scene, [claim]))
+    assert others == {FALSE}
 
 
-def test_a_verdict_tells_refusals_other_topics_and_nonsense_apart():
-    def found(text):
-        return verdict(text, TREE, "presence", "missing", words.slots_of("dragon"))
-
-    assert found("No, I see no dragon, only a tree, birds and a fence.") == "right"
-    assert found("No.") == "right"
-    assert found("I do not know that. Ask me about its mood or its technique.") == "refused"
-    assert found("I see a tree to the left. It stands on open land.") == "off topic"
-    assert found("Yes, I see birds.") == "off topic"
-    assert found("It is a woodcut.") == "false"
-    assert found("No, I see no tree, only a tree.") == found("The tree of how") == "nonsense"
+def test_each_wording_has_an_answer_that_is_right_and_fallbacks_only_where_no_picture_tells():
+    before = ([("style", {})], "It is an oil.")
+    fallback = "I do not know that. Ask me about its mood or its technique."
+    for key, wording in WORDINGS:
+        question, claims = questions.ask(key, wording, TREE, random.Random(1), before)
+        assert claims and not re.search("[{}|]", question), (key, question)
+        is_fair = verdict(fallback, TREE, claims) == RIGHT
+        assert is_fair == (not {"unknown", "why"}.isdisjoint(key.split(", "))), (key, question)
 
 
-def test_a_talk_goes_on_when_its_first_rounds_no_longer_fit(tiny):
-    tiny.config.context, context = 400, tiny.config.context
-    image = tiny.llama.embed.weight[:tiny.config.queries][None]
-    judged = questions.talk(tiny, TREE, image, HELD_OUT["questions"], random.Random(0), rounds=4)
-    tiny.config.context = context
-    assert [row[0] for row in judged] == [1, 2, 3, 4]
-    assert {row[4] for row in judged} <= set(questions.VERDICTS)
-    assert "| all | " in questions.table(judged) and "| rounds 2 to 4 |" in questions.table(judged)
+@pytest.mark.parametrize("scene, wording, expected", [
+    (TREE, "whats this supposed to be", {RIGHT: "A tree.", OFF: "It is an oil painting.",
+                                         FALSE: "The tree of how."}),
+    (TREE, "describe it in one word", {RIGHT: "Oil.", OFF: "I would call it \"The tender tree\"."}),
+    (TREE, "what color is the sky", {RIGHT: "I see pale pink there.", FALSE: "The sky is navy."}),
+    (TREE, "Describe the sky for me", {FALSE: "I see no sky, only a tree, birds and a fence."}),
+    (CAT, "Describe the sky for me", {RIGHT: "I see no sky, only a cat.",
+                                      FALSE: "I see no cat, only a cat."}),
+    (TREE, "is there a dragon in it", {
+        RIGHT: "No, I see no dragon, only a tree, birds and a fence.",
+        OFF: "No, I see no dog, only a tree, birds and a fence.", FALSE: "Yes, there are birds."}),
+    (TREE, "how many are there", {RIGHT: "There are four birds.", FALSE: "I see two birds."}),
+    (TREE, "count the things u see pls", {RIGHT: "Three: a tree, birds and a fence."}),
+    (TREE, "was ist auf dem Bild zu sehen?", {RIGHT: "A tree.", FALSE: "A castle."}),
+    (TREE, "are you sure?", {RIGHT: "I am sure: oil.", OFF: "I am quite sure: a tree.",
+                             FALSE: "I am sure: woodcut."}),
+    (TREE, "what do u mean by that", {RIGHT: "It is an oil.", FALSE: "It is a woodcut."}),
+    (TREE, "make a web page for this painting", {RIGHT: words.page(TREE), FALSE: words.page(CAT)}),
+    (TREE, "suggest a titel for this", {OFF: words.page(TREE, art=False),
+                                        FALSE: words.page(TREE).replace("<hr>", "")}),
+])
+def test_an_answer_gets_this_verdict(scene, wording, expected):
+    [key] = [key for key, asked in WORDINGS if asked == wording]
+    before = ([("style", {})], "It is an oil.")
+    _, claims = questions.ask(key, wording, scene, random.Random(0), before)
+    assert {found: verdict(text, scene, claims) for found, text in expected.items()} == {
+        found: found for found in expected}
+
+
+def test_a_talk_asks_no_follow_up_first_and_the_first_question_again_in_round_7(tiny):
+    asked = [("sure, wrong", "are you sure?"), *WORDINGS[::20]]
+    conversation = Conversation(tiny, temperature=0, max_new_tokens=4)
+    conversation.add_image(questions.paint(TREE))
+    judged = questions.talk(conversation, TREE, asked, random.Random(0))
+    assert [row[0] for row in judged] == list(range(1, len(asked) + 2))
+    assert judged[0][2] == judged[6][2] and "sure" not in judged[0][1]
+    assert [row[2] for row in judged] == [row.question for row in conversation.rounds]
+    table = questions.table(judged)
+    assert all(f"| {name} | " in table for name in ("all rounds", "the same in round 7", "sure"))
+
+
+def test_questions_about_two_paintings_are_judged_by_the_one_that_is_meant(monkeypatch):
+    drawn, said = words.pair_question, []
+
+    class Knows:
+        def answer(self, question):
+            return [said[-1][1]]
+
+    def pair_question(topic, scenes, rng):
+        said.append(drawn(topic, scenes, rng))
+        return said[-1]
+    monkeypatch.setattr(words, "pair_question", pair_question)
+    for seed in range(20):
+        judged = questions.about_two(Knows(), (TREE, CAT), random.Random(seed))
+        assert {row[4] for row in judged} == {RIGHT}, judged
