@@ -73,8 +73,7 @@ def fog(x, rng):
     return x + (haze - x) * (rng.uniform(0.3, 0.7) + 0.25 * spots(x, 30, 1)).clamp(0, 0.9)
 
 def pieces(x, rng):
-    """Square or irregular pieces, each a little off in its colour or of one colour, with or without
-    joints between them."""
+    """Pieces, square or not, off in colour or of one colour each, with or without joints."""
     flat, size = rng.random() < 0.4, x.shape[-1]
     count = round(size / rng.uniform(4, 8 if flat else 18))
     at, middles = torch.arange(size) + 0.5, (torch.arange(count) + 0.5) * size / count
@@ -90,8 +89,7 @@ def pieces(x, rng):
     return cut + (rng.choice((0, 0.1, 0.9)) - cut) * joints.clamp(max=1)
 
 def screened(x, rng):
-    """Seen through lines or dots: of a grille, or as a newspaper and a fax print them, thicker
-    where it is darker."""
+    """Through lines or dots: a grille's, or those of a newspaper, thicker where it is darker."""
     screen, tone = waves(x, rng), x.mean(dim=1, keepdim=True) if rng.random() < 0.7 else x
     if rng.random() < 0.4:
         screen = (screen + waves(x, rng)) / 1.4
@@ -115,8 +113,7 @@ def solarised(x, rng):
     return 0.5 - 0.5 * torch.cos(math.pi * (rng.uniform(1, 2.2) * x + rng.uniform(-0.5, 0.5)))
 
 def outlined(x, rng):
-    """Every edge has a line, dark or light, thin or thick; what lies between may be blurred and off
-    its place, and fade."""
+    """Every edge has a line, thin or thick; what lies between may be blurred, moved, faded."""
     edges = (x - blur(x, rng.uniform(0.6, 2.5))).abs().mean(dim=1, keepdim=True)
     edges = (edges * rng.uniform(5, 25) - rng.uniform(0, 0.3)).clamp(0, 1)
     fill = blur(x, rng.choice((0.4, 1.5, 3)))
@@ -220,6 +217,7 @@ class Photographs(Dataset):
 
 # ---- The objective
 
+LOOKS = 10.0    # the weight of colours and roughness, which else are hardly told
 APART = 10      # the weight of the queries' mean squared cosine, without which all are soon alike
 
 def pointing_loss(attention, subject_shares):
@@ -249,6 +247,7 @@ def vision_objective(model, photographs, workers=0):
     told = nn.Linear(config.qformer_width, len(LABELS) + len(EFFECTS))
     described = nn.Linear(config.qformer_width, FIELDS)
     shown = nn.Linear(config.vit_width, FIELDS)
+    weights = torch.tensor([1.0] * len(SHOWN) + [LOOKS] * (FIELDS - len(SHOWN)), device=device)
     modules = nn.ModuleList((model.vit, model.ln_vision, model.qformer, told, described, shown))
 
     def loss_of_step(step):
@@ -257,11 +256,11 @@ def vision_objective(model, photographs, workers=0):
         queries, attention = watched(model.qformer, patches)            # (B, Q, D), (B, Q, P)
         names = told(queries.mean(dim=1))
         loss = pointing_loss(attention, fields[:, SUBJECT].sum(dim=1).flatten(1))
-        for weight, outputs, targets in ((2, names, labels),
-                                         (1, described(queries), parts_of(fields)),
-                                         (1, shown(patches[:, 1:]), fields.flatten(2).mT)):
-            losses = F.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
-            loss = loss + weight * losses.sum(dim=-1).mean()
+        for outputs, targets, weight in ((names, labels, torch.tensor(2.0, device=device)),
+                                         (described(queries), parts_of(fields), weights),
+                                         (shown(patches[:, 1:]), fields.flatten(2).mT, weights)):
+            losses = F.binary_cross_entropy_with_logits(outputs, targets, weight, reduction="none")
+            loss = loss + losses.sum(dim=-1).mean()
         unit = F.normalize(queries, dim=-1)
         loss = loss + APART * (unit @ unit.mT).square().mean()
         first, truth = (part[:, :len(SUBJECTS)].argmax(dim=1) for part in (names, labels))
