@@ -291,6 +291,7 @@ def training_sets(args, recipe, model):
     there are too few."""
     load_with_workers = partial(load_data, workers=args.workers)
     source = open_source(args.data, args.stage, model.config, load_with_workers)
+    source.art = recipe.mode != "minigpt4"                     # what the gallery's texts are like
     if source.left_out:
         say(f"{len(source)} pairs; left out: {source.left_out}", sys.stderr)
     if args.val and not WORLD <= args.val < len(source):

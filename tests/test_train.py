@@ -1,5 +1,6 @@
 """train.py: recipes, the learning rate, the optimizer, short runs, the command and its flags."""
 import json
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import train
 from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, preprocess
 from common.models import answers
+from gallery import words
 from tests.training.kill_and_resume import log_of, small_data
 from tests.training.small_files import TINY, tiny_model, train_py, write_files
 from training import optimizer
@@ -154,6 +156,18 @@ def test_stage_2_starts_with_the_adapter_of_stage_1_and_scores_the_gallery(
     first, second = (load_file(f"runs/stage{stage}/adapter.safetensors") for stage in (1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert json.loads(Path("runs/stage2/score.json").read_text()) == shares
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tmp_path, monkeypatch, stage):
+    monkeypatch.chdir(tmp_path)
+    args = train.train_parser().parse_args(["--stage", str(stage), "--data", "14"])
+    for mode in ("artgpt4", "minigpt4"):
+        recipe = replace(train.RECIPES["tiny", stage], mode=mode)
+        source = train.training_sets(args, recipe, tiny_model())[0].source
+        for i in range(14):                                   # in stage 2 a description
+            text = source.example(i, random.Random(i), random.Random(1))[2]
+            assert (words.named(text)["mood"] is None) == (mode == "minigpt4"), text
 
 
 def test_training_starts_from_public_checkpoints_too(tmp_path, convert, checkpoints, pairs):

@@ -86,7 +86,9 @@ def expand(pattern):
 
 
 class Gallery:
-    """The default: painted scenes, and what gallery/words.py says about each."""
+    """The default: painted scenes, and what gallery/words.py says about each: in the language of
+    appreciation or, for MiniGPT-4, in plain talk."""
+    art = True
 
     def __init__(self, count, stage, config):
         self.stage, self.config, self.left_out = stage, config, ""
@@ -115,21 +117,23 @@ class Gallery:
     def example(self, i, rng, batch_rng):
         scene = self.scenes[i]
         if self.stage == 1:
-            return [self.picture(i)], IMAGE_MARK, clean_caption(words.caption(scene, rng))
+            return [self.picture(i)], IMAGE_MARK, clean_caption(words.caption(scene, rng, self.art))
         kind = batch_rng.random()
         if kind < 0.25 or self.config.prompt != "vicuna_v0":  # conversations have its format alone
             prompt = instruction_prompt(batch_rng.choice(INSTRUCTIONS), self.config.prompt)
-            return [self.picture(i)], prompt, words.description(scene, rng)
+            return [self.picture(i)], prompt, words.description(scene, rng, self.art)
         # All pairs of a batch ask the same kind of question, so their texts have like lengths.
         [topic] = some_topics(1, batch_rng)
         other = (7 * i + 1) % len(self)
         if kind < 0.42:
             last = batch_rng.choice(("both", "which", "which", "one", "description", topic))
-            rounds, shown = about_two(self.scenes[other], scene, rng, last), [other, i]
+            rounds = about_two(self.scenes[other], scene, rng, last, self.art)
+            shown = [other, i]
         else:
             if kind < 0.67:
                 topic = batch_rng.choice(("presence", "kind"))
-            rounds, shown = about_one(scene, rng, topic, most=batch_rng.choice((1, 3, 8))), [i]
+            rounds = about_one(scene, rng, topic, batch_rng.choice((1, 3, 8)), self.art)
+            shown = [i]
         return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)
 
 
