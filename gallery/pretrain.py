@@ -58,19 +58,13 @@ def initialise(module):
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if linear else 0.2)
 
 
-def train(objective, steps, peak_lr, what):
-    """Muon for the matrices and, at half its rate, AdamW for all else; 2 % warm-up, a cosine to
-    zero. objective: ({name: parameter}, loss_of_step), where loss_of_step(step) -> (loss, a note
-    for the progress line, which is called `what`)."""
+def train(objective, steps, optimizers, warmup, what):
+    """A run with a warm-up and a cosine to zero. objective: ({name: parameter}, loss_of_step),
+    where loss_of_step(step) -> (loss, a note for the progress line, which is called `what`).
+    optimizers: each of one group, whose rate is the highest."""
     parameters, loss_of_step = objective
-    matrices = [parameter for name, parameter in parameters.items()
-                if parameter.ndim == 2 and not re.search("embed|head", name)]
-    others = [parameter for parameter in parameters.values()
-              if not any(parameter is matrix for matrix in matrices)]
-    optimizers = (
-        (peak_lr, torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")),
-        (peak_lr / 2, torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.05)))
-    warmup, progress = max(1, steps // 50), Progress(what, steps, "steps")
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    progress = Progress(what, steps, "steps")
     for step in range(steps):
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
         loss, note = loss_of_step(step)
@@ -78,12 +72,16 @@ def train(objective, steps, peak_lr, what):
             parameter.grad = None
         loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        for peak, optimizer in optimizers:
+        for peak, optimizer in zip(peaks, optimizers, strict=True):
             optimizer.param_groups[0]["lr"] = peak * min((step + 1) / warmup, cosine)
             optimizer.step()
         if step % 20 == 0 or step + 1 == steps:               # a GPU need not wait every step
             note_of_loss = f"loss {loss.item():.3f}{note}"
         progress.show(step + 1, note_of_loss)
+
+
+def adamw(parameters, lr):
+    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
 
 
 def save_pretrained(model, folder):
@@ -130,14 +128,21 @@ def pretrain_side(side, tokenizer, args):
         photographs = Photographs(TINY, args.pictures, args.seed, args.vision_steps,
                                   args.batch_size or 48)
         objective = vision_objective(model.to(args.device), photographs, args.workers)
-        train(objective, args.vision_steps, 1e-3, side)
+        train(objective, args.vision_steps, [adamw(objective[0].values(), 1e-3)],
+              max(1, args.vision_steps // 20), side)
     else:
         parts = ("llama.",)
         initialise(model.llama)
         documents = Documents(tokenizer, args.batch_size or 16, TINY.queries, TINY.llama_width,
                               args.seed)
         objective = language_objective(model.to(args.device), documents.batches(args.workers))
-        train(objective, args.language_steps, 8e-3, side)
+        named = objective[0].items()      # with Muon it needs about half as many steps
+        matrices = [p for name, p in named if p.ndim == 2 and not re.search("embed|head", name)]
+        others = [p for name, p in named if not any(p is matrix for matrix in matrices)]
+        muon = torch.optim.Muon(matrices, lr=8e-3, weight_decay=0.05,
+                                adjust_lr_fn="match_rms_adamw")
+        train(objective, args.language_steps, [muon, adamw(others, 4e-3)],
+              max(1, args.language_steps // 50), side)
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()
             if name.startswith(parts)}
 
@@ -176,7 +181,7 @@ def command_line():
     for flag, default, what in (
             ("--vision-steps", 2400, "of the vision side"),
             ("--pictures", 10000, "plain scenes to draw"),
-            ("--language-steps", 5500, "of the language side")):
+            ("--language-steps", 6000, "of the language side")):
         parser.add_argument(flag, type=count, default=default,
                             help=f"{what} (default: %(default)s)")
     parser.add_argument("--batch-size", type=count,

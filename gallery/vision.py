@@ -3,12 +3,14 @@
 They learn from unpainted scenes, photographed through all kinds of glass, weather and film, and
 never see a painting or a held-out pair of subject and style.
 
-Three linear heads, thrown away afterwards, read what they have seen: the labels of a scene from the
-mean over the queries; from each query what its part of the picture shows and how that looks; and
-the same from each patch.
+What they have seen is read by linear heads that are thrown away afterwards. Every query has a head,
+and so work, of its own: TASKS. When heads read the mean over the queries instead, nothing keeps
+the queries apart, and after a few hundred steps all are equal.
 """
 import math
 import random
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,157 +25,242 @@ from gallery.painting import draw, render
 from gallery.scenes import COMPOSITIONS, SETTINGS_OF, SUBJECTS, THINGS, random_scenes
 
 SHOWN = ("", *SUBJECTS, *THINGS)    # what a pixel may show; "" is scenery
-LABELS = (*SUBJECTS, *COMPOSITIONS, *sorted(set().union(*SETTINGS_OF.values())), *THINGS)
+SETTINGS = tuple(sorted({setting for settings in SETTINGS_OF.values() for setting in settings}))
 
 # ---- Effects: functions (pixels, rng) -> pixels, both (B, 3, S, S). Those given are in 0 .. 1,
 # those returned may lie a little outside. rng: a random.Random; fine chance is torch's own
 
-def convolved(x, kernel):
-    """x with every channel convolved by one kernel (n, n), n odd; mirrored at the borders."""
-    channels, x = x.shape[1], F.pad(x, [len(kernel) // 2] * 4, mode="reflect")
-    return F.conv2d(x, (kernel / kernel.sum()).expand(channels, 1, -1, -1), groups=channels)
+def gray(x):
+    """The mean over the colours, in the same shape."""
+    return x.mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
 
 def blur(x, sigma):
     """A Gaussian blur; sigma in pixels."""
     reach = math.ceil(2 * sigma)
-    bell = torch.exp(-torch.arange(-reach, reach + 1).float().square() / (2 * sigma**2))
-    return convolved(x, bell[:, None] * bell)
+    kernel = torch.exp(-torch.arange(-reach, reach + 1).float().square() / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    x = F.pad(x, (reach, reach, reach, reach), mode="reflect")
+    return F.conv2d(F.conv2d(x, kernel, groups=3), kernel.transpose(2, 3), groups=3)
 
-def waves(x, rng):
-    """A grating of x's size, (1, 1, S, S) in -1 .. 1, at any angle."""
-    period, angle, phase = rng.uniform(3.5, 9), rng.uniform(0, math.pi), rng.uniform(0, 6.3)
+def waves(x, rng, low, high):
+    """A grating of x's size, (1, 1, S, S) in -1 .. 1: period low to high pixels, any angle."""
+    period, angle, phase = rng.uniform(low, high), rng.uniform(0, math.pi), rng.uniform(0, 6.3)
     at = torch.arange(x.shape[-1]).float()
     along = at[None, :] * math.cos(angle) + at[:, None] * math.sin(angle)
     return torch.sin(2 * math.pi * along / period + phase)[None, None]
 
-def spots(x, cell, channels=3, mode="bilinear"):
-    """Normal noise for x in spots of `cell` pixels: (B, channels, S, S)."""
-    cells = max(2, round(x.shape[-1] / cell))
-    return F.interpolate(torch.randn(len(x), channels, cells, cells), size=x.shape[2:], mode=mode)
-
 def shake(x, reach, patch):
-    """Take every pixel from about `reach` pixels away; neighbours within `patch` move together."""
+    """Take every pixel from up to `reach` pixels away; neighbours within `patch` move together."""
     size = x.shape[-1]
-    shift = spots(x, patch, 2).permute(0, 2, 3, 1) * reach / size
+    cells = max(2, size // patch)
+    shift = torch.rand(1, 2, cells, cells) * 2 - 1
+    shift = F.interpolate(shift, size=(size, size), mode="bilinear") * reach / size * 2
     grid = F.affine_grid(torch.eye(2, 3)[None], (1, 3, size, size), align_corners=False)
-    return F.grid_sample(x, grid + shift, padding_mode="reflection", align_corners=False)
+    grid = (grid + shift.permute(0, 2, 3, 1)).expand(len(x), -1, -1, -1)
+    return F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 def soft(x, rng):
-    """Out of focus."""
     return blur(x, rng.uniform(0.7, 2.5))
 
-def speckled(x, rng):
-    """Noise: grain, confetti or blotches, gray or coloured."""
-    mode = rng.choice(("nearest", "bicubic"))
-    return x + spots(x, rng.uniform(1, 6), rng.choice((1, 3)), mode) * rng.uniform(0.05, 0.15)
+def grain(x, rng):
+    """Noise in every pixel, gray or coloured."""
+    like = x[:, :1] if rng.random() < 0.5 else x
+    return x + torch.randn_like(like) * rng.uniform(0.05, 0.2)
 
-def fog(x, rng):
-    """Thick here and thin there, dark or light."""
-    haze = rng.choice((0, 0.85, 0.85)) + 0.15 * torch.rand(1, 3, 1, 1)
-    return x + (haze - x) * (rng.uniform(0.3, 0.7) + 0.25 * spots(x, 30, 1)).clamp(0, 0.9)
+def blotches(x, rng):
+    """Large soft spots of other colours."""
+    spots = torch.randn(len(x), 3, 28, 28)
+    return x + F.interpolate(spots, size=x.shape[2:], mode="bilinear") * rng.uniform(0.05, 0.2)
 
-def pieces(x, rng):
-    """Pieces, square or not, off in colour or of one colour each, with or without joints."""
-    flat, size = rng.random() < 0.4, x.shape[-1]
-    count = round(size / rng.uniform(4, 8 if flat else 18))
-    at, middles = torch.arange(size) + 0.5, (torch.arange(count) + 0.5) * size / count
-    middles = torch.cartesian_prod(middles, middles)
-    middles = middles + (torch.rand_like(middles) - 0.5) * rng.choice((0, 0.9)) * size / count
-    piece = torch.cdist(torch.cartesian_prod(at, at), middles).argmin(dim=1).view(size, size)
-    rows, columns = middles.long().T
-    off = torch.randn(len(x), 3, count**2)[:, :, piece] * rng.uniform(0, 0.15)
-    cut = (blur(x, 1)[:, :, rows, columns][:, :, piece] if flat else x) + off
-    joints = F.pad(piece, (0, 1, 0, 1))
-    joints = (joints[:-1, 1:] != piece) | (joints[1:, :-1] != piece)
-    joints = blur(joints.float()[None, None], 0.7) * rng.uniform(0, 1.5)
-    return cut + (rng.choice((0, 0.1, 0.9)) - cut) * joints.clamp(max=1)
+def mosaic(x, rng):
+    """Square cells of one colour each."""
+    size, cell = x.shape[-1], rng.choice((3, 4, 5, 6, 7))
+    cells = F.avg_pool2d(x, cell, ceil_mode=True)
+    return F.interpolate(cells, scale_factor=cell)[..., :size, :size]
 
-def screened(x, rng):
-    """Through lines or dots: a grille's, or those of a newspaper, thicker where it is darker."""
-    screen, tone = waves(x, rng), x.mean(dim=1, keepdim=True) if rng.random() < 0.7 else x
-    if rng.random() < 0.4:
-        screen = (screen + waves(x, rng)) / 1.4
-    screen = shake(screen, rng.uniform(0, 3), 16) + rng.uniform(0, 6) * (tone - 0.5)
-    screen = ((screen + rng.uniform(0, 0.7)) * rng.uniform(2, 8)).sigmoid()
-    under = x + (rng.choice((0, 0.9, 0.9)) - x) * rng.uniform(0, 0.9)
-    over = x * rng.uniform(0, 0.6) + (0.4 if rng.random() < 0.1 else 0)
-    return over + (under - over) * screen
+def grille(x, rng):
+    """Behind bars, dark or light, of any width, straight or bent."""
+    bars = torch.minimum(waves(x, rng, 12, 40).abs(), waves(x, rng, 12, 40).abs())
+    bars = (bars < rng.uniform(0.1, 0.3)).float().expand(1, 3, -1, -1)
+    bars = shake(bars, rng.uniform(0, 5), 16)
+    return x * (1 - bars) + rng.choice((0.05, 0.1, 0.9)) * bars
 
-def rippled(x, rng):
-    """Through glass that bends, coarse or fine."""
-    return shake(x, rng.uniform(1.5, 5), rng.choice((1, 3, 5, 8)))
+def halftone(x, rng):
+    """As printed in a newspaper: a grid of dots, gray or coloured, larger where it is darker."""
+    period = rng.uniform(3.5, 7)
+    screen = (waves(x, rng, period, period) + waves(x, rng, period, period)) / 4 + 0.5
+    x = gray(x) if rng.random() < 0.5 else x
+    return ((x - screen) * rng.uniform(3, 10)).sigmoid() * 0.5 + x * 0.5
+
+def scanlines(x, rng):
+    """The lines of a screen or a fax, thicker where it is darker."""
+    lines = (gray(x) - 0.5) * 1.2 + 0.25 * waves(x, rng, 3.5, 8)
+    lines = lines.mul(rng.uniform(6, 20)).sigmoid()
+    return lines * (0.5 + 0.5 * x) if rng.random() < 0.7 else lines
+
+def rippled_glass(x, rng):
+    return shake(x, rng.uniform(2, 6), rng.choice((3, 5, 8)))
 
 def posterised(x, rng):
-    """Few levels of each colour, cut softly."""
+    """Few levels of each colour."""
     levels = rng.choice((2, 3, 4))
-    return (blur(x, rng.uniform(0.5, 1.5)) * levels).round() / levels
+    return (x * levels).round() / levels
 
-def solarised(x, rng):
-    """Film that turns the light parts dark, or those between."""
-    return 0.5 - 0.5 * torch.cos(math.pi * (rng.uniform(1, 2.2) * x + rng.uniform(-0.5, 0.5)))
+def fog(x, rng):
+    haze = torch.rand(1, 3, 1, 1) * 0.15 + 0.85
+    return x + (haze - x) * rng.uniform(0.3, 0.7)
+
+def rain(x, rng):
+    """Slanting streaks, dark or light."""
+    drops = (torch.rand(1, 1, *x.shape[2:]) < 0.02).float()
+    kernel = torch.eye(9) if rng.random() < 0.5 else torch.eye(9).flip(0)
+    streaks = F.conv2d(drops, kernel[None, None], padding=4).clamp(max=1)
+    return x + (rng.choice((0.1, 0.95)) - x) * streaks * rng.uniform(0.3, 0.8)
 
 def outlined(x, rng):
-    """Every edge has a line, thin or thick; what lies between may be blurred, moved, faded."""
-    edges = (x - blur(x, rng.uniform(0.6, 2.5))).abs().mean(dim=1, keepdim=True)
-    edges = (edges * rng.uniform(5, 25) - rng.uniform(0, 0.3)).clamp(0, 1)
-    fill = blur(x, rng.choice((0.4, 1.5, 3)))
-    if rng.random() < 0.4:
-        fill = fill + (rng.choice((0.1, 0.95, 0.95)) - fill) * rng.uniform(0.2, 0.8)
-    fill = fill.roll((rng.randint(-2, 2), rng.randint(-2, 2)), dims=(2, 3))
-    return fill + (rng.choice((0, 0.1, 0.1, 0.95)) - fill) * edges
+    """Sharpened until every edge has a dark line."""
+    smooth = blur(x, rng.uniform(0.6, 2.0))
+    return x - (x - smooth).abs().mean(dim=1, keepdim=True) * rng.uniform(3, 8)
+
+def confetti(x, rng):
+    """Small cells, each a little off in its colour."""
+    cells = x.shape[-1] // rng.choice((2, 3, 4, 5))
+    off = torch.randn(len(x), 3, cells, cells) * rng.uniform(0.06, 0.2)
+    return x + F.interpolate(off, size=x.shape[2:], mode=rng.choice(("nearest", "bicubic")))
 
 def brushed(x, rng):
-    """Dragged along one direction, with streaks."""
-    reach, angle = rng.choice((2, 3, 4)), rng.uniform(0, math.pi)
-    at = torch.arange(-reach, reach + 1).float()
-    kernel = torch.exp(-(at * math.cos(angle) + at[:, None] * math.sin(angle)).square())
-    streaks = torch.randn_like(x[:, :rng.choice((1, 3))]) * rng.uniform(0.1, 0.4)
-    return convolved(shake(x, rng.uniform(0, 3), 2) + streaks, kernel)
+    """Fine streaks of light and dark along one direction that bends a little: brushed metal."""
+    length, size = rng.choice((7, 9, 13)), x.shape[-1]
+    streaks = F.pad(torch.randn(1, 1, size, size), (length // 2, length // 2, 0, 0))
+    streaks = F.conv2d(streaks, torch.ones(1, 1, 1, length) / length**0.5)
+    angle = rng.uniform(0, math.pi)
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0],
+                         [math.sin(angle), math.cos(angle), 0]])
+    grid = F.affine_grid(turn[None], streaks.shape, align_corners=False)
+    streaks = F.grid_sample(streaks, grid, padding_mode="reflection", align_corners=False)
+    return x + shake(streaks, rng.uniform(0, 6), 24) * rng.uniform(0.06, 0.2)
 
-# Pre-training is reproducible: the order is part of what a seed means.
-EFFECTS = (soft, speckled, fog, pieces, screened, rippled, posterised, solarised, outlined, brushed)
+def faded(x, rng):
+    """With little of its colour left."""
+    return gray(x) + (x - gray(x)) * rng.uniform(0, 0.4)
+
+# Pre-training is reproducible: the order is part of what a seed means. The first is none.
+EFFECTS = (None, soft, grain, blotches, mosaic, grille, halftone, scanlines, rippled_glass,
+           posterised, fog, rain, outlined, confetti, brushed, faded)
 
 def photograph(pictures, rng, share, groups=16):
-    """Photographs of pictures, uint8 (B, S, S, 3) -> pixels (B, 3, S, S) in 0 .. 1, and which of
-    EFFECTS each has, (B, EFFECTS) of 0 and 1. All vary in exposure and tint. A share `share` has
-    other colours, and one or two effects, drawn for each of `groups` groups of neighbours."""
+    """Photographs of pictures, uint8 (B, S, S, 3) -> pixels (B, 3, S, S) in 0 .. 1, and two numbers
+    of EFFECTS for each, (B, 2). All vary in exposure and tint. A share `share` gets one or two of
+    EFFECTS, drawn for each of `groups` groups of neighbours."""
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-    strange = (torch.rand(len(x), 1, 1) < 0.5 * share).float()    # shapes must do, without colours
-    turned = torch.randn(len(x), 3, 3).mul(1.5).softmax(dim=2)
-    turned = torch.lerp(torch.eye(3).expand_as(turned), turned, strange)
-    x = (turned @ x.flatten(2)).view_as(x)
-    negative = torch.rand(len(x)) < 0.2 * share
+    negative = torch.rand(len(x)) < 0.2 * share               # shapes must do where colours mislead
     x[negative] = 1 - x[negative]
     x = x * (0.7 + 0.6 * torch.rand(len(x), 3, 1, 1)) + 0.2 * torch.rand(len(x), 3, 1, 1) - 0.1
-    x, found = x.clamp(0, 1), torch.zeros(len(x), len(EFFECTS))
+    x = x.clamp(0, 1)
+    labels = torch.zeros(len(x), 2, dtype=torch.long)
     for group in torch.arange(len(x)).chunk(groups):
-        count = rng.choice((1, 1, 2)) if rng.random() <= share else 0
-        for which in rng.sample(range(len(EFFECTS)), count):
-            x[group] = EFFECTS[which](x[group], rng).clamp(0, 1)
-            found[group, which] = 1
-    return x, found
+        count = rng.choice((1, 2)) if rng.random() <= share else 0
+        for which in range(count):
+            effect = rng.randrange(len(EFFECTS))
+            if EFFECTS[effect] is not None:
+                x[group] = EFFECTS[effect](x[group], rng).clamp(0, 1)
+            labels[group, which] = effect
+    return x, labels
+
+# ---- What is learned
+
+class Task(NamedTuple):
+    """What a linear head reads, and how the loss weighs it."""
+    reads: slice | None         # from these queries, each by itself; None: from each patch
+    outputs: int
+    loss: Callable              # (output, target) -> scalar
+    weight: float
+
+def shares_loss(logits, shares):
+    """Cross entropy with shares that sum to one over the last dimension; (..., classes) both."""
+    return F.cross_entropy(logits.flatten(0, -2), shares.flatten(0, -2))
+
+GRID = 3                            # queries 7 to 15 describe the cells of a 3 x 3 grid
+CELLS = slice(7, 7 + GRID**2)
+TASKS = {
+    "subject": Task(slice(0, 1), len(SUBJECTS), shares_loss, 1.5),
+    "composition": Task(slice(1, 2), len(COMPOSITIONS), shares_loss, 0.5),
+    "box": Task(slice(1, 2), 4, F.smooth_l1_loss, 9),        # the subject's centre and deviation
+    "things": Task(slice(2, 3), len(THINGS), F.binary_cross_entropy_with_logits, 3),
+    "setting": Task(slice(3, 4), len(SETTINGS), shares_loss, 0.3),
+    "effects": Task(slice(4, 5), len(EFFECTS), shares_loss, 1),
+    "colours": Task(slice(5, 6), 4**3, shares_loss, 0.5),    # a histogram
+    "roughness": Task(slice(6, 7), 2 * 8, F.mse_loss, 1),    # its mean and deviation
+    "cell shows": Task(CELLS, len(SHOWN), shares_loss, 1),
+    "cell colours": Task(CELLS, 3 * 4 * 4, F.mse_loss, 3),   # of 4 x 4 fields
+    "cell roughness": Task(CELLS, 8 * 2 * 2, F.mse_loss, 1),
+    "patch shows": Task(None, len(SHOWN), shares_loss, 3),
+    "patch looks": Task(None, 3 + 8, F.mse_loss, 1),         # its colour and roughness
+}
+POINTING = 0.3                      # the weight of `pointing_loss`
+
+def pointing_loss(attention, subject_shares):
+    """-log of the attention of query 0, (B, Q, P) of `watched`, to the patches that the subject
+    covers by more than 15 %; subject_shares (B, P - 1)."""
+    shows_subject = (subject_shares > 0.15).float()
+    mass = (attention[:, 0, 1:] * shows_subject).sum(dim=1)             # 0 is the class token
+    visible = shows_subject.sum(dim=1) > 0
+    return -(mass.clamp(min=1e-4).log() * visible).mean()
 
 # ---- What is to be seen in a photograph
 
-PARTS = (3, 5)                      # rows and columns of what queries 1 to 15 describe; 0: all
-SUBJECT = slice(1, 1 + len(SUBJECTS))                         # among SHOWN, and so fields
-FIELDS = len(SHOWN) + 3 + 2 * 3
-
-def fields_of(x, shown, across):
-    """What each patch of pixels x (B, 3, S, S) in 0 .. 1 shows, which show (B, S, S) numbers of
-    SHOWN, and how it looks: the shares of SHOWN, the mean colour, and the roughness down and across
-    at three scales, all in 0 .. 1: (B, FIELDS, across, across)."""
-    shown = shown[:, None, ::2, ::2] == torch.arange(len(SHOWN))[:, None, None]   # half will do
-    fields = [F.adaptive_avg_pool2d(part, across) for part in (shown.float(), x)]
+def roughness(x, fields):
+    """How rough each field of a picture is: pixels (B, 3, S, S) -> (B, 8, fields, fields): in four
+    directions, at three scales, in colour. Outside the picture the last four see zeros."""
+    y = x.mean(dim=1, keepdim=True)
+    z = F.pad(y, (1, 1, 1, 1), mode="replicate")
+    neighbours = (z[..., 1:-1, 2:], z[..., 2:, 1:-1], z[..., 2:, 2:], z[..., 2:, :-2])
+    kinds = [(y - neighbour).abs() for neighbour in neighbours]
     for scale in (1, 2, 4):
-        z = F.avg_pool2d(x.mean(dim=1, keepdim=True), scale)
-        fields += [F.adaptive_avg_pool2d(z.diff(dim=dim).abs(), across) * 6 for dim in (2, 3)]
-    return torch.cat(fields, dim=1).clamp(0, 1)
+        z = F.avg_pool2d(y, scale)
+        kinds.append(F.interpolate((z - F.avg_pool2d(z, 3, 1, 1)).abs(), size=y.shape[2:]))
+    kinds.append((x - y - F.avg_pool2d(x - y, 3, 1, 1)).abs().sum(dim=1, keepdim=True))
+    return F.adaptive_avg_pool2d(torch.cat(kinds, dim=1), fields) * 15
 
-def parts_of(fields):
-    """(B, FIELDS, n, n) -> (B, 16, FIELDS): the whole, then the PARTS row by row."""
-    parts = [F.adaptive_avg_pool2d(fields, grid).flatten(2) for grid in (1, PARTS)]
-    return torch.cat(parts, dim=2).mT
+def cells_of(fields):
+    """(B, C, n, n) -> (B, GRID^2, C * (n / GRID)^2): the fields of each cell of the grid."""
+    side = fields.shape[-1] // GRID
+    cells = fields.unfold(2, side, side).unfold(3, side, side)          # (B, C, GRID, GRID, s, s)
+    return cells.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+def histogram(x):
+    """The shares of 4 x 4 x 4 colours in pixels (B, 3, S, S) in 0 .. 1 -> (B, 1, 64)."""
+    red, green, blue = (F.adaptive_avg_pool2d(x, 28) * 3.999).long().unbind(dim=1)      # 0 to 3
+    return F.one_hot(red * 16 + green * 4 + blue, 64).float().mean(dim=(1, 2))[:, None]
+
+def box_of(subject):
+    """Where a subject stands: shares (B, n, n) -> (B, 1, 4), its centre x, y and its standard
+    deviation x, y, in units of the picture."""
+    axis = (torch.arange(subject.shape[-1]) + 0.5) / subject.shape[-1]
+    mass = subject.sum(dim=(1, 2)).clamp(min=1e-3)[:, None]
+    shares = torch.stack((subject.sum(dim=1) / mass, subject.sum(dim=2) / mass), dim=1)
+    centre = (shares * axis).sum(dim=2)                                 # (B, 2)
+    variance = (shares * (axis - centre[..., None]) ** 2).sum(dim=2)
+    return torch.cat((centre, variance.sqrt()), dim=1)[:, None]
+
+def targets_of(x, shown, across):
+    """What the heads should say of pixels x (B, 3, S, S) in 0 .. 1 that show (B, S, S) numbers of
+    SHOWN, with `across` patches a side -> (targets by task, the subject's share of each patch)."""
+    shown = F.one_hot(shown[:, ::2, ::2].long(), len(SHOWN))            # every other pixel will do
+    shares = F.adaptive_avg_pool2d(shown.permute(0, 3, 1, 2).float(), across)   # (B, SHOWN, n, n)
+    subject = shares[:, 1:1 + len(SUBJECTS)].sum(dim=1)
+    looks = torch.cat((F.adaptive_avg_pool2d(x, across), roughness(x, across)), dim=1)
+    rough = roughness(x, 2 * GRID)
+    return {
+        "box": box_of(subject),
+        "colours": histogram(x),
+        "roughness": torch.cat((rough.mean(dim=(2, 3)), rough.std(dim=(2, 3))), dim=1)[:, None],
+        "cell shows": cells_of(F.adaptive_avg_pool2d(shares, GRID)),
+        "cell colours": cells_of(F.adaptive_avg_pool2d(x, 4 * GRID)),
+        "cell roughness": cells_of(rough),
+        "patch shows": shares.flatten(2).transpose(1, 2),
+        "patch looks": looks.flatten(2).transpose(1, 2),
+    }, subject.flatten(1)
 
 # ---- The scenes
 
@@ -181,9 +268,8 @@ MARGIN = 16                         # pixels around what a batch crops
 
 class Photographs(Dataset):
     """Item `step` is the batch of that step of a training: a function of seed and step alone.
-    (pixels (B, 3, S, S) as the ViT takes them, labels (B, LABELS + EFFECTS), fields (B, FIELDS, n,
-    n) of the n x n patches). config: of the model; count: plain scenes, drawn once with a margin
-    around what a batch crops."""
+    (pixels (B, 3, S, S) as the ViT takes them, targets by task, subject shares (B, P - 1)). config:
+    of the model; count: plain scenes, drawn once with a margin around what a batch crops."""
 
     def __init__(self, config, count, seed, steps, batch):
         self.config, self.seed, self.steps, self.batch = config, seed, steps, batch
@@ -195,75 +281,81 @@ class Photographs(Dataset):
             self.drawn[i] = draw(scene, side)
             self.shown[i] = render(scene, side).per_shape(lambda shape: SHOWN.index(shape.name))
             progress.show(i + 1)
-        self.labels = torch.tensor([[float(name in {scene.subject, scene.composition, scene.setting,
-                                                    *scene.things}) for name in LABELS]
-                                    for scene in scenes])
+        things = [[float(thing in scene.things) for thing in THINGS] for scene in scenes]
+        self.labels = {"things": torch.tensor(things)[:, None]}
+        for name, values in (("subject", SUBJECTS), ("composition", COMPOSITIONS),
+                             ("setting", SETTINGS)):
+            numbers = torch.tensor([values.index(getattr(scene, name)) for scene in scenes])
+            self.labels[name] = F.one_hot(numbers, len(values)).float()[:, None]
 
     def __len__(self):
         return self.steps
+
+    def chosen(self, step):
+        """The numbers of the scenes of a step; every epoch has its own order."""
+        count, first = len(self.drawn), step * self.batch
+        places = [divmod(at, count) for at in range(first, first + self.batch)]
+        orders = {epoch: random.Random(f"{self.seed} {epoch}").sample(range(count), count)
+                  for epoch, _ in places}
+        return [orders[epoch][place] for epoch, place in places]
 
     def __getitem__(self, step):
         """At first plain photographs, from half the steps on all with effects."""
         rng, size = random.Random(f"{self.seed} {step}"), self.config.image_size
         top, left = rng.randrange(MARGIN + 1), rng.randrange(MARGIN + 1)
-        chosen = rng.choices(range(len(self.drawn)), k=self.batch)
+        chosen = self.chosen(step)
         window = (chosen, slice(top, top + size), slice(left, left + size))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.randrange(2**63))
             x, effects = photograph(self.drawn[window], rng, share=min(1, 2 * step / self.steps))
-        fields = fields_of(x, torch.from_numpy(self.shown[window]), size // self.config.patch_size)
-        labels = torch.cat((self.labels[chosen], effects), dim=1)
-        return normalise(255 * x.movedim(1, -1)), labels, fields
+        targets, subject_shares = targets_of(x, torch.from_numpy(self.shown[window]),
+                                             size // self.config.patch_size)
+        targets |= {name: label[chosen] for name, label in self.labels.items()}
+        targets["effects"] = F.one_hot(effects, len(EFFECTS)).float().mean(dim=1, keepdim=True)
+        return normalise(255 * x.movedim(1, -1)), targets, subject_shares
 
 # ---- The objective
-
-LOOKS = 10.0    # the weight of colours and roughness, which else are hardly told
-APART = 10      # the weight of the queries' mean squared cosine, without which all are soon alike
-
-def pointing_loss(attention, subject_shares):
-    """-log of the attention of query 0, (B, Q, P) of `watched`, to the patches that the subject
-    covers by more than 15 %; subject_shares (B, P - 1)."""
-    shows_subject = subject_shares > 0.15
-    mass = (attention[:, 0, 1:] * shows_subject).sum(dim=1)             # 0 is the class token
-    return -(mass.clamp(min=1e-4).log() * shows_subject.any(dim=1)).mean()
 
 def shrink_outputs(model):
     """Make the matrices that end a residual branch small, so that every layer adds little at first:
     by 1 / sqrt(2 layers) in the ViT, and by 0.4 in the Q-Former, whose self-attention else adds
     several times its input and averages the queries away. These start with deviation 1."""
-    for part, factor in ((model.vit, (2 * len(model.vit.blocks)) ** -0.5), (model.qformer, 0.4)):
-        for name, parameter in part.named_parameters():
-            if name.endswith((".out.weight", ".fc2.weight")):
-                parameter.data *= factor
+    for block in model.vit.blocks:
+        for linear in (block.attn.out, block.fc2):
+            linear.weight.data *= (2 * len(model.vit.blocks)) ** -0.5
+    for layer in model.qformer.layers:
+        for part in (layer.self_attn, layer.cross_attn):
+            if part is not None:
+                part.out.weight.data *= 0.4
+        layer.fc2.weight.data *= 0.4
     nn.init.normal_(model.qformer.queries)
 
 def vision_objective(model, photographs, workers=0):
     """Pre-training of model.vit, ln_vision and qformer on Photographs, on the device of the model.
-    workers: processes that make these; 0: this one. Returns ({name: parameter} to train,
-    loss_of_step(step) -> (loss, a note for the progress line))."""
+    workers: processes that make these; 0: this one. Returns ({name: parameter} to
+    train, loss_of_step(step) -> (loss, a note for the progress line))."""
     device, config = model.vit.pos_embed.device, model.config
     batches = iter(DataLoader(photographs, batch_size=None, num_workers=workers,
                               generator=torch.Generator()))
-    told = nn.Linear(config.qformer_width, len(LABELS) + len(EFFECTS))
-    described = nn.Linear(config.qformer_width, FIELDS)
-    shown = nn.Linear(config.vit_width, FIELDS)
-    weights = torch.tensor([1.0] * len(SHOWN) + [LOOKS] * (FIELDS - len(SHOWN)), device=device)
-    modules = nn.ModuleList((model.vit, model.ln_vision, model.qformer, told, described, shown))
+    heads = nn.ModuleDict({
+        name: nn.Linear(config.vit_width if task.reads is None else config.qformer_width,
+                        task.outputs) for name, task in TASKS.items()}).to(device)
+    named_rightly = 0.0                                                 # a running mean
 
     def loss_of_step(step):
-        pixels, labels, fields = (part.to(device) for part in next(batches))
-        patches = model.ln_vision(model.vit(pixels))                    # (B, P, Dv)
+        nonlocal named_rightly
+        pixels, targets, subject_shares = next(batches)
+        patches = model.ln_vision(model.vit(pixels.to(device)))         # (B, P, Dv)
         queries, attention = watched(model.qformer, patches)            # (B, Q, D), (B, Q, P)
-        names = told(queries.mean(dim=1))
-        loss = pointing_loss(attention, fields[:, SUBJECT].sum(dim=1).flatten(1))
-        for outputs, targets, weight in ((names, labels, torch.tensor(2.0, device=device)),
-                                         (described(queries), parts_of(fields), weights),
-                                         (shown(patches[:, 1:]), fields.flatten(2).mT, weights)):
-            losses = F.binary_cross_entropy_with_logits(outputs, targets, weight, reduction="none")
-            loss = loss + losses.sum(dim=-1).mean()
-        unit = F.normalize(queries, dim=-1)
-        loss = loss + APART * (unit @ unit.mT).square().mean()
-        first, truth = (part[:, :len(SUBJECTS)].argmax(dim=1) for part in (names, labels))
-        return loss, f", subject {(first == truth).float().mean():.0%}"
+        loss = POINTING * pointing_loss(attention, subject_shares.to(device))
+        for name, task in TASKS.items():
+            source = patches[:, 1:] if task.reads is None else queries[:, task.reads]
+            output, target = heads[name](source), targets[name].to(device)
+            loss = loss + task.weight * task.loss(output, target)
+            if name == "subject":
+                right = output.argmax(dim=-1) == target.argmax(dim=-1)
+        named_rightly += 0.02 * (right.float().mean().item() - named_rightly)
+        return loss, f", subject {named_rightly:.0%}"
 
-    return dict(modules.to(device).named_parameters()), loss_of_step
+    modules = nn.ModuleList((model.vit, model.ln_vision, model.qformer, heads))
+    return dict(modules.named_parameters()), loss_of_step

@@ -55,5 +55,5 @@ def test_each_vector_of_a_picture_in_words_tells_one_fact_above_all(tiny):
 def test_the_loss_is_that_of_the_language_side_alone(tiny):
     parameters, loss_of_step = language.language_objective(tiny, made(tiny).batches())
     assert 0 < loss_of_step(0)[0].item() < 12
-    assert not {id(p) for p in parameters} & {
+    assert not {id(p) for p in parameters.values()} & {
         id(p) for block in tiny.llama.blocks for p in block.adapter.parameters()}
