@@ -1,23 +1,22 @@
 """When do adapters matter? A dial: `python -m gallery.ablation`.
 
-The frozen language side knows plain talk. Every arm trains other weights on the same descriptions,
-of whose sentences none, a quarter, a half or all are new to that side; at last the names of what is
+The frozen language side knows plain talk. Every arm trains other weights on the same answers, of
+whose sentences none, a quarter, a half or all are new to that side; at last the names of what is
 seen are new as well. Fixed before any run:
-
-- Measure: how often the description of a fresh painting, of a pair of subject and style that no
-  training saw, names all four attributes rightly, under training's prompt and under chat.py's.
+- Measure: how often two answers, a description and one on the mood, name all four attributes of a
+  fresh painting of an unseen pair rightly, under training's prompt and under chat.py's.
 - Comparisons: ArtGPT-4 with the projection alone, and with LoRA on q and v, at each level and under
   each prompt. All intervals hold at once: by t over seeds, and by a bootstrap over the pairs.
 - Rates: each arm's best of three, by one run each at SWEEP_LEVEL, on paintings of seen pairs.
 """
 import argparse
-import math
 import multiprocessing
 import random
 import re
 import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -39,8 +38,10 @@ from gallery.scenes import UNSEEN_PAIRS, random_scenes
 from gallery.score import ATTRIBUTES, rightly, seen
 from gallery.words import VALUES, fill, rules_of, sentences
 
-# ---- The dial: a description has a sentence for each attribute, a plain or a new one
+# ---- The dial: each attribute is told in a sentence of plain talk, or in a new one
 
+QUESTIONS = ((INSTRUCTIONS, ("subject", "style", "palette")),     # wordings, what the answer tells
+             (("What is the mood?", "How does it feel?", "Which mood is it?"), ("mood",)))
 SENTENCES = {
     "subject": ("the (picture|painting) shows a {subject} {place}: {detail}",
                 "(the eye is led to|what counts here is) a {subject} {place}"),
@@ -54,10 +55,10 @@ def backwards(text):
     """The text in lower case, the names of all values spelt backwards, and such forwards."""
     return re.sub(rf"\b({NAMES})(?=s?\b)", lambda name: name[0][::-1], text.lower())
 
-def description(scene, level, rng):
-    """What all arms learn to say of a scene at a level of the dial."""
-    parts = (texts[name in LEVELS[level]] for name, texts in SENTENCES.items())
-    text = fill(". ".join(parts) + ".", rules_of(scene, art=True), rng)
+def told(attributes, scene, level, rng):
+    """What all arms learn to say of a scene's attributes at a level of the dial."""
+    texts = [SENTENCES[name][name in LEVELS[level]] + "." for name in attributes]
+    text = fill(" ".join(texts), rules_of(scene, art=True), rng)
     return sentences(backwards(text) if level == "new words too" else text)
 
 # ---- Arms: how the names of what is trained begin; a rank, and where LoRA has it; a colour
@@ -66,11 +67,11 @@ Q_AND_V = (("attn.qkv", 0, 192), ("attn.qkv", 384, 576))      # rows of matrices
 ALL = ("attn.qkv", 0, 576), ("attn.out", 0, 192), ("mlp.gate_up", 0, 1024), ("mlp.down", 0, 192)
 ARMS = {  # their ranks give LoRA and the MLP as many weights as ArtGPT-4 has
     "projection, adapters, norms (ArtGPT-4)": (TRAINABLE["artgpt4"], 0, (), "#c8641b"),
-    "projection, adapters": (r"proj\.|.*\.adapter\.", 0, (), "#e3b23c"),
-    "projection, LoRA on q and v": (r"proj\.|.*\.low\d", 25, Q_AND_V, "#2868a8"),
-    "projection, LoRA on all matrices": (r"proj\.|.*\.low\d", 6, ALL, "#7fb2e5"),
-    "projection, norms": (TRAINABLE["artgpt4"].replace("adapter|", ""), 0, (), "#5a9e4b"),
-    "projection, an MLP after it": (r"proj\.", 196, (), "#9467bd"),
+    "projection, adapters": (r"proj\.|.*\.adapter\.", 0, (), "#b8860b"),
+    "projection, LoRA on q and v": (r"proj\.|.*\.low\d", 25, Q_AND_V, "#1f5fa8"),
+    "projection, LoRA on all matrices": (r"proj\.|.*\.low\d", 6, ALL, "#3aa0c9"),
+    "projection, norms": (TRAINABLE["artgpt4"].replace("adapter|", ""), 0, (), "#3f8f3f"),
+    "projection, an MLP after it": (r"proj\.", 196, (), "#8a56b8"),
     "projection (MiniGPT-4)": (r"proj\.", 0, (), "#333333")}
 COMPARED = [6, 2]                                             # these arms, with the first
 
@@ -80,8 +81,7 @@ def add_low_rank(linear, rank, start, end):
                         nn.Linear(rank, end - start, bias=False))
     nn.init.zeros_(low[1].weight)
     linear.add_module(f"low{start}", low)
-    beside = start, linear.out_features - end
-    linear.register_forward_hook(lambda _, inputs, y: y + F.pad(low(*inputs), beside))
+    linear.register_forward_hook(lambda _, x, y: y + F.pad(low(*x), (start, y.shape[-1] - end)))
 
 def attach(model, arm):
     """Make a model that starts as MiniGPT-4 an arm. Returns what is trained, in float32."""
@@ -97,10 +97,10 @@ def attach(model, arm):
 
 # ---- Runs, each named "arm | level | rate | seed"; those of the sweep have seed 0
 
-BATCH, LONGEST = 12, 150                    # descriptions of a step; tokens of one at most
+BATCH, LONGEST = 12, 120                    # answers of a step; tokens of one at most
 RATES, SWEEP_LEVEL = (3e-3, 9e-3, 2.7e-2), "50 %"
-PROMPTS = {"training's prompt": instruction_prompt(INSTRUCTIONS[0]),
-           "chat.py's prompt": chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"])}
+PROMPTS = {"training's prompt": instruction_prompt,
+           "chat.py's prompt": lambda question: chat_prompt([f"{IMAGE_SLOT} {question}"])}
 
 def one_run(run, weights, paintings, steps):
     """Train and score a run in one thread. Returns what is kept, where a painting is a hexadecimal
@@ -114,25 +114,26 @@ def one_run(run, weights, paintings, steps):
     model.encode_image = lambda queries: model.proj(queries)  # the towers have done their part
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.05)
     for step in range(steps):
-        rng = random.Random(f"{seed} {step}")
-        prompt = instruction_prompt(rng.choice(INSTRUCTIONS))
-        numbers = rng.sample(range(len(scenes)), BATCH)
+        rng, (wordings, attributes) = random.Random(f"{seed} {step}"), QUESTIONS[step % 3 // 2]
+        numbers, question = rng.sample(range(len(scenes)), BATCH), rng.choice(wordings)
         ids, targets = pad_examples([example(
-            model.tokenizer, model.config.queries, prompt,
-            description(scenes[i], level, rng) + STOP, LONGEST) for i in numbers])
+            model.tokenizer, model.config.queries, instruction_prompt(question),
+            told(attributes, scenes[i], level, rng) + STOP, LONGEST) for i in numbers])
         loss = model(queries[numbers], ids, targets) / (targets != IGNORE).sum()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        warmup, cosine = (step + 1) / max(1, steps // 20), math.cos(math.pi * step / steps)
-        optimizer.param_groups[0]["lr"] = float(rate) * min(warmup, (1 + cosine) / 2)
+        optimizer.param_groups[0]["lr"] = float(rate) * min(20 * (step + 1), steps - step) / steps
         optimizer.step()
     trained = time.process_time()
     scenes, queries = paintings["validation" if seed == "0" else "pair by pair"]
     for name, prompt in PROMPTS.items():
-        with torch.inference_mode():
-            embeds = model.embed_ids([model.prompt_ids(prompt)] * len(scenes), model.proj(queries))
-        texts = answers(model, embeds, LONGEST, temperature=0)
+        said = []
+        for wordings, _ in QUESTIONS:
+            ids = [model.prompt_ids(prompt(wordings[0]))] * len(scenes)
+            embeds = model.embed_ids(ids, model.proj(queries))
+            said.append(answers(model, embeds, LONGEST, temperature=0))
+        texts = map(" ".join, zip(*said, strict=True))
         found = rightly(scenes, map(backwards, texts) if level == "new words too" else texts)
         digits = sum(found[name].astype(int) << 3 - i for i, name in enumerate(ATTRIBUTES))
         right[name] = "".join(f"{digit:x}" for digit in digits)
@@ -145,13 +146,13 @@ def prepared(args):
     torch.set_num_threads(1)
     model, found = ArtGPT4.from_pretrained(args.weights, dtype=torch.float32), {}
     files = [*frozen_files(args.weights), Path(__file__).with_name("painting.py")]
-    same = [BATCH, LONGEST, RATES, SWEEP_LEVEL, PROMPTS, args.steps, *map(Path.read_bytes, files)]
+    same = [BATCH, LONGEST, RATES, SWEEP_LEVEL, QUESTIONS, args.steps, *map(Path.read_bytes, files)]
     unseen = random_scenes(14 * args.pictures, "dial", UNSEEN_PAIRS)
     for name, scenes in (("training", random_scenes(args.paintings, "dial")),
                          ("validation", random_scenes(14 * args.pictures, "validation")),
                          ("pair by pair", sorted(unseen, key=lambda scene: scene.subject))):
         found[name] = scenes, seen(model, painted(scenes))[0].clone()
-        same += [description(scene, level, random.Random(scene.seed))
+        same += [told(ATTRIBUTES, scene, level, random.Random(scene.seed))
                  for scene in scenes for level in LEVELS]
     return found, f"{zlib.crc32(repr(same).encode()):08x}"
 
@@ -180,8 +181,9 @@ def make_all(kept, args):
     progress.say(f"{total} runs, about {hours:.2g} h of CPU time; {len(runs)} are there")
     for plan in (lambda: sweep, lambda: planned(runs, args.seeds).flatten().tolist()):
         left = [run for run in plan() if run not in runs]
-        with ProcessPoolExecutor(args.jobs, spawn, end_with_parent) as pool:
-            for run, (found, _) in zip(left, pool.map(make, left), strict=True):
+        with (ProcessPoolExecutor(args.jobs, spawn, end_with_parent) as pool,
+              closing(pool.map(make, left)) as made):         # after an error, start no more
+            for run, (found, _) in zip(left, made, strict=True):
                 runs[run] = found
                 write_json(kept, args.scores)
                 progress.show(len(runs))
@@ -205,20 +207,19 @@ def differences(right):
 
 def figure(shares):
     """A chart for each prompt with a line for each arm, as SVG. shares: (levels, arms, prompts)."""
-    shapes, colours = [], [colour for *_, colour in ARMS.values()]
+    parts, colours = [], [colour for *_, colour in ARMS.values()]
     for left, prompt, lines in zip((70, 460), PROMPTS, shares.transpose(2, 1, 0), strict=True):
-        shapes += [f'<text x="{left + 150}" y="20">all four right, {prompt}</text>']
-        shapes += [f'<text x="{left + 75 * i}" y="258">{level}</text>'
-                   for i, level in enumerate(LEVELS)]
-        shapes += [f'<path d="M{left} {240 - 2 * share}h300" stroke="#ddd"/><text x="{left - 24}" '
+        parts += [f'<text x="{left + 150}" y="20">all right by new sentences, {prompt}</text>']
+        parts += [f'<text x="{left + 75 * i}" y="258">{new}</text>' for i, new in enumerate(LEVELS)]
+        parts += [f'<path d="M{left} {240 - 2 * share}h300" stroke="#ddd"/><text x="{left - 24}" '
                    f'y="{244 - 2 * share}">{share} %</text>' for share in range(0, 101, 25)]
         for line, colour in zip(lines, colours, strict=True):
             points = " ".join(f"{left + 75 * i},{240 - 200 * y:.1f}" for i, y in enumerate(line))
-            shapes += [f'<path d="M{points}" fill="none" stroke="{colour}" stroke-width="2.5"/>']
-    shapes += [f'<text x="{150 + 250 * (i % 3)}" y="{290 + 20 * (i // 3)}" fill="{colours[i]}">'
+            parts += [f'<path d="M{points}" fill="none" stroke="{colour}" stroke-width="2.5"/>']
+    parts += [f'<text x="{150 + 250 * (i % 3)}" y="{290 + 20 * (i // 3)}" fill="{colours[i]}">'
                f"{arm}</text>" for i, arm in enumerate(ARMS)]
-    return ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 340" text-anchor="middle" '
-            f'style="background:#fff;font:12px sans-serif">{"".join(shapes)}</svg>\n')
+    return ('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 820 340" text-anchor="middle" '
+            f'style="background:#fff;font:12px sans-serif">{"".join(parts)}</svg>\n')
 
 def main(args):
     kept = read_json(args.scores) if args.scores.exists() else {"runs": {}}
@@ -237,13 +238,12 @@ def main(args):
         path.write_text(figure(shares), encoding="utf-8")
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m gallery.ablation",
-                                     description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser("python -m gallery.ablation", description=__doc__)
     parser.add_argument("--weights", type=Path, default=TINY, help="default: weights/tiny")
     parser.add_argument("--scores", type=Path, default=Path("docs/ablation.json"), help="the runs")
     for flag, default, what in (
             ("--jobs", 2, "processes, of one thread each"), ("--seeds", 5, "runs of each kind"),
-            ("--steps", 300, "of training"), ("--paintings", 1500, "to train on"),
+            ("--steps", 450, "of training"), ("--paintings", 1500, "to train on"),
             ("--pictures", 12, "to be described, of each unseen pair")):
         parser.add_argument(flag, type=number(int, 1, 10**6), default=default,
                             help=f"{what} (default: %(default)s)")
