@@ -30,7 +30,7 @@ from common.command_line import Misuse, number, run_command
 from common.files import check_file, read_json, save_tensors, written_beside
 from common.models import TINY, load, load_adapter, model_flags
 from conversion.checkpoints import open_checkpoint, take_adapter
-from gallery import score
+from gallery import familiarity, score
 from gallery.album import contact_sheet, painted
 from gallery.scenes import SEEN_PAIRS
 from training.data import Examples, batches, held_out_batches, load_data
@@ -178,11 +178,14 @@ def sample_pictures(examples):
     (224, 224, 3) each."""
     if isinstance(examples.source, Gallery):
         return painted(score.held_out(SEEN_PAIRS, 8))
-    pictures = []
-    for i in examples.numbers[:20]:
+    return [np.asarray(picture.resize((224, 224))) for picture in readable(examples, 20)][:8]
+
+
+def readable(examples, most):
+    """Those of the first pictures of Examples, `most` of them, that can be read."""
+    for i in examples.numbers[:most]:
         with contextlib.suppress(ValueError):
-            pictures.append(np.asarray(examples.source.picture(i).resize((224, 224))))
-    return pictures[:8]
+            yield examples.source.picture(i)
 
 
 # ---- The command
@@ -336,6 +339,12 @@ def run_stage(args, recipe, out):
             f"at {recipe.max_text_tokens} tokens and lost their end")
     say(f"wrote {out}/adapter.safetensors, log.jsonl and samples.png")
     is_gallery = isinstance(training.source, Gallery)
+    measure = None if is_gallery else familiarity.read_measure(args.weights)
+    if measure:                                                # its own pictures are not foreign
+        own = readable(training, 1000)
+        measure = on_rank_0(familiarity.knowing, model, measure, own)
+        if RANK == 0:
+            save_tensors(measure, out / familiarity.FILE)
     shares = on_rank_0(score.score, model, args.stage) if is_gallery else None
     if shares:
         with written_beside(out / "score.json") as path:

@@ -5,10 +5,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -16,6 +15,7 @@ import train
 from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, preprocess
 from common.models import answers
 from gallery import words
+from gallery.familiarity import read_measure, unfamiliar
 from tests.training.kill_and_resume import log_of, small_data
 from tests.training.small_files import TINY, tiny_model, train_py, write_files
 from training import optimizer
@@ -182,27 +182,33 @@ def test_training_starts_from_public_checkpoints_too(tmp_path, convert, checkpoi
                 assert torch.equal(tensor, expected[key]) or not key.startswith(only)
 
 
-CAPTIONS = ("A bicycle leans against the bakery in Ghent.", "Dumplings with chilli oil.",
-            "The spiral staircase of the library.", "Two kayaks on the gravel beach at low tide.")
+CAPTIONS = ("A bicycle leans on the bakery.", "Dumplings with chilli oil.", "Our old grey dog.",
+            "The spiral stairs in Ghent.", "Two kayaks at low tide.", "Anna, three years old.",
+            "A tram in the snow.", "The market at dawn.", "Grandfather's violin.", "Wet umbrellas.",
+            "My desk by the window.", "Fireworks above the harbour.")
 
 
-def test_a_few_pictures_of_one_s_own_are_told_in_the_words_of_their_captions(tmp_path):
+def test_twelve_pictures_of_one_s_own_are_told_in_the_words_of_their_captions_and_known(tmp_path):
     folder, out, pixels = tmp_path / "pictures", tmp_path / "run", []
     for i, caption in enumerate(CAPTIONS):
-        colours = np.random.RandomState(i).randint(0, 255, (4 + i, 5, 3), np.uint8)
-        picture = Image.fromarray(colours).resize((160, 120))
-        write_files(folder, {f"{i}.txt": caption.encode()})
-        picture.save(folder / f"{i}.png")
+        picture = Image.new("HSV", (160, 120), (21 * i, 200, 230))
+        place = 10 + 30 * (i % 4), 10 + 30 * (i // 4), 50 + 30 * (i % 4), 50 + 30 * (i // 4)
+        ImageDraw.Draw(picture).ellipse(place, ((21 * i + 128) % 256, 220, 120))
+        picture = picture.convert("RGB")
+        write_files(folder, {f"{i:02}.txt": caption.encode()})
+        picture.save(folder / f"{i:02}.png")
         pixels.append(preprocess(picture, 112))
-    assert train_py("--stage", 2, "--data", folder, "--init", TINY, "--out", out, "--steps", 60,
-                    "--batch-size", 4, "--workers", 0) == 0
-    model = tiny_model()
-    model.load_adapter(out / "adapter.safetensors")
+    assert train_py("--stage", 2, "--data", folder, "--init", TINY, "--out", out,
+                    "--workers", 0) == 0
+    model, adapter = tiny_model(), out / "adapter.safetensors"
+    model.load_adapter(adapter)
     prompt = chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"])
     with torch.inference_mode():
-        embeds = [model.embed_prompt(prompt, image[None])
-                  for image in model.encode_image(torch.stack(pixels))]
-    assert tuple(answers(model, torch.cat(embeds), 60, temperature=0)) == CAPTIONS
+        vectors = model.encode_image(torch.stack(pixels))
+        embeds = torch.cat([model.embed_prompt(prompt, image[None]) for image in vectors])
+    assert tuple(answers(model, embeds, 60, temperature=0)) == CAPTIONS
+    for measure, foreign in ((read_measure(TINY), 12), (read_measure(TINY, adapter), 0)):
+        assert sum(unfamiliar(model, measure, picture) for picture in vectors) == foreign
 
 
 # ---- What is refused

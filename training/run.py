@@ -25,7 +25,8 @@ from common.command_line import Progress, one_line
 from common.files import check_file, written_beside
 from training.processes import RANK, WORLD, local, say, share_of, whole
 
-RESULTS = ("adapter.safetensors", "best.safetensors", "samples.png", "score.json")
+RESULTS = ("adapter.safetensors", "best.safetensors", "samples.png", "score.json",
+           "familiarity.safetensors")
 SAVE_SECONDS = 600      # from a checkpoint to the next at most
 BAD_STEPS = 10          # this many steps in a row whose loss is not finite end a run
 
