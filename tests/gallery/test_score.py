@@ -3,6 +3,7 @@ what queries see, which pictures are foreign."""
 import argparse
 import json
 import random
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from artgpt4 import preprocess
+from common.files import save_tensors
 from common.models import TINY, model_flags
 from gallery import benchmark, familiarity, score, words
 from gallery.scenes import (FIGURES, MOODS, PALETTES, SAMPLES, SEEN_PAIRS, STYLES, SUBJECTS, THINGS,
@@ -37,6 +39,9 @@ def test_texts_are_right_where_they_name_what_is_there_and_nothing_else():
     assert set(means(SCENES, TEXTS).values()) == {1}
     found = means(SCENES, ["nothing", *TEXTS[1:]])
     assert all(found[name] == 39 / 40 for name in (*score.ATTRIBUTES, score.MEAN, "all four"))
+    plain = [words.description(scene, random.Random(0), art=False) for scene in SCENES]
+    wrong = {what for what, share in means(SCENES, plain).items() if share < 1}
+    assert wrong == {"mood", score.MEAN, "all four"}
     others = [f"{TEXTS[0]} To the left is a balloon, in the centre a candle.", *TEXTS[1:]]
     found, shown = means(SCENES, others), [bool(scene.things) for scene in SCENES]
     assert found["place"] == 39 / 40 and found["subject"] == 1
@@ -84,16 +89,23 @@ def test_the_included_model_describes_the_samples_rightly_and_its_queries_differ
     assert set(means(SAMPLES, texts).values()) == {1}
 
 
-def test_the_command_prints_three_tables_of_seen_and_unseen_pairs(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_three_tables_or_paints_a_sheet_of_both_models(
+        tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     drawn = random_scenes
-    monkeypatch.setattr(score, "random_scenes", lambda count, *of: drawn(count // 200, *of))
+    monkeypatch.setattr(score, "random_scenes", lambda count, *of: drawn(-(-count // 200), *of))
     parser = argparse.ArgumentParser()
     model_flags(parser)
-    score.main(parser.parse_args([], argparse.Namespace(stage=1)))
+    score.main(parser.parse_args([], argparse.Namespace(stage=1, sheet=None)))
     tables = capsys.readouterr().out.strip().split("\n\n")
-    assert [len(table.splitlines()) for table in tables] == [2 + 9, 2 + 3, 2 + 3]
+    assert [len(table.splitlines()) for table in tables] == [2 + 10, 2 + 3, 2 + 3]
     assert all(table.splitlines()[0].endswith("| seen pairs | unseen pairs |") for table in tables)
+    monkeypatch.setattr(score, "contact_sheet", lambda images, _, captions: said.extend(captions)
+                        or Image.new("RGB", (8, 8)))
+    said, file = [], tmp_path / "sheet.jpg"
+    score.main(parser.parse_args([], argparse.Namespace(stage=1, sheet=file)))
+    assert Image.open(file).format == "JPEG" and len(said) == 2
+    assert all(re.fullmatch("ArtGPT-4: .+\n\nMiniGPT-4: .+\n\n", text) for text in said)
 
 
 # ---- The benchmark
@@ -181,7 +193,13 @@ def test_the_included_measure_tells_noise_from_paintings(tiny, tmp_path):
         with torch.inference_mode():
             [vectors] = tiny.encode_image(preprocess(image, 112)[None])
         assert familiarity.unfamiliar(tiny, measure, vectors) is expected
-    assert familiarity.read_measure(tmp_path) is None
+    known = familiarity.knowing(tiny, measure, [Image.fromarray(noise)])
+    assert familiarity.unfamiliar(tiny, known, vectors) is False
+    save_tensors(known, tmp_path / familiarity.FILE)
+    for folder, centres in ((tmp_path, 2), (tmp_path / "elsewhere", 1)):
+        found = familiarity.read_measure(TINY, folder / "adapter.safetensors")
+        assert len(found["centres"]) == centres
+    assert familiarity.read_measure(tmp_path / "elsewhere") is None
     assert familiarity.unfamiliar(tiny, None, vectors) is None
     (tmp_path / familiarity.FILE).write_bytes(b"cut")
     with pytest.raises(ValueError, match=familiarity.FILE):
