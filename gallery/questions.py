@@ -4,8 +4,8 @@ A talk about a new painting of a seen pair asks nine of the wordings of strange.
 written like it, and in round 7 the first of them again. After every fourth talk comes one about two
 paintings. Every answer is judged by what the painting shows:
 
-- right or fair: it answers the question truly, in a word or two where that was asked for; or it
-  says that it cannot know what no picture tells
+- right or fair: it answers truly, in a word or two where that was asked for; or it says that it
+  cannot know what no picture tells
 - refused: it says that it cannot know, although the picture tells it
 - off topic: it says something true, but not what was asked
 - false or nonsense: it is not true of this painting, or no sentence of the grammar
@@ -31,7 +31,6 @@ VERDICTS = ("right or fair", "refused", "off topic", "false or nonsense")
 ROUNDS, AGAIN = 10, 7               # of a talk; the round that asks the first question again
 PARTS = {"sky": 0, "ground": 1}     # of a picture, and which of a palette's hues each has
 DENIALS = ("missing", "absent", "none")
-OPPOSITES = {"missing": "yes", "not so": "yes", "present": "no", "also": "no", "so": "no"}
 IS = {"is": ("is", "are")}
 ANY = "[a-z0-9,' -]+?"
 
@@ -86,18 +85,18 @@ def is_page(text, scene, rules):
 
 @cache
 def truths(scene):
-    """The claims that are true of a scene, whatever was asked; denials name anything."""
-    rules, found, shorts = words.rules_of(scene), {}, set()
+    """The claims that are true of a scene, whatever was asked; denials are of anything."""
+    rules, shorts = words.rules_of(scene), set()
+    claims = {told: (told, IS) for told in DENIALS}
     for topic in words.TOPICS:
         for seed in range(60 if topic in words.ABOUT else 4):
             told, slots = words.asked_about(topic, scene, random.Random(seed), rules)
-            slots = IS if told in DENIALS else slots
-            together = repr(slots) if told in ("number", "spot", "part") else ""
-            known = found.setdefault((told, together), {})
-            known |= {name: {*texts, *known.get(name, ())} for name, texts in slots.items()}
+            if told == "not so":
+                del slots["kind"]
+            if told not in DENIALS:
+                claims[repr((told, slots))] = told, slots
             shorts.add(words.question(topic, scene, random.Random(seed))[2])
-    claims = [(told, slots) for (told, _), slots in found.items()]
-    return [*claims, ("sure", {"last": shorts}), ("wrong", {"last": shorts})]
+    return [*claims.values(), ("sure", {"last": shorts}), ("wrong", {"last": shorts})]
 
 
 def contradicts(text, scene, claims):
@@ -105,8 +104,9 @@ def contradicts(text, scene, claims):
     denied, rules = " ".join(re.findall(r"\bno ([a-z ]+)", text.lower())), words.rules_of(scene)
     people = ("person", "people")[:2 * words.amount("people", scene)]
     shown = (scene.subject, *scene.things, *people, *rules["sky part"], *rules["ground part"])
+    first = re.match("[a-z]*", text.lower())[0]
     return bool(words.mentioned(denied, shown)) or any(
-        re.match(rf"{OPPOSITES.get(told, '$')}\b", text.lower()) for told, _ in claims)
+        {first, *words.PLAIN.get(f"short {told}", ())} == {"yes", "no"} for told, _ in claims)
 
 
 def verdict(text, scene, claims):
@@ -145,13 +145,6 @@ def ask(key, wording, scene, rng, before):
         else:
             claims.append(claim)
     return question, claims
-
-
-def conversation_about(model, *scenes):
-    conversation = Conversation(model, temperature=0)
-    for scene in scenes:
-        conversation.add_image(paint(scene))
-    return conversation
 
 
 def is_follow_up(pair):
@@ -211,17 +204,28 @@ def table(judged):
 
 def main(args):
     model, rng, judged = load(args), random.Random("questions"), []
-    groups = words.read_phrases(args.wordings)["questions"]
+    groups = words.read_phrases(args.wordings).get("questions", {})
     wordings = [(key, wording) for key, row in groups.items() for wording in row]
+    known = {*words.TOPICS, *words.PLAIN, *PARTS, "how many", *(
+        rule.removeprefix("tell ") for rule in words.PLAIN), *words.FOLLOW_UPS}
+    unknown = set(", ".join(groups).split(", ")) - known
+    if unknown:
+        raise ValueError(f"{args.wordings}: [questions] {sorted(unknown)} ...")
     asked = itertools.cycle(rng.sample(wordings, len(wordings)))
     scenes = random_scenes(args.pictures, "questions")
     progress = Progress("talking", len(scenes), "talks")
+
+    def about(*scenes):
+        conversation = Conversation(model, temperature=0)
+        for scene in scenes:
+            conversation.add_image(paint(scene))
+        return conversation
+
     for i, scene in enumerate(scenes):
         some = list(itertools.islice(asked, ROUNDS - 1))
-        judged += talk(conversation_about(model, scene), scene, some, rng)
+        judged += talk(about(scene), scene, some, rng)
         if i % 4 == 3:
-            pair = scenes[i - 1:i + 1]
-            judged += about_two(conversation_about(model, *pair), pair, rng)
+            judged += about_two(about(scenes[i - 1], scene), (scenes[i - 1], scene), rng)
         progress.show(i + 1)
     print(table(judged))
     for i, key, question, text, found in judged if args.talks else ():
@@ -232,9 +236,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m gallery.questions",
                                      description=__doc__.partition("\n")[0])
     model_flags(parser)
-    parser.add_argument("--wordings", type=Path, metavar="FILE",
-                        default=Path(__file__).with_name("strange.ini"),
-                        help="what is asked; default: gallery/strange.ini")
+    parser.add_argument("--wordings", type=Path, metavar="FILE", help="default: strange.ini",
+                        default=Path(__file__).with_name("strange.ini"))
     parser.add_argument("--pictures", type=number(int, 1, 1000), default=50,
                         help="fresh paintings (default: %(default)s)")
     parser.add_argument("--talks", action="store_true", help="print every question and answer")

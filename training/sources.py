@@ -130,7 +130,7 @@ class Gallery:
             rounds = about_two(self.scenes[other], scene, rng, last, self.art)
             shown = [other, i]
         else:
-            if kind < 0.67:
+            if kind < 0.55:
                 topic = batch_rng.choice(("presence", "kind"))
             rounds = about_one(scene, rng, topic, batch_rng.choice((1, 3, 8)), self.art)
             shown = [i]
