@@ -16,7 +16,7 @@ import torch
 from benchmarks.costs import int8_error_table, memory_table, train_table
 from benchmarks.speed import SHAPES, model_table, peers_table, random_model
 from common.command_line import run_command
-from common.int8 import pack, quantise_adapters
+from common.int8 import pack
 from common.models import TINY, describe, device, load
 
 
@@ -42,7 +42,6 @@ def model_to_time(args):
         return load(args), args.weights.name
     dtype = getattr(torch, args.dtype or "float32")
     model = random_model(SHAPES[args.shape], dtype, args.device, args.int8, args.vision_int8)
-    quantise_adapters(model)
     pack(model)
     return model, f"random weights of shape {args.shape}"
 

@@ -142,9 +142,8 @@ class Conversation:
         while self.forgotten < len(earlier) and len(ids) > most:
             self.forgotten += 1
             ids = self.prompt_ids(rounds)
-        room, known = self.room(ids), 0                       # the last id's logits are needed
-        while known < min(len(self.cached), len(ids) - 1) and self.cached[known] == ids[known]:
-            known += 1
+        room = self.room(ids)
+        known = len(os.path.commonprefix([self.cached, ids[:-1]]))     # the last logits are needed
         self.cache.length = known
         embeds = self.model.embed_ids(ids, self.image_embeds)[:, known:]          # (1, T, D)
         answer, said = [], ""

@@ -178,8 +178,7 @@ def next_word(tour):
                          for token, p in zip(tour.ids, chosen, strict=True)])
     steps = []
     for i in sorted(sorted(range(len(chosen)), key=chosen.__getitem__)[:SHOWN]):
-        rows = [(tour.piece(word), p, percent(p)) for word, p in tour.top[i]]
-        steps.append(f"<div>{bars(rows, 1.0)}</div>")
+        steps.append(f"<div>{bars([(tour.piece(word), p) for word, p in tour.top[i]])}</div>")
     text = (
         f"The last vector is compared with one for each of the {tour.model.config.vocab_size:,} "
         "tokens of the vocabulary. That gives each a score, and all scores together become "

@@ -124,11 +124,10 @@ def lits(pictures, style=""):
 # ---- Bars, strips of tokens, vectors
 
 
-def bars(rows, high=None):
-    """Lines of name, bar and text. rows: [(name, value, text)]; high: the value of a whole line."""
-    high = high or max([value for _, value, _ in rows] + [1e-30])
-    lines = [f'<span>{escape(name)}</span><i style="width:{100 * value / high:.1f}%"></i>'
-             f"<span>{escape(text)}</span>" for name, value, text in rows]
+def bars(rows):
+    """Lines of name, bar and percent. rows: [(name, share of 1)]."""
+    lines = [f'<span>{escape(name)}</span><i style="width:{100 * share:.1f}%"></i>'
+             f"<span>{percent(share)}</span>" for name, share in rows]
     return f'<div class="bars">{"".join(lines)}</div>'
 
 
