@@ -14,8 +14,7 @@ STYLE = """
  --line: #343b42; --card: #1e2327; --accent: #6aa9e6; --second: #ee9a57; } }
 body { margin: 2rem auto; max-width: 70rem; padding: 0 1.2rem; background: var(--paper);
  color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.6rem; }
-h2 { font-size: 1.25rem; margin-top: 2.4rem; }
+h2 { margin-top: 2.4rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .8rem 0 1.2rem; font-size: .92rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left;

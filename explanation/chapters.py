@@ -139,11 +139,10 @@ def looking(tour):
         config.llama_width // config.llama_heads)
     kept = (
         "A token can only look back, so what was computed for those before it stays as it is. "
-        "Their keys and values are kept: this is the cache. Each new token is computed alone "
-        f"(orange), and looks at what is kept (grey), {short(bytes_kept)}B a token at 2 bytes a "
-        "number. Without it, each new token would cost as much as the whole prompt.")
-    return (beside(text, lits(pictures, "largest"))
-            + beside(kept, figures.cache_steps(len(tour.prompt_ids), min(6, len(tour.ids)))),
+        "Their keys and values are kept: this is the cache. Each new token is computed alone, and "
+        f"looks at what is kept, {short(bytes_kept)}B a token at 2 bytes a number. Without it, "
+        f"each would cost as much as the whole prompt, {len(tour.prompt_ids)} tokens.")
+    return (beside(text, lits(pictures, "largest")) + figures.paragraphs(kept),
             artgpt4.LlamaAttention, artgpt4.KVCache)
 
 

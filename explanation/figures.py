@@ -178,11 +178,6 @@ def words(x, y, text, anchor="middle", style=""):
             f"{escape(str(text))}</text>")
 
 
-def svg(width, height, title, shapes):
-    return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
-            f'style="max-width:{width}px">{"".join(shapes)}</svg>')
-
-
 def dials(pairs, theta, positions=10):
     """Rotary positions: how far each (column) turns some of the `pairs` pairs of numbers of a query
     or key (rows): by position * theta^(-pair / pairs)."""
@@ -196,20 +191,9 @@ def dials(pairs, theta, positions=10):
             hand = f"{15 * np.cos(angle):.1f} {-15 * np.sin(angle):.1f}"
             shapes.append(f'<circle fill="var(--line)" cx="{82 + 44 * i}" cy="{y}" r="16"/><path '
                           f'd="M{82 + 44 * i} {y}l{hand}" stroke="currentColor" stroke-width="2"/>')
-    return svg(66 + 44 * positions, 24 + 42 * len(rows), "How positions turn pairs", shapes)
-
-
-def cache_steps(prompt, runs):
-    """Which tokens each of some runs of the model computes, and which it takes from the cache.
-    prompt: tokens of the prompt, which the first run reads."""
-    cell, shapes = 300 / (prompt + runs - 1), []
-    for run in range(runs):
-        kept, new, y = (prompt + run - 1, 1, 8 + 26 * run) if run else (0, prompt, 8)
-        for start, length, colour in ((0, kept, "--line"), (kept, new, "--second")):
-            shapes.append(f'<rect x="{start * cell:.1f}" y="{y}" width="{length * cell:.1f}" '
-                          f'height="18" style="fill:var({colour})"/>')
-        shapes.append(words(308, y + 13, f"{new} computed, {kept} from the cache", "start"))
-    return svg(540, 26 * runs + 12, "Tokens that are computed, and that are kept", shapes)
+    width, height = 66 + 44 * positions, 24 + 42 * len(rows)
+    return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="How positions turn pairs" '
+            f'style="max-width:{width}px">{"".join(shapes)}</svg>')
 
 
 DRAWING_STYLE = (

@@ -14,7 +14,6 @@ from artgpt4 import (
     END, IMAGE_ID, IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PROMPTS, ArtGPT4, KVCache, chat_prompt,
     example, instruction_prompt, pad_examples, preprocess, sample,
 )
-from conversion.formats import their_names
 from gallery.pretrain import save_pretrained
 from tests.conftest import close
 
@@ -92,26 +91,12 @@ def test_losses_reach_the_golden_data(model, expected):
     assert close(loss[None], expected["stage1_loss"])
 
 
-def test_gradients_reach_the_golden_data(weights, expected):
-    model = ArtGPT4.from_pretrained(weights["artgpt4"])
-    model.freeze()
-    model.loss(expected["pixels"], expected["captions"], expected["prompt_list"][0], "###",
-               24).backward()
-    released = {name: their_names("artgpt4", name)[0] for name, p in model.named_parameters()
-                if p.requires_grad}
-    assert set(released.values()) == set(expected["trainable"])
-    for name, golden_name in released.items():
-        golden = expected[f"stage2_grad.{golden_name}"]
-        assert close(model.get_parameter(name).grad, golden, 1e-5 * golden.abs().max()), name
-
-
 # What trains
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("mode", ["artgpt4", "minigpt4"])
-def test_one_step_moves_each_trainable_tensor_and_nothing_else(weights, expected, mode, dtype):
-    model = ArtGPT4.from_pretrained(weights["artgpt4"], dtype=dtype)
+def test_one_step_moves_each_trainable_tensor_and_nothing_else(weights, expected, mode):
+    model = ArtGPT4.from_pretrained(weights["artgpt4"])
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.freeze(mode), lr=1e-3, weight_decay=0)
     model.loss(expected["pixels"], expected["captions"], IMAGE_MARK + INSTRUCTIONS[0],
@@ -120,7 +105,6 @@ def test_one_step_moves_each_trainable_tensor_and_nothing_else(weights, expected
     moved = {name for name, tensor in model.state_dict().items()
              if not torch.equal(tensor, before[name])}
     assert moved == set(model.trainable_names(mode))
-    assert {model.get_parameter(name).dtype for name in moved} == {torch.float32}
 
 
 @torch.no_grad()

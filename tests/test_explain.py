@@ -15,7 +15,7 @@ from artgpt4 import (END, IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_pr
                      instruction_prompt, preprocess)
 from common.command_line import run_command
 from common.models import TINY
-from explanation import chapters
+from explanation import chapters, recording
 
 ROOT = Path(__file__).parent.parent
 COUPLE, LIGHTHOUSE = (ROOT / "samples" / name for name in ("couple.png", "lighthouse.png"))
@@ -30,7 +30,9 @@ def run_explain(*arguments):
 def made(folder, *arguments):
     """The page that a command makes, with scripts and pictures looked for in it."""
     out = folder / "page.html"
-    run_explain(*arguments, "--out", out)
+    with pytest.MonkeyPatch.context() as patch:               # a shorter answer
+        patch.setattr(recording, "LONGEST", 40)
+        run_explain(*arguments, "--out", out)
     html, seen = out.read_text(encoding="utf-8"), []
 
     class Parser(HTMLParser):
