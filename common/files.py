@@ -29,8 +29,7 @@ FOREIGN = (                   # what files begin with that are taken for picture
     (rb"version https://git-lfs", "a git-lfs pointer, not the file itself; download that"),
     (rb"(?i)\s*<(!doctype )?html", "a web page; download the file itself"),
     (rb"PK|\x80\x02", "a checkpoint that torch.save wrote; convert_weights.py reads it"),
-    (rb"[{\[]", "JSON"), (rb"%PDF-", "a PDF document"), (rb"\s*<", "an SVG drawing, or XML"),
-    (rb"....ftyp(hei|hev|mif1|msf1)", "a HEIC picture, as phones take them"))
+    (rb"[{\[]", "JSON"), (rb"....ftyp(hei|hev|mif1|msf1)", "a HEIC picture, as phones take them"))
 MOST_PIXELS = 50_000_000      # that are decoded
 SIDE = 2048                   # pixels that the shorter side of a large JPEG keeps at least
 Image.MAX_IMAGE_PIXELS = None                                 # MOST_PIXELS is in its place

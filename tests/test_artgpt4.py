@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import artgpt4
 from artgpt4 import (
-    END, IMAGE_ID, IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, PROMPTS, ArtGPT4, KVCache, chat_prompt,
-    example, instruction_prompt, pad_examples, preprocess, sample,
+    IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, KVCache, chat_prompt, instruction_prompt,
+    preprocess, sample,
 )
 from gallery.pretrain import save_pretrained
 from tests.conftest import close
@@ -107,17 +107,6 @@ def test_one_step_moves_each_trainable_tensor_and_nothing_else(weights, expected
     assert moved == set(model.trainable_names(mode))
 
 
-@torch.no_grad()
-def test_a_batch_of_examples_gives_the_sum_of_their_losses(model, expected):
-    captions, tokenizer, queries = expected["captions"], model.tokenizer, model.config.queries
-    rows = [example(tokenizer, queries, IMAGE_MARK, caption + "\n", 9) for caption in captions]
-    whole = model(expected["pixels"], *pad_examples(rows))
-    each = [model(expected["pixels"][i:i + 1], *pad_examples([row])) for i, row in enumerate(rows)]
-    assert close(whole, sum(each), 1e-3)
-    with pytest.raises(ValueError, match="3"):                # 3 pictures, one caption
-        model(expected["pixels"][[0, 1, 1]], *pad_examples(rows[:1]))
-
-
 # Answers
 
 
@@ -182,24 +171,7 @@ def test_sample_draws_from_the_nucleus_in_proportion():
     assert shares(1.0, 0.0) == shares(0, 1.0) == [0, 1, 0, 0]
 
 
-# Prompts
-
-
-def test_vicuna_v1_has_its_own_format_and_ends_answers_with_eos(model):
-    messages = [f"{IMAGE_SLOT} What is it?", "A boat.", "Where?"]
-    prompt = chat_prompt(messages, "vicuna_v1")
-    assert prompt == (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant "
-        "gives helpful, detailed, and polite answers to the user's questions. USER: <Img>"
-        f"<ImageHere></Img> What is it? ASSISTANT: A boat.{END}USER: Where? ASSISTANT:")
-    ids, encode = model.prompt_ids(prompt), model.tokenizer.encode
-    before, after = prompt.split(IMAGE_MARK)
-    answer, question = after.split(END)
-    assert ids == [model.tokenizer.bos_id(), *encode(before), *[IMAGE_ID] * 6, *encode(answer),
-                   model.tokenizer.eos_id(), *encode(question)]
-    prompt = instruction_prompt("Go.", "vicuna_v1")
-    _, targets = example(model.tokenizer, 6, prompt, f"A.{END}", 9)
-    assert targets[-1] == model.tokenizer.eos_id() and PROMPTS["vicuna_v1"][-1] == END
+# Mistakes
 
 
 def test_another_number_of_images_or_size_of_pixels_is_an_error(model, expected):
@@ -209,6 +181,8 @@ def test_another_number_of_images_or_size_of_pixels_is_an_error(model, expected)
     for wrong in (expected["pixels"][0], expected["pixels"][..., :-1]):
         with pytest.raises(RuntimeError):
             model.encode_image(wrong)
+    with pytest.raises(ValueError, match="3 are given"):
+        model.loss(expected["pixels"][[0, 1, 1]], expected["captions"][:1])
 
 
 # Loading
