@@ -474,9 +474,8 @@ class ArtGPT4(nn.Module):
         """The ids of an answer so far -> its text, as far as it is certain, and whether it has
         ended: with EOS, or for Vicuna v0 with "###", however that was tokenised."""
         eos, pieces = self.tokenizer.eos_id(), self.tokenizer.get_piece_size()
-        known = ids[:[*ids, eos].index(eos)]
-        text = self.tokenizer.decode([i for i in known if i < pieces])   # Vicuna v0 has an id more
-        text, stop, _ = text.partition(PROMPTS[self.config.prompt][-1])
+        known = [i for i in ids[:[*ids, eos].index(eos)] if i < pieces]   # Vicuna v0 has one more
+        text, stop, _ = self.tokenizer.decode(known).partition(PROMPTS[self.config.prompt][-1])
         ended = eos in ids or stop != ""
         waits = "\N{REPLACEMENT CHARACTER}" + ("" if ended else "#")     # half a character or mark
         return text.rstrip(waits), ended

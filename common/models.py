@@ -105,12 +105,10 @@ def describe(model):
 def answers(model, embeds, max_new_tokens=300, **sampling):
     """Whole answers to B prompts of equal length, embeds (B, T, D) -> B texts. sampling: see
     ArtGPT4.generate."""
-    rows, texts = [[] for _ in embeds], [("", False)] * len(embeds)
+    steps = []
     for ids in model.generate(embeds, max_new_tokens, **sampling):
-        for i, token in enumerate(ids.tolist()):
-            if not texts[i][1]:
-                rows[i].append(token)
-                texts[i] = model.decode(rows[i])
+        steps.append(ids.tolist())
+        texts = [model.decode(row) for row in zip(*steps, strict=True)]
         if all(ended for _, ended in texts):
             break
     return [text.strip() for text, _ in texts]
