@@ -144,11 +144,13 @@ def quantised(llama=True, vit=False):
         for name, linear in list(model.named_modules()):
             weight, scale = state.get(f"{name}.weight"), state.get(f"{name}.scale")
             wanted = asked.get(name.partition(".")[0]) or scale is not None
-            if type(linear) is not nn.Linear or weight is None or not wanted:
-                continue                                      # adapters are of another class
+            if type(linear) is not nn.Linear or not wanted:   # adapters are of another class
+                continue
             with torch.device("meta"):
                 int8 = Int8Linear(linear.in_features, linear.out_features, linear.bias is not None)
             model.set_submodule(name, int8)
+            if weight is None:                                # load_state_dict names it
+                continue
             if scale is None and weight.is_floating_point():
                 weight, scale = quantise(weight)
             if weight.dtype != torch.int8 or scale is None or not scale.isfinite().all():
