@@ -191,15 +191,14 @@ class KVCache:
     def __init__(self, llama, room=None, rows=1):
         config, self.length = llama.config, 0
         d = config.llama_width // config.llama_heads
-        shape = (config.llama_layers, rows, config.llama_kv_heads, room or config.context, d)
-        self.keys, self.values = llama.embed.weight.new_empty(2, *shape)   # its dtype and device
+        shape = (2, config.llama_layers, rows, config.llama_kv_heads, room or config.context, d)
+        self.kv = llama.embed.weight.new_empty(shape)         # of its dtype, on its device
 
     def append(self, layer, k, v):
         """Keys and values (B, H, T, d) of new tokens -> of all tokens, (B, H, length + T, d)."""
         end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length:end] = k
-        self.values[layer, :, :, self.length:end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        self.kv[:, layer, :, :, self.length:end] = torch.stack((k, v))
+        return self.kv[:, layer, :, :, :end]
 
 def rotate(x, cos, sin):
     """Rotary position embedding of queries or keys (B, H, T, d): elements i and i + d/2 are a
@@ -394,7 +393,6 @@ class ArtGPT4(nn.Module):
         self.proj = CastLinear(config.qformer_width, config.llama_width)
         self.llama = Llama(config)
 
-    # From a picture and a prompt to what llama reads
     def encode_image(self, pixels):
         """pixels (N, 3, S, S) -> image_embeds (N, Q, D of LLaMA). Each part has its dtype."""
         x = self.vit(pixels.to(self.vit.pos_embed.device, self.vit.pos_embed.dtype))
@@ -421,7 +419,6 @@ class ArtGPT4(nn.Module):
         """A prompt with N <ImageHere> and their image_embeds (N, Q, D) -> (1, T, D)."""
         return self.embed_ids(self.prompt_ids(prompt), image_embeds)
 
-    # Training
     def trainable_names(self, mode="artgpt4"):
         """The names of the trainable parameters, in the order of the model. mode: of TRAINABLE."""
         return [name for name, _ in self.named_parameters() if re.match(TRAINABLE[mode], name)]
@@ -452,7 +449,6 @@ class ArtGPT4(nn.Module):
             for caption in captions])
         return self(pixels, ids, targets) / (targets != IGNORE).sum()
 
-    # Answering
     @torch.inference_mode()
     def generate(self, embeds, max_new_tokens=300, cache=None,
                  adjust=lambda logits, chosen: logits, **sampling):
@@ -480,7 +476,6 @@ class ArtGPT4(nn.Module):
         waits = "\N{REPLACEMENT CHARACTER}" + ("" if ended else "#")     # half a character or mark
         return text.rstrip(waits), ended
 
-    # Loading
     @classmethod
     def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=True, prepare=None):
         """The model of a weights folder, frozen, in evaluation mode. Raises ValueError, naming the

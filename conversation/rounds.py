@@ -214,8 +214,7 @@ def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=lambda logit
     start = cache.length                                      # before it all beams are the same
     own = KVCache(model.llama, start + max_new_tokens, beams)
     own.length = start
-    own.keys[:, :, :, :start] = cache.keys[:, :, :, :start]
-    own.values[:, :, :, :start] = cache.values[:, :, :, :start]
+    own.kv[..., :start, :] = cache.kv[..., :start, :]
     rows = torch.empty(beams, 0, dtype=torch.long, device=embeds.device)    # unfinished answers
     scores = logits.new_full((beams,), -torch.inf)            # their log-probabilities
     scores[0], finished = 0, []                               # (score, answer)
@@ -230,8 +229,8 @@ def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=lambda logit
         rows, limit = rows[kept], scores[0].item() / length
         if sum(score >= limit for score, _ in finished) >= beams:
             break
-        for stored in (own.keys, own.values):                 # the rows of the answers alone
-            stored[:, :, :, start:own.length] = stored[:, parents[kept], :, start:own.length]
+        told = slice(start, own.length)                       # the rows of the answers alone
+        own.kv[..., told, :] = own.kv[:, :, parents[kept], :, told]
         logits = model.llama(model.llama.embed(rows[:, -1:]), own)[:, -1]
     unfinished = zip(scores.tolist(), rows.tolist(), strict=True)
     _, answer = max(finished + [(score / length, row) for score, row in unfinished])
