@@ -137,6 +137,8 @@ def test_decode_shows_whole_characters_that_stay(model, text):
         assert now.startswith(shown) and "\N{REPLACEMENT CHARACTER}" not in now and not ended
         shown = now
     assert model.decode([*ids, model.tokenizer.eos_id(), *ids]) == (text, True)
+    no_piece = model.tokenizer.get_piece_size()
+    assert model.decode([*ids, no_piece]) == (text, False)
 
 
 def test_an_answer_ends_at_the_stop_mark_however_it_is_tokenised(weights):
@@ -148,12 +150,6 @@ def test_an_answer_ends_at_the_stop_mark_however_it_is_tokenised(weights):
         assert (text.strip(), ended) == ("a boat", True)
     model.config.prompt = "vicuna_v1"                         # which ends at EOS alone
     assert model.decode(encode("a ### b")) == ("a ### b", False)
-
-
-def test_a_token_that_is_no_piece_is_not_shown(model):
-    hello = model.tokenizer.encode("a calm")
-    assert model.tokenizer.get_piece_size() == 320
-    assert model.decode([*hello, 320]) == ("a calm", False)
 
 
 def test_sample_draws_from_the_nucleus_in_proportion():

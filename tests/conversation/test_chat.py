@@ -91,6 +91,7 @@ def test_a_batch_answers_as_single_questions_do(run_chat, collection, flags):
     assert code == 1 and list(found) == files
     for file in files:
         assert found[file].split() == run_chat(file, "What is it?", *COLD, *flags)[1].split()
+    assert run_chat(*files[:2], "What is it?", "--each", *COLD, *flags)[1] in out
     assert "3.png: " in err and "5.heic: " in err and ".txt" in err
 
 
@@ -105,12 +106,6 @@ def test_json_lines_have_the_bad_pictures_too(run_chat, collection, monkeypatch)
     assert "3 of 5" in err
     again = [json.loads(line) for line in run_chat(*arguments)[1].splitlines()]
     assert [row.get("answer") for row in again] == [row.get("answer") for row in found]
-
-
-def test_several_files_may_be_asked_each(run_chat, collection):
-    files = [collection / "1.png", collection / "2.png"]
-    code, out, _ = run_chat(*files, "What is it?", "--each", *SHORT)
-    assert [line.partition("\t")[0] for line in out.splitlines()] == [str(file) for file in files]
 
 
 def test_a_painting_nobody_has_seen_is_described_and_told(run_chat, script, monkeypatch):
