@@ -4,6 +4,7 @@ from collections import namedtuple
 import numpy as np
 
 FEWEST_ITEMS = 8                                              # with fewer there is no interval
+LEAN = 0.2          # items: how much a group's scatter leans on that of all; most where it has two
 HEADING = ("difference", "95 % interval", "wins, ties, losses")
 
 
@@ -41,24 +42,28 @@ def paired_difference(first, second, groups=None, level=0.95):
 def uncertainty(first, second, weights, place):
     """(variance of the mean difference, its degrees of freedom by Welch and Satterthwaite).
 
-    weights (N,); place (N,): the number of each item's group. Items scatter around the mean of
-    their group, alike in all groups; seeds around their model's. What both count is taken out once.
+    weights (N,); place (N,): the number of each item's group. Items scatter within their group;
+    seeds around their model's mean. What both count is taken out once.
     """
     differences, sizes = first.mean(axis=0) - second.mean(axis=0), np.bincount(place)
     deviations = differences - (np.bincount(place, differences) / sizes)[place]
-    freedom, seeds = max(len(place) - len(sizes), 1), len(first) + len(second) - 2
-    items = (deviations ** 2).sum() / freedom * (weights ** 2).sum()
-    if seeds == 0:
-        return items, freedom
-    squares = shared = 0.0
-    for model in (first, second):
-        means = model @ weights                               # (S,)
-        squares += ((means - means.mean()) ** 2).sum()
-        rest = model - model.mean(axis=0) - (means - means.mean())[:, None]
-        shared += (rest ** 2 @ weights ** 2).sum() / max(len(model) - 1, 1) / len(model)
-    part = squares / seeds * (1 / len(first) + 1 / len(second))
-    effective = (items + part) ** 2 / max(items ** 2 / freedom + part ** 2 / seeds, 1e-30)
-    return max(items + part - shared, items), effective
+    squares, freedoms = np.bincount(place, deviations ** 2), np.maximum(sizes - 1, 1)
+    pooled = squares.sum() / max(len(place) - len(sizes), 1)
+    scatter = (squares + LEAN * pooled) / (sizes - 1 + LEAN)
+    parts = scatter / sizes / len(sizes) ** 2
+    variance = items = parts.sum()
+    seeds = len(first) + len(second) - 2
+    if seeds:
+        squares = shared = 0.0
+        for model in (first, second):
+            means = model @ weights                           # (S,)
+            squares += ((means - means.mean()) ** 2).sum()
+            rest = model - model.mean(axis=0) - (means - means.mean())[:, None]
+            shared += (rest ** 2 @ weights ** 2).sum() / max(len(model) - 1, 1) / len(model)
+        part = squares / seeds * (1 / len(first) + 1 / len(second))
+        variance = max(items + part - shared, items)
+        parts, freedoms = np.append(parts, part), np.append(freedoms, seeds)
+    return variance, parts.sum() ** 2 / max((parts ** 2 / freedoms).sum(), 1e-30)
 
 
 def student(level, freedom):
