@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
+from sentencepiece import SentencePieceProcessor
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -58,16 +58,10 @@ class Config:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            default = getattr(Config, name)
-            is_size = name not in ("adapter_width", "prompt")
-            if type(value) is not type(default) or (is_size and not 0 < value < 1e12):
-                raise ValueError(f"{name} is {value!r}; of the 13B model it is {default!r}")
+            if type(value) is not type(getattr(Config, name)):
+                raise ValueError(f"{name} is {value!r}, expected is like {getattr(Config, name)!r}")
         if self.prompt not in PROMPTS:
             raise ValueError(f"prompt is {self.prompt!r}, expected {' or '.join(PROMPTS)}")
-        for whole, part in (("image_size", "patch_size"), ("vit_width", "vit_heads"),
-                            ("qformer_width", "qformer_heads"), ("llama_width", "llama_heads")):
-            if getattr(self, whole) % getattr(self, part):
-                raise ValueError(f"{whole} is no multiple of {part}")
 
 # ---- Pixels, with the mean and standard deviation of CLIP's images, as EVA-ViT was trained
 
@@ -89,9 +83,6 @@ def preprocess(image, size):
 def split_heads(x, heads):                                    # (B, T, H * d) -> (B, H, T, d)
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
-def join_heads(x):                                            # (B, H, T, d) -> (B, T, H * d)
-    return x.transpose(1, 2).flatten(2)
-
 class Attention(nn.Module):
     """Every vector of x looks at all of `source`: at x itself, or in the Q-Former at the image."""
 
@@ -107,7 +98,7 @@ class Attention(nn.Module):
         q = split_heads(self.query(x), self.heads)
         k = split_heads(self.key(source), self.heads)
         v = split_heads(self.value(source), self.heads)
-        return self.out(join_heads(F.scaled_dot_product_attention(q, k, v)))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 class ViTBlock(nn.Module):
     def __init__(self, config):
@@ -193,23 +184,21 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 class KVCache:
-    """Keys and values of the tokens so far, in every layer, so that a new token costs one token.
-
+    """Keys and values of the `length` tokens so far, in every layer: a new token costs one token.
     Memory for `room` tokens of `rows` sequences is set aside at once. Each layer writes after the
-    first `length` tokens; then Llama.hidden advances length. To forget tokens, lower it."""
+    first `length`; then Llama.hidden advances length. To forget tokens, lower it."""
 
     def __init__(self, llama, room=None, rows=1):
         config, self.length = llama.config, 0
         d = config.llama_width // config.llama_heads
-        shape = (config.llama_layers, rows, config.llama_kv_heads, room or config.context, d)
-        self.keys, self.values = llama.embed.weight.new_empty(2, *shape)   # its dtype and device
+        shape = (2, config.llama_layers, rows, config.llama_kv_heads, room or config.context, d)
+        self.kv = llama.embed.weight.new_empty(shape)         # of its dtype, on its device
 
     def append(self, layer, k, v):
         """Keys and values (B, H, T, d) of new tokens -> of all tokens, (B, H, length + T, d)."""
         end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length:end] = k
-        self.values[layer, :, :, self.length:end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        self.kv[:, layer, :, :, self.length:end] = torch.stack((k, v))
+        return self.kv[:, layer, :, :, :end]
 
 def rotate(x, cos, sin):
     """Rotary position embedding of queries or keys (B, H, T, d): elements i and i + d/2 are a
@@ -241,17 +230,7 @@ class LlamaAttention(nn.Module):
             mask = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
         x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=new == total,
                                            enable_gqa=self.kv_heads != self.heads)
-        return self.out(join_heads(x))
-
-class LlamaMLP(nn.Module):                                    # SwiGLU
-    def __init__(self, config):
-        super().__init__()
-        self.gate_up = nn.Linear(config.llama_width, 2 * config.llama_mlp_width, bias=False)
-        self.down = nn.Linear(config.llama_mlp_width, config.llama_width, bias=False)
-
-    def forward(self, x):                                     # (B, T, D) -> (B, T, D)
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.out(x.transpose(1, 2).flatten(2))
 
 class Adapter(nn.Module):
     """The image adapter (paper, equation 1): up(gelu(down(x))) + x, the identity at first."""
@@ -274,12 +253,15 @@ class LlamaBlock(nn.Module):                                  # paper, figure 2
         self.attn = LlamaAttention(config, layer)
         self.adapter = Adapter(width, inner_width) if inner_width > 0 else nn.Identity()
         self.mlp_norm = RMSNorm(width, config.rms_norm_eps)
-        self.mlp = LlamaMLP(config)
+        self.mlp = nn.ModuleDict({
+            "gate_up": nn.Linear(width, 2 * config.llama_mlp_width, bias=False),
+            "down": nn.Linear(config.llama_mlp_width, width, bias=False)})
 
     def forward(self, x, cos, sin, cache):                    # (B, T, D) -> (B, T, D)
         x = x + self.attn(self.attn_norm(x), cos, sin, cache)
         x = self.adapter(x)
-        return x + self.mlp(self.mlp_norm(x))
+        gate, up = self.mlp.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)         # SwiGLU
+        return x + self.mlp.down(F.silu(gate) * up)
 
 class Llama(nn.Module):
     """embeds (B, T, D), after the tokens of a KVCache -> logits (B, T, V), float32."""
@@ -287,8 +269,8 @@ class Llama(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        zeros = torch.zeros(config.vocab_size, config.llama_width)   # on "meta", nn.Embedding(V, D)
-        self.embed = nn.Embedding.from_pretrained(zeros, freeze=False)   # would take seconds
+        zeros = torch.zeros(config.vocab_size, config.llama_width)
+        self.embed = nn.Embedding.from_pretrained(zeros, freeze=False)   # faster than random ones
         self.blocks = nn.ModuleList(LlamaBlock(config, i) for i in range(config.llama_layers))
         self.norm = RMSNorm(config.llama_width, config.rms_norm_eps)
         self.head = nn.Linear(config.llama_width, config.vocab_size, bias=False)
@@ -297,8 +279,8 @@ class Llama(nn.Module):
         start = 0 if cache is None else cache.length
         end = start + embeds.shape[1]
         d = self.config.llama_width // self.config.llama_heads
-        pairs = torch.arange(0, d, 2, device=embeds.device).float()
-        positions = torch.arange(start, end, device=embeds.device).float()
+        pairs = torch.arange(0, d, 2, device=embeds.device)
+        positions = torch.arange(start, end, device=embeds.device)
         angles = positions[:, None] * self.config.rope_theta ** (-pairs / d)       # (T, d/2)
         cos, sin = angles.cos(), angles.sin()
         for block in self.blocks:
@@ -316,9 +298,7 @@ def sample(logits, temperature=1.0, top_p=0.9, generator=None):
     if temperature == 0:
         return logits.argmax(dim=-1)
     probs, ids = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
-    outside = probs.cumsum(dim=-1) - probs >= top_p
-    outside[:, 0] = False                                     # the likeliest token always stays
-    probs[outside] = 0
+    probs[probs.cumsum(dim=-1) - probs > top_p] = 0           # the likeliest token always stays
     return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
 
 # ---- Prompts are text, with two marks for what is not: IMAGE_MARK and END
@@ -381,8 +361,7 @@ def example(tokenizer, queries, prompt, text, longest):
 
 def pad_examples(examples):
     """B pairs of ids and targets -> both (B, T), padded on the right: no token looks there."""
-    ids = [torch.tensor(ids) for ids, _ in examples]
-    targets = [torch.tensor(targets) for _, targets in examples]
+    ids, targets = (list(map(torch.tensor, rows)) for rows in zip(*examples, strict=True))
     return (pad_sequence(ids, batch_first=True),
             pad_sequence(targets, batch_first=True, padding_value=IGNORE))
 
@@ -399,19 +378,11 @@ def errors_naming(file):
     try:
         yield file
     except Exception as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or repr(error)
         raise ValueError(f"{file}: {reason}") from error
 
-def frozen_files(folder):
-    """vision.safetensors, and llama.safetensors or the shards that its index names."""
-    shards = {"llama.safetensors"}
-    with errors_naming(folder / "llama.safetensors.index.json") as index:
-        if index.exists():
-            shards = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        return [folder / Path(name).name for name in ("vision.safetensors", *sorted(shards))]
-
 class ArtGPT4(nn.Module):
-    """The model and its tokenizer, a sentencepiece.SentencePieceProcessor."""
+    """The model and its tokenizer, a SentencePieceProcessor."""
 
     def __init__(self, config, tokenizer):
         super().__init__()
@@ -422,12 +393,8 @@ class ArtGPT4(nn.Module):
         self.proj = CastLinear(config.qformer_width, config.llama_width)
         self.llama = Llama(config)
 
-    # From a picture and a prompt to what llama reads
     def encode_image(self, pixels):
         """pixels (N, 3, S, S) -> image_embeds (N, Q, D of LLaMA). Each part has its dtype."""
-        size = self.config.image_size
-        if pixels.shape[1:] != (3, size, size):
-            raise ValueError(f"pixels are {tuple(pixels.shape)}, expected (N, 3, {size}, {size})")
         x = self.vit(pixels.to(self.vit.pos_embed.device, self.vit.pos_embed.dtype))
         x = self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))
         return self.proj(x).to(self.llama.embed.weight.dtype)
@@ -452,7 +419,6 @@ class ArtGPT4(nn.Module):
         """A prompt with N <ImageHere> and their image_embeds (N, Q, D) -> (1, T, D)."""
         return self.embed_ids(self.prompt_ids(prompt), image_embeds)
 
-    # Training
     def trainable_names(self, mode="artgpt4"):
         """The names of the trainable parameters, in the order of the model. mode: of TRAINABLE."""
         return [name for name, _ in self.named_parameters() if re.match(TRAINABLE[mode], name)]
@@ -483,23 +449,19 @@ class ArtGPT4(nn.Module):
             for caption in captions])
         return self(pixels, ids, targets) / (targets != IGNORE).sum()
 
-    # Answering
     @torch.inference_mode()
-    def generate(self, embeds, max_new_tokens=300, cache=None, adjust=None, **sampling):
+    def generate(self, embeds, max_new_tokens=300, cache=None,
+                 adjust=lambda logits, chosen: logits, **sampling):
         """Yield the next token of each row of embeds (B, T, D), (B,) ids, max_new_tokens times.
-
         cache: a KVCache of the text before embeds; afterwards it holds embeds too, and every token
         but the last. adjust: a function (logits (B, V), ids so far (B, n)) -> logits (B, V), for
         penalties. sampling: see sample(). The caller stops where decode() says that all ended."""
         rows, length, _ = embeds.shape
-        if cache is None:
-            cache = KVCache(self.llama, length + max_new_tokens, rows)
+        cache = cache or KVCache(self.llama, length + max_new_tokens, rows)
         chosen = torch.empty(rows, 0, dtype=torch.long, device=embeds.device)    # (B, n)
         for _ in range(max_new_tokens):
             logits = self.llama.head(self.llama.hidden(embeds, cache)[:, -1]).float()
-            if adjust is not None:
-                logits = adjust(logits, chosen)
-            ids = sample(logits, **sampling)
+            ids = sample(adjust(logits, chosen), **sampling)
             yield ids
             chosen = torch.cat((chosen, ids[:, None]), dim=1)
             embeds = self.llama.embed(ids[:, None])
@@ -508,41 +470,36 @@ class ArtGPT4(nn.Module):
         """The ids of an answer so far -> its text, as far as it is certain, and whether it has
         ended: with EOS, or for Vicuna v0 with "###", however that was tokenised."""
         eos, pieces = self.tokenizer.eos_id(), self.tokenizer.get_piece_size()
-        ended = eos in ids
-        ids = ids[:ids.index(eos)] if ended else ids
-        text = self.tokenizer.decode([i for i in ids if i < pieces])     # Vicuna v0 has an id more
-        if PROMPTS[self.config.prompt][-1] == STOP:
-            text, stop, _ = text.partition(STOP)
-            ended = ended or stop != ""
-            text = text if ended else text.rstrip("#")
-        return text.rstrip("\N{REPLACEMENT CHARACTER}"), ended         # half a character waits
+        known = [i for i in ids[:[*ids, eos].index(eos)] if i < pieces]   # Vicuna v0 has one more
+        text, stop, _ = self.tokenizer.decode(known).partition(PROMPTS[self.config.prompt][-1])
+        ended = eos in ids or stop != ""
+        waits = "\N{REPLACEMENT CHARACTER}" + ("" if ended else "#")     # half a character or mark
+        return text.rstrip(waits), ended
 
-    # Loading
     @classmethod
     def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=True, prepare=None):
         """The model of a weights folder, frozen, in evaluation mode. Raises ValueError, naming the
-        file, for what is missing, damaged, twice there, or does not fit config.json. dtype None
-        keeps frozen weights as stored; on a CPU they are then mapped from disk, and only the pages
-        in use take memory. Trainable ones are float32. adapter=False starts those as training does.
+        file, for what is missing, damaged, or does not fit config.json. dtype None keeps frozen
+        weights as stored; on a CPU they are then mapped from disk, and only the pages in use take
+        memory. Trainable ones are float32. adapter=False starts those as training does.
         prepare: a function (model on "meta", its {name: tensor}) that may exchange modules."""
-        folder, state = Path(folder), {}
-        with errors_naming(folder / "config.json") as file:
-            config = Config(**json.loads(file.read_text("utf-8-sig")))
+        folder, shards, state = Path(folder), ["llama.safetensors"], {}
+        with errors_naming(folder / "config.json") as file, torch.device("meta"):
+            model = cls(Config(**json.loads(file.read_text("utf-8-sig"))), None)     # no memory
         with errors_naming(folder / "tokenizer.model") as file:
-            tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+            tokenizer = model.tokenizer = SentencePieceProcessor(model_proto=file.read_bytes())
             if (min(tokenizer.bos_id(), tokenizer.eos_id()) < 0
-                    or tokenizer.get_piece_size() > config.vocab_size):
+                    or tokenizer.get_piece_size() > model.config.vocab_size):
                 raise ValueError("no BOS, no EOS, or more pieces than vocab_size of config.json")
-        with torch.device("meta"):                            # names and shapes, no memory
-            model = cls(config, tokenizer)
-        for file in frozen_files(folder):
-            with errors_naming(file):
-                tensors = load_file(file)                     # mapped from disk
-                if tensors.keys() & state.keys():
-                    raise ValueError("holds a tensor that another file holds too")
-            state |= tensors
-        adapter_file = folder / "adapter.safetensors"         # its norms replace LLaMA's
-        state |= model.read_adapter(adapter_file) if adapter else model.start_adapter()
+        with errors_naming(folder / "llama.safetensors.index.json") as file:
+            if file.exists():
+                where = json.loads(file.read_text("utf-8"))["weight_map"]
+                shards = sorted({Path(name).name for name in where.values()})
+        for name in ("vision.safetensors", *shards):
+            with errors_naming(folder / name) as file:
+                state |= load_file(file)                      # mapped from disk
+        file = folder / "adapter.safetensors"                 # its norms replace LLaMA's
+        state |= model.read_adapter(file) if adapter else model.start_adapter()
         with errors_naming(folder):
             if prepare is not None:
                 prepare(model, state)
@@ -556,11 +513,10 @@ class ArtGPT4(nn.Module):
     def start_adapter(self):
         """Projection and adapters as training starts them -> their {name: tensor}."""
         self.proj = CastLinear(self.config.qformer_width, self.config.llama_width)
-        if self.config.adapter_width > 0:
-            for block in self.llama.blocks:
-                block.adapter = Adapter(self.config.llama_width, self.config.adapter_width)
-        names = [name for name in self.trainable_names() if "norm" not in name]
-        return {name: self.get_parameter(name).data for name in names}
+        for block in self.llama.blocks if self.config.adapter_width else ():
+            block.adapter = Adapter(self.config.llama_width, self.config.adapter_width)
+        return {name: self.get_parameter(name).data for name in self.trainable_names()
+                if "norm" not in name}
 
     def read_adapter(self, file):
         """{name: tensor} of an adapter.safetensors: all trainable parameters and nothing else."""
@@ -569,8 +525,7 @@ class ArtGPT4(nn.Module):
             state = load_file(file)
             finite = all(t.is_floating_point() and t.isfinite().all() for t in state.values())
             if not finite or shapes != {name: t.shape for name, t in state.items()}:
-                raise ValueError("expected finite floats for this model's trainable parameters, "
-                                 "all of them and nothing else")
+                raise ValueError("expected finite floats for all trainable parameters, and no more")
         return state
 
     def load_adapter(self, file):

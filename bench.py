@@ -16,8 +16,8 @@ import torch
 from benchmarks.costs import int8_error_table, memory_table, train_table
 from benchmarks.speed import SHAPES, model_table, peers_table, random_model
 from common.command_line import run_command
-from common.int8 import pack, quantise_adapters
-from common.models import TINY, describe, device, load
+from common.int8 import pack
+from common.models import describe, load, model_flags
 
 
 def main(args):
@@ -29,39 +29,29 @@ def main(args):
         samples = Path(__file__).resolve().parent / "samples"
         print(int8_error_table(args.weights, sorted(samples.glob("*.png"))))
     else:
-        model, name = model_to_time(args)
-        print(f"{name}, {describe(model)}, {torch.get_num_threads()} threads\n", flush=True)
+        if args.shape:
+            model = random_model(SHAPES[args.shape], getattr(torch, args.dtype or "float32"),
+                                 args.device, args.int8, args.vision_int8)
+            pack(model)
+        else:
+            model = load(args)
+        print(f"{args.shape or args.weights.name}, {describe(model)}, {torch.get_num_threads()} "
+              "threads\n", flush=True)
         table = peers_table(model.llama) if args.peers else model_table(model)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(f"{table}\n\npeak memory {memory:.1f} GB")
-
-
-def model_to_time(args):
-    """(model, name): random weights of --shape, or those of --weights."""
-    if not args.shape:
-        return load(args), args.weights.name
-    dtype = getattr(torch, args.dtype or "float32")
-    model = random_model(SHAPES[args.shape], dtype, args.device, args.int8, args.vision_int8)
-    quantise_adapters(model)
-    pack(model)
-    return model, f"random weights of shape {args.shape}"
 
 
 def command_line():
     parser = argparse.ArgumentParser(prog="bench.py", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--shape", choices=SHAPES, help="random weights of this shape")
-    add("--weights", type=Path, default=TINY, metavar="FOLDER", help="default: weights/tiny")
-    add("--device", type=device, default="cpu", help="default: %(default)s")
-    add("--dtype", choices=("float32", "bfloat16"), help="of frozen weights; default: float32")
-    add("--int8", action="store_true", help="the language model in int8")
-    add("--vision-int8", action="store_true", help="the ViT in int8")
+    add("--shape", choices=SHAPES, help="random weights of this shape, in place of --weights")
+    model_flags(parser)
     add("--peers", action="store_true", help="also llama.cpp and transformers, if installed")
     add("--train", action="store_true", help="a training step")
     add("--memory", action="store_true", help="the memory of training")
     add("--int8-error", action="store_true", help="relative errors of int8")
-    parser.set_defaults(adapter=None)
     return parser
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.command_line import printable, run_command
 from common.files import open_image, written_beside
-from common.models import TINY, describe, load, model_flags
+from common.models import describe, load, model_flags
 from common.page import page, paragraph
 from explanation.chapters import chapters, counts
 from explanation.figures import STYLE, drawings, picture_style
@@ -70,12 +70,8 @@ def explained(args):
     images = open_image(args.image), open_image(other_sample(args.image))
     tour = Tour(args, load(args), images)
     links, parts = chapters(tour)
-    given = [args.image, "--out", args.out]
-    for name in ("prompt", "weights", "adapter"):
-        if getattr(args, name) not in (QUESTION, TINY, None):
-            given += [f"--{name}", getattr(args, name)]
-    command = shlex.join(["python", "explain.py", *map(str, given)])
-    footer = f"<footer><p>Made by <code>{escape(printable(command))}</code>.</p></footer>"
+    command = escape(printable(shlex.join(["python", *sys.argv])))
+    footer = f"<footer><p>Made by <code>{command}</code>.</p></footer>"
     return page("ArtGPT-4, explained on one picture",
                 f"{introduction(tour, args, links)}{parts}{footer}",
                 STYLE + picture_style(images[0]))

@@ -13,7 +13,6 @@ pure function of seed and step.
 """
 import argparse
 import contextlib
-import json
 import math
 import random
 import sys
@@ -21,9 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
+from torch.nn.utils import clip_grad_norm_
 
 from artgpt4 import IGNORE, TRAINABLE, normalise
 from common.command_line import Misuse, number, run_command
@@ -33,13 +32,15 @@ from conversion.checkpoints import open_checkpoint, take_adapter
 from gallery import familiarity, score
 from gallery.album import contact_sheet, painted
 from gallery.scenes import SEEN_PAIRS
-from training.data import Examples, batches, held_out_batches, load_data
+from training.data import Examples, batches, held_out_batches
 from training.optimizer import optimizer_for, recompute_blocks
 from training.processes import (
-    RANK, UNDER_TORCHRUN, WORLD, clip_gradients, gathered, on_rank_0, processes, say, spread, total,
+    RANK, UNDER_TORCHRUN, WORLD, gathered, on_rank_0, processes, say, spread, whole,
 )
 from training.run import Run, can_resume, frozen_checksum
 from training.sources import Gallery, open_source
+
+SAVE_EVERY = 100                # steps from a checkpoint to the next at most
 
 
 @dataclass
@@ -92,12 +93,8 @@ RECIPES = {  # (recipe, stage): batch_size, warmup_lr, lr, min_lr, warmup_steps,
 
 def learning_rate(step, recipe):
     """The rate of step 0, 1, ...: linear warm-up over the first steps of the run, then a cosine
-    over the whole run.
-
-    The cosine begins at step 0 too, as in the released code. When warm-up ends it has already
-    fallen a little, so the rate jumps from lr down to it: by 2 % of the way to min_lr after a
-    warm-up of a tenth of the run, by 10 % after a fifth, by half after half.
-    """
+    over the whole run, which begins at step 0 too, as in the released code. When warm-up ends it
+    has already fallen a little, so the rate jumps down: by 2 % after a tenth of the run."""
     if step < recipe.warmup_steps:
         rise = step / recipe.warmup_steps
         return recipe.warmup_lr + (recipe.lr - recipe.warmup_lr) * rise
@@ -105,80 +102,71 @@ def learning_rate(step, recipe):
     return recipe.min_lr + (recipe.lr - recipe.min_lr) * cosine
 
 
-def train(run, module, loader, recipe, validate, show):
-    """Train the parameters of run.optimizer on a loader of training.data, to its end.
-
-    module: of spread(model). validate() -> a validation loss or None; show() writes what the model
-    has learned. Raises SystemExit after SIGTERM or Ctrl-C, when all is saved.
-    """
-    optimizer = run.optimizer
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for parts, cut, skipped in run.batches(loader):
-        rate, loss, tokens = learning_rate(run.step - 1, recipe), 0.0, 0
-        for pixels, ids, targets in parts:
-            summed = module(normalise(pixels), ids, targets)
+def loss_of(module, parts, learn):
+    """Sum the loss over the parts of a batch, of all processes -> nats per token, their number of
+    tokens, and the sums of the gradients of this process if it is to `learn`."""
+    loss, tokens = 0.0, 0
+    for pixels, ids, targets in parts:
+        summed = module(normalise(pixels), ids, targets)
+        if learn:
             summed.backward()
-            loss, tokens = loss + summed.item(), tokens + int((targets != IGNORE).sum())
-        loss, tokens, cut, bad, stop, save = total(
-            [loss, tokens, cut, len(skipped), len(run.signals), run.save_is_due], summed.device)
+        loss, tokens = loss + summed.item(), tokens + int((targets != IGNORE).sum())
+    losses, counts = zip(*gathered((loss, tokens)), strict=True)
+    return sum(losses) / sum(counts), sum(counts)
+
+
+def train(run, module, optimizer, loader, recipe, judge):
+    """Train the parameters of the optimizer on a loader of training.data, to its end. module: of
+    spread(model). judge() shows what it has learned, and returns {"val_loss": ...} or {}. Raises
+    SystemExit, 143 after SIGTERM and 130 after Ctrl-C, when all is saved."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for step, (parts, faults) in enumerate(loader, run.step + 1):
+        run.step, rate = step, learning_rate(step - 1, recipe)
+        loss, tokens = loss_of(module, parts, learn=True)
         for parameter in parameters:                           # from the processes' mean of sums
             parameter.grad.mul_(WORLD / tokens)                # to the mean over all tokens
-        norm = clip_gradients(parameters, recipe.max_grad_norm)
+        norm = whole(clip_grad_norm_(parameters, recipe.max_grad_norm)).item()
         for group in optimizer.param_groups:
             group["lr"] = rate
         if run.is_finite(loss, norm):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        evaluates = recipe.evaluates_after(run.step)
-        run.log({"loss": loss / tokens, "lr": rate, "grad_norm": norm}, int(cut),
-                gathered(skipped) if bad else [], validate() if evaluates else None)
-        if evaluates or stop or save:
+        evaluates = recipe.evaluates_after(step)
+        found = judge() if evaluates else {}
+        faults, signals = (sum(lists, []) for lists in zip(*gathered((faults, run.signals)),
+                                                           strict=True))
+        run.log({"loss": loss, "lr": rate, "grad_norm": norm} | found, faults)
+        if evaluates or signals or step % SAVE_EVERY == 0:
             run.save()
-        if evaluates:
-            show()
-        if stop:
-            run.stop()
+        if signals:
+            say(f"\nstopped after step {step} of {recipe.steps}; the same command with --resume "
+                "continues", sys.stderr)
+            raise SystemExit(128 + signals[0])
 
 
 # ---- What a run is judged by
 
 
 @torch.no_grad()
-def validation_loss(module, held_out):
-    """The mean loss of held-out Examples, in nats per token; None without them."""
-    if len(held_out) == 0:
-        return None
-    loss, tokens = 0.0, 0
-    for pixels, ids, targets in held_out_batches(held_out):
-        summed = module(normalise(pixels), ids, targets)
-        loss, tokens = loss + summed.item(), tokens + int((targets != IGNORE).sum())
-    loss, tokens = total([loss, tokens], summed.device)
-    return loss / tokens
-
-
-def show(run, model, stage, pictures):
-    """Write the run's adapter.safetensors, best.safetensors if no validation loss was lower, and
-    samples.png: some pictures, each with what the model says of it."""
-    weights = run.save()
-    if RANK == 0:
-        save_tensors(weights, run.folder / "adapter.safetensors")
-        if run.val_loss is not None and run.val_loss <= run.best:
-            save_tensors(weights, run.folder / "best.safetensors")
-    if len(pictures) == 0:
-        return
-    texts = on_rank_0(score.describe, model, pictures, stage)
+def judged(run, module, model, held_out, pictures):
+    """Write the run's samples.png: pictures uint8 (N, S, S, 3), each with what the model says of
+    it. -> {"val_loss": of held-out Examples, in nats per token}; {} without them."""
+    texts = on_rank_0(score.describe, model, pictures, held_out.source.stage)
     if RANK == 0:
         images = [Image.fromarray(picture) for picture in pictures]
         with written_beside(run.folder / "samples.png") as path:
             contact_sheet(images, 4, captions=texts).save(path, format="PNG")
+    if len(held_out) == 0:
+        return {}
+    loss, _ = loss_of(module, held_out_batches(held_out), learn=False)
+    return {"val_loss": loss}
 
 
 def sample_pictures(examples):
-    """Eight held-out paintings, or the first pictures of Examples that can be read; uint8
-    (224, 224, 3) each."""
+    """Eight held-out paintings, or the first pictures of Examples; uint8 (S, S, 3) each."""
     if isinstance(examples.source, Gallery):
         return painted(score.held_out(SEEN_PAIRS, 8))
-    return [np.asarray(picture.resize((224, 224))) for picture in readable(examples, 20)][:8]
+    return [examples[0, 0, i][0][0].numpy() for i in examples.numbers[:8]]
 
 
 def readable(examples, most):
@@ -259,8 +247,6 @@ def chosen_recipe(args):
         ratio = args.lr / recipe.lr
         recipe = replace(recipe, lr=args.lr, warmup_lr=recipe.warmup_lr * ratio,
                          min_lr=recipe.min_lr * ratio)
-    if recipe.batch_size % (WORLD * recipe.accumulate) and args.accumulate is None:
-        recipe = replace(recipe, accumulate=1)
     if recipe.batch_size % (WORLD * recipe.accumulate):
         raise Misuse(f"--batch-size {recipe.batch_size} cannot be shared evenly by {WORLD} "
                      f"processes with --accumulate {recipe.accumulate}")
@@ -270,20 +256,18 @@ def chosen_recipe(args):
 def load_model(args, resume):
     """The model to train, with the trainable parameters that --init names, unless a checkpoint has
     them. Raises ValueError, naming the file, if one does not fit."""
-    file = args.adapter
-    if file is None and args.stage == 2:
-        file = Path("runs/stage1/adapter.safetensors")
-    if file and not resume:
+    default = Path("runs/stage1/adapter.safetensors") if args.stage == 2 else None
+    file = None if resume else args.adapter or default
+    if file:
         file = file / "adapter.safetensors" if file.is_dir() else file
         check_file(file)
     model = load(args, train=True)
-    if file and not resume:
-        if file.suffix == ".safetensors":
-            load_adapter(model, file)
-        else:
-            shapes = {name: model.get_parameter(name).shape for name in model.trainable_names()}
-            stored = take_adapter(open_checkpoint(file, "adapter"), model.config, shapes)
-            model.load_state_dict({name: one("cpu") for name, one in stored.items()}, strict=False)
+    if file and file.suffix == ".safetensors":
+        load_adapter(model, file)
+    elif file:
+        shapes = {name: model.get_parameter(name).shape for name in model.trainable_names()}
+        stored = take_adapter(open_checkpoint(file, "adapter"), model.config, shapes)
+        model.load_state_dict({name: one("cpu") for name, one in stored.items()}, strict=False)
     if args.checkpointing:
         recompute_blocks(model.llama)
     return model
@@ -292,8 +276,7 @@ def load_model(args, resume):
 def training_sets(args, recipe, model):
     """Examples to train on, and held-out ones: --val pairs, drawn by the seed. Raises ValueError if
     there are too few."""
-    load_with_workers = partial(load_data, workers=args.workers)
-    source = open_source(args.data, args.stage, model.config, load_with_workers)
+    source = open_source(args.data, args.stage, model.config, args.workers)
     source.art = recipe.mode != "minigpt4"                     # what the gallery's texts are like
     if source.left_out:
         say(f"{len(source)} pairs; left out: {source.left_out}", sys.stderr)
@@ -301,9 +284,9 @@ def training_sets(args, recipe, model):
         raise ValueError(f"--val is {args.val}; it must be at least {WORLD} and less than the "
                          f"{len(source)} pairs of the data")
     held_out = random.Random(f"{recipe.seed} validation").sample(range(len(source)), args.val)
-    rest, whole = set(range(len(source))).difference(held_out), replace(recipe, min_crop_area=1)
-    return (Examples(source, sorted(rest), recipe.for_pairs(len(rest)), model),
-            Examples(source, held_out, whole, model))
+    rest = sorted(set(range(len(source))).difference(held_out))
+    return (Examples(source, rest, recipe.for_pairs(len(rest)), model),
+            Examples(source, held_out, replace(recipe, min_crop_area=1), model))
 
 
 def run_stage(args, recipe, out):
@@ -321,35 +304,28 @@ def run_stage(args, recipe, out):
         "data": f"{count} pairs, checksum {training.source.fingerprint():08x}",
         "weights": frozen_checksum(model)}
     del flags["accumulate"]                                    # another one gives the same losses
-    trained, module = model.freeze(recipe.mode), spread(model, args.fsdp)
-    optimizer = optimizer_for([p for p in model.parameters() if p.requires_grad], recipe,
-                              args.moments)
+    model.freeze(recipe.mode)
+    module = spread(model, args.fsdp)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = optimizer_for(parameters, recipe, args.moments)
+    say(f"{sum(p.numel() for p in parameters):,} parameters are trained ({recipe.mode}) on "
+        f"{count:,} pairs: {recipe.steps} steps of {recipe.batch_size}")
     run = Run(out, flags, recipe.steps)
-    say(f"{sum(p.numel() for p in trained):,} parameters are trained ({recipe.mode}): "
-        f"{recipe.steps} steps of {recipe.batch_size} pairs; each of {count:,} pairs is seen "
-        f"{recipe.steps * recipe.batch_size / count:.3g} times")
-    show_it = partial(show, run, model, args.stage, pictures)
     with run.begin(model, optimizer, args.resume, args.overwrite):
-        if run.step and recipe.evaluates_after(run.step):      # a kill may have come before it
-            show_it()
-        loader = batches(training, run.step, args.workers)
-        train(run, module, loader, recipe, partial(validation_loss, module, held_out), show_it)
-    if run.skipped or run.cut:
-        say(f"{run.skipped} samples were skipped, which log.jsonl names; {run.cut} texts were cut "
-            f"at {recipe.max_text_tokens} tokens and lost their end")
+        if run.step:                                           # a kill may have come before the
+            run.save()                                         # adapter of this checkpoint
+        train(run, module, optimizer, batches(training, run.step, args.workers), recipe,
+              partial(judged, run, module, model, held_out, pictures))
+    if run.faults:
+        say(f"{run.faults} samples were skipped or cut, which log.jsonl names")
     say(f"wrote {out}/adapter.safetensors, log.jsonl and samples.png")
-    is_gallery = isinstance(training.source, Gallery)
-    measure = None if is_gallery else familiarity.read_measure(args.weights)
-    if measure:                                                # its own pictures are not foreign
+    if isinstance(training.source, Gallery):
+        say(on_rank_0(lambda model: score.table(score.score(model, args.stage)), model))
+    elif measure := familiarity.read_measure(args.weights):    # its own pictures are not foreign
         own = readable(training, 1000)
-        measure = on_rank_0(familiarity.knowing, model, measure, own)
+        measure = on_rank_0(lambda model: familiarity.knowing(model, measure, own), model)
         if RANK == 0:
             save_tensors(measure, out / familiarity.FILE)
-    shares = on_rank_0(score.score, model, args.stage) if is_gallery else None
-    if shares:
-        with written_beside(out / "score.json") as path:
-            path.write_text(json.dumps(shares, indent=1) + "\n")
-        print(score.table(shares))
 
 
 def main(args):
@@ -364,9 +340,5 @@ def main(args):
         run_stage(args, recipe, out)
 
 
-def command_line():
-    run_command(main, train_parser())
-
-
 if __name__ == "__main__":
-    command_line()
+    run_command(main, train_parser())

@@ -17,14 +17,14 @@ STEP = Config(                      # the sizes at which the released code was t
     vit_width=352, vit_layers=8, vit_heads=4, vit_mlp_width=1536, llama_width=1024, llama_layers=8,
     llama_heads=16, llama_kv_heads=16, llama_mlp_width=2816, vocab_size=32000, adapter_width=256)
 TOKENS, TEXT_TOKENS = 230, 160      # of a sequence with its image vectors; of these, learned ones
-INT8_CARD = {"batch": 1, "int8": (True, False), "checkpointing": True}
 WAYS = {                            # to train the 13B
     "one 80 GB card, batch 12": {"batch": 12},
     "one 80 GB card, batch 32, --checkpointing": {"batch": 32, "checkpointing": True},
     "8 x 24 GB, --fsdp, batch 16 in all": {"batch": 2, "cards": 8},
-    "one 24 GB card, batch 1, --int8 --checkpointing": INT8_CARD,
+    "one 24 GB card, batch 1, --int8 --checkpointing":
+        {"batch": 1, "int8": (True, False), "checkpointing": True},
     "the same, --vision-int8 --moments bfloat16":
-        INT8_CARD | {"int8": (True, True), "moments": 4},
+        {"batch": 1, "int8": (True, True), "checkpointing": True, "moments": 4},
 }
 
 
@@ -51,9 +51,6 @@ def train_table(device, config=STEP):
     return markdown_table(["frozen weights", "a training step of 8 pairs"], rows)
 
 
-# ---- Memory of training
-
-
 def activations(config, layers, batch):
     """Bytes that the backward pass keeps of a batch, with so many layers of the language model, in
     bfloat16: counted in a forward pass without numbers. What comes before it needs no gradient."""
@@ -78,11 +75,9 @@ def activations(config, layers, batch):
 
 
 def training_memory(config, batch, int8=(False, False), checkpointing=False, moments=8, cards=1):
-    """{part: bytes} of one card while it trains in bfloat16.
-
-    batch: on this card. int8: of the language model, of the ViT. moments: bytes of AdamW's two for
-    a weight. cards: over which FSDP spreads the parameters.
-    """
+    """{part: bytes} of one card while it trains in bfloat16. batch: on this card. int8: of the
+    language model, of the ViT. moments: bytes of AdamW's two for a weight. cards: over which FSDP
+    spreads the parameters."""
     model = empty_model(config, torch.bfloat16, *int8)
     sizes = {name: tensor.nbytes for name, tensor in model.state_dict().items()}
     trainable = sum(sizes[name] for name in model.trainable_names())
@@ -105,9 +100,6 @@ def memory_table():
         sizes = [*parts.values(), sum(parts.values())]
         rows.append([name, *(f"{size / 1e9:.1f}" for size in sizes)])
     return markdown_table(["13B, GB on each card", *parts, "sum"], rows)
-
-
-# ---- What int8 costs
 
 
 @torch.inference_mode()

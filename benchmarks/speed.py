@@ -1,7 +1,5 @@
-"""Speed: a model of random weights beside the limits of the machine, and beside other programs.
-
-The others, transformers and llama.cpp, are no dependencies: what cannot be imported is left out.
-"""
+"""Speed: a model of random weights beside the limits of the machine, and beside other programs,
+transformers and llama.cpp, which are no dependencies: what cannot be imported is left out."""
 import importlib.util
 import math
 import statistics
@@ -57,8 +55,6 @@ def matrix_weights(module):
     return sum(counts), sum(map(math.prod, zip(counts, widths, strict=True)))
 
 
-
-
 def seconds(run, repeats=3):
     """The shortest time of `repeats` runs after one to warm up: what the machine can do, whatever
     else it did. run: a function that returns a tensor."""
@@ -71,11 +67,9 @@ def seconds(run, repeats=3):
 
 
 def in_turns(runners):
-    """{name: (prefill, decode)} in tokens/s, the median over the turns.
-
-    runners: {name: a function (ids, fresh) that reads ids after those before, or as the first}.
-    Every turn runs each of them once; one more turn comes first, to warm up.
-    """
+    """{name: (prefill, decode)} in tokens/s, the median over the turns. Each of them runs every
+    runner once; one more turn comes first, to warm up. runners: {name: a function (ids, fresh) that
+    reads ids after those before, or as the first}."""
     speeds = {name: [] for name in runners}
     for turn in range(TURNS + 1):
         for name, run in runners.items():
@@ -102,9 +96,6 @@ def language_model(llama):
         embeds = llama.embed(torch.tensor([ids], device=llama.embed.weight.device))
         llama.head(llama.hidden(embeds, cache)[:, -1]).argmax().item()
     return run
-
-
-# ---- Beside the limits of the machine
 
 
 def machine_limits(device):
@@ -144,9 +135,6 @@ def model_table(model):
             of_language),
         row(f"decode, {NEW} tokens", f"{decode:.2f} tokens/s", language_bytes * decode,
             "bytes read")])
-
-
-# ---- Beside other programs
 
 
 def transformers_model(config):
@@ -190,13 +178,11 @@ def write_gguf(config, file):
     width, inner, vocab = config.llama_width, config.llama_mlp_width, config.vocab_size
     out = gguf.GGUFWriter(file, "llama")
     out.add_tokenizer_model("no_vocab")
-    out.add_vocab_size(vocab)
-    out.add_context_length(config.context)
-    out.add_embedding_length(width)
-    out.add_block_count(config.llama_layers)
-    out.add_feed_forward_length(inner)
-    out.add_head_count(config.llama_heads)
-    out.add_layer_norm_rms_eps(config.rms_norm_eps)
+    for name, size in {"vocab_size": vocab, "context_length": config.context,
+                       "embedding_length": width, "block_count": config.llama_layers,
+                       "feed_forward_length": inner, "head_count": config.llama_heads,
+                       "layer_norm_rms_eps": config.rms_norm_eps}.items():
+        getattr(out, f"add_{name}")(size)
     shapes = {"token_embd": (vocab, width), "output": (vocab, width), "output_norm": (width,)}
     for i in range(config.llama_layers):
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):

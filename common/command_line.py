@@ -28,21 +28,17 @@ class Misuse(ValueError):
 
 
 def run_command(main, parser, arguments=None):
-    """Parse the arguments (default: those of the process) and run main(args) as a command.
-
-    An error is one line on stderr, and the exit code is then 1, for Misuse 2. One that nobody
-    foresaw is called an internal error. With --debug the traceback is printed too. After Ctrl-C the
-    code is 130. A closed pipe ends quietly, with 1.
-    """
+    """Parse the arguments (default: those of the process) and run main(args) as a command. An error
+    is one line on stderr, with --debug after its traceback, and the exit code is then 1, for Misuse
+    2. One that nobody foresaw is called internal. After Ctrl-C the code is 130. A closed pipe ends
+    quietly, with 1."""
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     if None in (sys.stdin, sys.stdout, sys.stderr):           # closed, as by 2>&-: their numbers
         while os.open(os.devnull, os.O_RDWR) <= 2:            # are no file's that is opened later
             pass
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")
+        sys.stdout = sys.stdout or open(os.devnull, "w")
+        sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
-        if sys.stdout is None:
-            raise SystemExit("standard output is closed; send it to a file or to /dev/null")
         args = parser.parse_args(arguments)
         main(args)
         sys.stdout.flush()
@@ -50,8 +46,7 @@ def run_command(main, parser, arguments=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        start = "\r\033[K" if sys.stderr.isatty() else ""     # over a line of progress
-        print(f"{start}interrupted", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)               # below a line of progress
         sys.exit(130)
     except Exception as error:
         text = one_line(error)
@@ -80,26 +75,19 @@ class Progress:
     before: what an earlier run had done."""
 
     def __init__(self, what, total, unit, before=0):
-        self.what, self.total, self.unit = what, total, unit
-        self.began, self.last = (time.monotonic(), before), 0.0
-        self.first = None                                     # (time, done) of the first show()
+        self.what, self.total, self.unit, self.before = what, total, unit, before
+        self.start, self.last = time.monotonic(), 0.0
 
     def show(self, done, note=""):
         now, terminal, finished = time.monotonic(), sys.stderr.isatty(), done >= self.total
-        self.first = self.first or (now, done)                # what comes before it is slower
         if now - self.last < (0.2 if terminal else 10) and not finished:
             return
-        self.last = now
-        start, before = self.began if finished else self.first
-        speed = (done - before) / max(now - start, 1e-9)
-        line = f"{self.what} {done:g}/{self.total:g} {self.unit}"
-        if finished:
-            line += f", {speed:.3g} {self.unit}/s, {now - start:.0f} s"
-        elif speed > 0 and now - start > 3:                   # earlier it would mean nothing
-            left = int((self.total - done) / speed)
-            line += f", {speed:.3g} {self.unit}/s, {left // 60}:{left % 60:02d} left"
-        end = "" if terminal and not finished else "\n"
-        self.say(line + (f", {note}" if note else ""), end)
+        self.last, seconds = now, max(now - self.start, 1e-9)
+        speed = max(done - self.before, 1e-9) / seconds
+        left = int((self.total - done) / speed)
+        rest = [f"{seconds:.0f} s" if finished else f"{left // 60}:{left % 60:02d} left", note]
+        line = f"{self.what} {done:g}/{self.total:g} {self.unit}, {speed:.3g} {self.unit}/s"
+        self.say(", ".join([line, *filter(None, rest)]), "" if terminal and not finished else "\n")
 
     def say(self, text, end="\n"):
         """Print a line of its own above the progress."""

@@ -7,38 +7,31 @@ import os
 import re
 import secrets
 import stat
-import struct
 import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+
+from artgpt4 import errors_naming
 
 # ---- Pictures
 
 # Raster formats only: Pillow hands others to programs, PostScript to Ghostscript above all.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
-PICTURE_SUFFIXES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
-    ".ppm", ".pgm", ".pnm", ".jp2", ".heic", ".heif"))
+PICTURE_SUFFIXES = {".heic", ".heif", ".avif"} | {     # of which Pillow may read none
+    suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
 FOREIGN = (                   # what files begin with that are taken for pictures or weights
     (rb"\Z", "empty; download it again"),
     (rb"version https://git-lfs", "a git-lfs pointer, not the file itself; download that"),
     (rb"(?i)\s*<(!doctype )?html", "a web page; download the file itself"),
     (rb"PK|\x80\x02", "a checkpoint that torch.save wrote; convert_weights.py reads it"),
-    (rb"[{\[]", "JSON"), (rb"%PDF-", "a PDF document"), (rb"\s*<", "an SVG drawing, or XML"),
-    (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript program, which is not run"),
-    (rb"....ftyp(hei|hev|mif1|msf1)", "a HEIC picture, as phones take them"),
-    (rb"....ftypavi", "an AVIF picture, which this Pillow cannot read"))
+    (rb"[{\[]", "JSON"), (rb"....ftyp(hei|hev|mif1|msf1)", "a HEIC picture, as phones take them"))
 MOST_PIXELS = 50_000_000      # that are decoded
 SIDE = 2048                   # pixels that the shorter side of a large JPEG keeps at least
-MOST_FRAMES = 100             # that are counted
-TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
-         6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}    # EXIF's orientation
-ORIENTATION = 0x0112
 Image.MAX_IMAGE_PIXELS = None                                 # MOST_PIXELS is in its place
 warnings.filterwarnings("ignore", module="PIL")               # on metadata that nobody needs
 
@@ -59,68 +52,34 @@ def open_image(path, stream=None, side=SIDE):
     if stream is None:
         check_file(path)
         stream = open(path, "rb")
-    begin = b""
+    with errors_naming(path), stream:                         # a damaged file can raise anything
+        content = io.BytesIO(stream.read())
+        image = identified(content)
+        if image.format == "PNG":                             # decoding alone compares no checksums
+            image.verify()
+            image = identified(content)
+        size, frames = image.size, getattr(image, "n_frames", 1)
+        image.draft(None, [round(side / min(size) * length) for length in size])
+        decoded = image.size
+        if math.prod(decoded) > MOST_PIXELS:
+            raise ValueError(f"{size[0]} x {size[1]} pixels, and at most {MOST_PIXELS:,} are "
+                             "decoded; scale it down")
+        image.load()
+        with contextlib.suppress(Exception):                  # odd EXIF turns nothing
+            ImageOps.exif_transpose(image, in_place=True)
+        upright = to_rgb(image)
+        upright.info = {"size": size if image.size == decoded else size[::-1],
+                        "frames": 1 if image.format == "MPO" else frames}    # a JPEG's previews
+        return upright
+
+
+def identified(content):
+    """The PIL image in a stream of bytes, not decoded. Raises ValueError for what is no picture."""
     try:
-        with stream:
-            content = stream if stream.seekable() else io.BytesIO(stream.read())
-            begin = content.read(300)
-            return decoded(content, side)
+        return Image.open(content, formats=FORMATS)
     except UnidentifiedImageError:
-        reason = f"{foreign(begin) or 'no picture'}; expected a PNG or JPEG"
-    except Exception as error:                                # a damaged file can raise anything
-        reason = str(error) or repr(error)
-    raise ValueError(f"{path}: {reason}")
-
-
-def decoded(content, side):
-    """The picture in a binary stream, as open_image returns it."""
-    content.seek(0)
-    image = Image.open(content, formats=FORMATS)
-    if image.format == "PNG":                                 # decoding alone compares no checksums
-        image.verify()
-        content.seek(0)
-        image = Image.open(content, formats=FORMATS)
-    size, frames = image.size, count_frames(image)
-    image.draft(None, [round(side / min(size) * length) for length in size])
-    if math.prod(image.size) > MOST_PIXELS:
-        raise ValueError(f"{size[0]} x {size[1]} pixels, and at most {MOST_PIXELS:,} are decoded; "
-                         "scale it down")
-    image.load()
-    orientation = orientation_of(image)
-    image = to_rgb(image)
-    if orientation in TURNS:
-        image = image.transpose(Image.Transpose[TURNS[orientation]])
-        size = size[::-1] if orientation > 4 else size
-    image.info = {"size": size, "frames": frames}
-    return image
-
-
-def orientation_of(image):
-    """EXIF's orientation of a picture, a key of TURNS, or another value where it has none. Pillow
-    gives up at an odd entry before it."""
-    with contextlib.suppress(struct.error):
-        block = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-        order = ">" if block.startswith(b"MM") else "<"
-        start, = struct.unpack_from(f"{order}I", block, 4)
-        count, = struct.unpack_from(f"{order}H", block, start)
-        for at in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", block, at)
-            if (tag, kind) == (ORIENTATION, 3):
-                return value
-    with contextlib.suppress(Exception):                      # a TIFF file's own, XMP's
-        return image.getexif().get(ORIENTATION)
-
-
-def count_frames(image):
-    """How many frames an animation, or pages a TIFF has; MOST_FRAMES may be more."""
-    if image.format != "TIFF":                                # elsewhere they are previews, layers
-        return image.n_frames if image.format in ("GIF", "WEBP", "PNG", "AVIF") else 1
-    with contextlib.suppress(EOFError):                       # n_frames would read all of them
-        for frame in range(1, MOST_FRAMES):
-            image.seek(frame)
-    frames = image.tell() + 1
-    image.seek(0)
-    return frames
+        reason = foreign(content.getvalue()[:300]) or "no picture"
+        raise ValueError(f"{reason}; expected a PNG or JPEG") from None
 
 
 def to_rgb(image):
@@ -160,32 +119,26 @@ def pictures_below(folder):
 
 def check_file(path):
     """Raises ValueError, naming it, unless `path` is a regular file that can be read."""
-    try:
+    with errors_naming(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError(f"{path}: a folder, a pipe or a device; expected a file")
+            raise ValueError("a folder, a pipe or a device; expected a file")
         open(path, "rb").close()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
 
 
 def read_text(file):
     """The text in a UTF-8 file, without a byte order mark. Raises ValueError, naming the file."""
     check_file(file)
-    try:
+    with errors_naming(file):
         return Path(file).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"{file}: not UTF-8 text; save it in that encoding") from None
 
 
 def read_json(file):
     """The dictionary in a JSON file. Raises ValueError, naming the file, if there is none."""
     text = read_text(file)
-    try:
+    with errors_naming(file):
         values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: JSON, but not an object in braces")
+        if not isinstance(values, dict):
+            raise ValueError("JSON, but not an object in braces")
     return values
 
 
@@ -221,8 +174,7 @@ def written_beside(file):
             os.fsync(written.fileno())
         beside.replace(file)
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{file}: could not be written ({reason})") from None
+        raise ValueError(f"{file}: could not be written ({error})") from None
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()

@@ -30,16 +30,12 @@ def quantise(rows):
 
 
 def two_digits(x):
-    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and the units (T, 1).
-
-    The number 256 * high + low + 32896 has low + 128 in its first byte, high + 128 in its second;
-    so has the float that is 2^23 larger, since at 2^23 the last bit of a float counts ones.
-    """
-    x, (count, width) = x.float(), x.shape
-    unit = x.abs().amax(dim=-1, keepdim=True) / LARGEST       # a row of zeros: NaN, and y is 0
-    numbers = (x / unit).add_(2.0 ** 23 + 257 * ZERO)
-    places = numbers.view(torch.uint8).as_strided((2, count, width), (1, 4 * width, 4))
-    return places.flatten(0, 1), unit
+    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and the units (T, 1). A float
+    2^23 + n is rounded to the whole number n, whose bytes are its first: here low + 128, high + 128
+    for n = 256 * high + low + 32896."""
+    unit = x.abs().amax(dim=-1, keepdim=True).float() / LARGEST          # 0 / 0 is NaN, but y is 0
+    places = (x / unit).add_(2.0 ** 23 + 257 * ZERO).view(torch.uint8).unflatten(-1, (-1, 4))
+    return places[..., :2].permute(2, 0, 1).flatten(0, 1), unit
 
 
 def packed_matrix(weight, scale):
@@ -141,52 +137,39 @@ def is_int8(module):
 
 def quantised(llama=True, vit=False):
     """A function `prepare` for ArtGPT4.from_pretrained: the matrices of the parts that are asked
-    for become int8, and what is stored as int8 stays so. It raises ValueError for anything else.
-
-    What stands in a file beside such matrices is copied: the mapped file then takes no memory once
-    they are packed.
-    """
+    for become int8, and what is stored as int8 stays so. It raises ValueError for anything else."""
     asked = {"llama": llama, "vit": vit}
 
     def prepare(model, state):
-        linears = {name: linear for name, linear in model.named_modules()
-                   if type(linear) is nn.Linear               # adapters are of another class
-                   and (asked.get(name.partition(".")[0]) or f"{name}.scale" in state)}
-        for name, linear in linears.items():
+        for name, linear in list(model.named_modules()):
+            weight, scale = state.get(f"{name}.weight"), state.get(f"{name}.scale")
+            wanted = asked.get(name.partition(".")[0]) or scale is not None
+            if type(linear) is not nn.Linear or not wanted:   # adapters are of another class
+                continue
             with torch.device("meta"):
                 int8 = Int8Linear(linear.in_features, linear.out_features, linear.bias is not None)
             model.set_submodule(name, int8)
-            weight, scale = state.get(f"{name}.weight"), state.get(f"{name}.scale")
-            if weight is None:
+            if weight is None:                                # load_state_dict names it
                 continue
-            if scale is None and weight.is_floating_point() and weight.shape == int8.weight.shape:
+            if scale is None and weight.is_floating_point():
                 weight, scale = quantise(weight)
-                scale = scale[:, 0]
             if weight.dtype != torch.int8 or scale is None or not scale.isfinite().all():
-                raise ValueError(f"{name}.weight is {weight.dtype} {tuple(weight.shape)}; expected "
-                                 "finite floats, or int8 with a finite scale a row")
-            state |= {f"{name}.weight": weight, f"{name}.scale": scale.float()}
-        in_llama = {name.startswith("llama.") for name in linears}
-        for name in state.keys() - {f"{name}.weight" for name in linears}:
-            if name.startswith("llama.") in in_llama and ".adapter." not in name:
-                state[name] = state[name].clone()
+                raise ValueError(f"{name}.weight is {weight.dtype}; expected finite floats, or "
+                                 "int8 with a finite scale a row")
+            state |= {f"{name}.weight": weight, f"{name}.scale": scale.float().flatten()}
     return prepare
 
 
-def quantise_adapters(model):
-    """Put Int8Linear in place of the adapters' matrices too, of an int8 language model that only
-    answers. They are float32 for the optimizer, and would be half of what a token reads."""
+def pack(model, progress=None):
+    """Speed up a model that only answers: the adapters of an int8 language model, which are float32
+    for the optimizer and would be half of what a token reads, become int8 too, and every int8
+    matrix is packed. progress: a class like command_line.Progress."""
     for block in model.llama.blocks if is_int8(model.llama) else ():
         for name, linear in list(block.adapter.named_children()):
             int8 = Int8Linear(linear.in_features, linear.out_features)
             int8.weight.data, scale = quantise(linear.weight.data)
             int8.scale, int8.bias.data = scale[:, 0], linear.bias.data
             setattr(block.adapter, name, int8)
-
-
-def pack(model, progress=None):
-    """Pack every int8 matrix of a model that only answers, after all else was done to it.
-    progress: a class like command_line.Progress."""
     layers = [layer for layer in model.modules() if isinstance(layer, Int8Linear)]
     shown = progress and progress("packing int8 weights", len(layers), "matrices")
     for done, layer in enumerate(layers, start=1):

@@ -10,10 +10,9 @@ import torch
 from artgpt4 import ArtGPT4
 from common.command_line import Progress
 from common.files import check_file, what_it_is
-from common.int8 import is_int8, pack, quantise_adapters, quantised
+from common.int8 import is_int8, pack, quantised
 
 TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 WIDE = 1024         # from this width of LLaMA on, products are large enough for several threads
 
 
@@ -46,10 +45,7 @@ def load(args, train=False):
     starts it, and nothing packed. Raises ValueError, naming the file."""
     folder, adapter = args.weights, None if train else args.adapter
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")        # large pages: read up to 1/4 faster
-    files = [file for file in folder.glob("*") if not file.is_dir()]
-    for file in files:                                        # a pipe would be waited for
-        check_file(file)
-    size = sum(file.stat().st_size for file in files if file.suffix == ".safetensors") / 1e9
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
     if size > 2:                                              # less takes a few seconds
         print(f"loading {folder}, {size:.1f} GB", file=sys.stderr)
     with foreign_files_explained():
@@ -59,15 +55,13 @@ def load(args, train=False):
     if adapter:
         load_adapter(model, adapter)
     for name, parameter in model.named_parameters():
-        finite = parameter.dtype in FLOATS and all(map(torch.isfinite, parameter.aminmax()))
-        if not (finite or parameter.dtype == torch.int8 and name.endswith(".weight")):
-            raise ValueError(f"{folder}: {name} is {parameter.dtype}, or holds NaN or infinity")
+        if not (parameter.dtype == torch.int8 or all(map(torch.isfinite, parameter.aminmax()))):
+            raise ValueError(f"{folder}: {name} holds NaN or infinity")
     if model.config.llama_width < WIDE and not os.environ.get("OMP_NUM_THREADS"):
         torch.set_num_threads(1)          # beside a busy process two would wait for each other
-    if not args.dtype and fits_as_float32(model):
-        model.float()
+    if model.proj.weight.device.type == "cpu" and not args.dtype and fits_as_float32(model):
+        model.float()                                         # a CPU is slow in half precision
     if not train:
-        quantise_adapters(model)
         pack(model, Progress if size > 2 else None)
     return model
 
@@ -94,11 +88,10 @@ def foreign_files_explained():
 
 
 def fits_as_float32(model):
-    """Whether a CPU, which is slow in half precision, holds the model in half of its memory."""
-    if model.proj.weight.device.type != "cpu" or not hasattr(os, "sysconf"):
-        return False
+    """Whether a model takes at most half of this machine's memory, where that is known."""
     needed = sum(p.numel() * (4 if p.is_floating_point() else 1) for p in model.parameters())
-    return needed <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    return hasattr(os, "sysconf") and (
+        needed <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2)
 
 
 def describe(model):
@@ -112,12 +105,10 @@ def describe(model):
 def answers(model, embeds, max_new_tokens=300, **sampling):
     """Whole answers to B prompts of equal length, embeds (B, T, D) -> B texts. sampling: see
     ArtGPT4.generate."""
-    rows, texts = [[] for _ in embeds], [("", False)] * len(embeds)
+    steps = []
     for ids in model.generate(embeds, max_new_tokens, **sampling):
-        for i, token in enumerate(ids.tolist()):
-            if not texts[i][1]:
-                rows[i].append(token)
-                texts[i] = model.decode(rows[i])
+        steps.append(ids.tolist())
+        texts = [model.decode(row) for row in zip(*steps, strict=True)]
         if all(ended for _, ended in texts):
             break
     return [text.strip() for text, _ in texts]

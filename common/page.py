@@ -8,14 +8,10 @@ import io
 from html import escape
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --faint: #5d6670; --line: #d8dde2;
- --card: #f5f7f8; --accent: #2868a8; --second: #c8641b; }
-@media (prefers-color-scheme: dark) { :root { --paper: #15181b; --ink: #e4e8eb; --faint: #98a2ab;
- --line: #343b42; --card: #1e2327; --accent: #6aa9e6; --second: #ee9a57; } }
-body { margin: 2rem auto; max-width: 70rem; padding: 0 1.2rem; background: var(--paper);
- color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.6rem; }
-h2 { font-size: 1.25rem; margin-top: 2.4rem; }
+:root { --faint: #5d6670; --line: #d8dde2; --card: #f5f7f8; --accent: #2868a8; --second: #c8641b; }
+body { margin: 2rem auto; max-width: 70rem; padding: 0 1.2rem; background: #fff; color: #1c2024;
+ font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
+h2 { margin-top: 2.4rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .8rem 0 1.2rem; font-size: .92rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left;

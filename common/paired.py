@@ -1,5 +1,5 @@
 """Two models on the same items: how much they differ, and how sure that is."""
-from typing import NamedTuple
+from collections import namedtuple
 
 import numpy as np
 
@@ -8,19 +8,13 @@ LEAN = 0.2          # items: how much a group's scatter leans on that of all; mo
 HEADING = ("difference", "95 % interval", "wins, ties, losses")
 
 
-class Difference(NamedTuple):
-    """The mean of one model minus that of another, its interval (None for fewer than FEWEST_ITEMS
-    items, or if all differ alike), and how many items each won."""
-    mean: float
-    low: float | None
-    high: float | None
-    wins: int
-    ties: int
-    losses: int
+Difference = namedtuple("Difference", "mean low high wins ties losses")    # of the first model
 
 
 def paired_difference(first, second, groups=None, level=0.95):
-    """The Difference of two models; None if a group has no item with scores of both.
+    """The Difference of two models: the mean of first minus second, its interval (None for fewer
+    than FEWEST_ITEMS items, or if all differ alike), and how many items each won. None if a group
+    has no item with scores of both.
 
     first, second: (S, N) scores of N items, a row for each training seed; the models may have
     different S. Repeats of a judge are no seeds: average them first. NaN or None is no score.

@@ -142,9 +142,8 @@ class Conversation:
         while self.forgotten < len(earlier) and len(ids) > most:
             self.forgotten += 1
             ids = self.prompt_ids(rounds)
-        room, known = self.room(ids), 0                       # the last id's logits are needed
-        while known < min(len(self.cached), len(ids) - 1) and self.cached[known] == ids[known]:
-            known += 1
+        room = self.room(ids)
+        known = len(os.path.commonprefix([self.cached, ids[:-1]]))     # the last logits are needed
         self.cache.length = known
         embeds = self.model.embed_ids(ids, self.image_embeds)[:, known:]          # (1, T, D)
         answer, said = [], ""
@@ -215,8 +214,7 @@ def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=lambda logit
     start = cache.length                                      # before it all beams are the same
     own = KVCache(model.llama, start + max_new_tokens, beams)
     own.length = start
-    own.keys[:, :, :, :start] = cache.keys[:, :, :, :start]
-    own.values[:, :, :, :start] = cache.values[:, :, :, :start]
+    own.kv[..., :start, :] = cache.kv[..., :start, :]
     rows = torch.empty(beams, 0, dtype=torch.long, device=embeds.device)    # unfinished answers
     scores = logits.new_full((beams,), -torch.inf)            # their log-probabilities
     scores[0], finished = 0, []                               # (score, answer)
@@ -231,8 +229,8 @@ def beam_search(model, embeds, beams, max_new_tokens, cache, adjust=lambda logit
         rows, limit = rows[kept], scores[0].item() / length
         if sum(score >= limit for score, _ in finished) >= beams:
             break
-        for stored in (own.keys, own.values):                 # the rows of the answers alone
-            stored[:, :, :, start:own.length] = stored[:, parents[kept], :, start:own.length]
+        told = slice(start, own.length)                       # the rows of the answers alone
+        own.kv[..., told, :] = own.kv[:, :, parents[kept], :, told]
         logits = model.llama(model.llama.embed(rows[:, -1:]), own)[:, -1]
     unfinished = zip(scores.tolist(), rows.tolist(), strict=True)
     _, answer = max(finished + [(score / length, row) for score, row in unfinished])

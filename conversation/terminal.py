@@ -1,6 +1,5 @@
 """The terminal of chat.py: typed or piped lines, each of them questions, pictures or a /command."""
 import atexit
-import codecs
 import contextlib
 import itertools
 import os
@@ -121,12 +120,10 @@ class Session:
                 self.say("\nCtrl-D or /quit ends.")
 
     def prepare(self):
-        """Let input() read piped lines in UTF-8 or UTF-16; or edit typed ones with readline, where
-        Python has it, and keep them in a file that only its owner can read."""
+        """Let input() read piped lines in UTF-8; or edit typed ones with readline, where Python has
+        it, and keep them in a file that only its owner can read."""
         with contextlib.suppress(AttributeError):             # a notebook's stdin is no file
-            begin = b"" if self.typed else sys.stdin.buffer.peek(2)[:2]
-            piped = "utf-16" if begin in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
-            sys.stdin.reconfigure(encoding=None if self.typed else piped, errors="replace")
+            sys.stdin.reconfigure(encoding=None if self.typed else "utf-8-sig", errors="replace")
         if not self.typed:
             return
         with contextlib.suppress(ImportError, OSError, RuntimeError):    # there may be no home

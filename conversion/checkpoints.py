@@ -16,12 +16,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from artgpt4 import errors_naming
 from common.files import check_file, read_json, what_it_is
 from conversion.formats import FORMATS, META_SETTINGS, parts_of, their_names
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
-# ---- A file
 
 
 def open_file(file):
@@ -39,6 +36,8 @@ def open_file(file):
                 raise ValueError("compressed members")
             with warnings.catch_warnings(action="ignore"):
                 loaded = torch.load(file, map_location="cpu", mmap=mapped, weights_only=True)
+        loaded = loaded.get("model", loaded)
+        return {name: value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     except Exception as error:                                # a damaged file can raise anything
         code = re.search(r"GLOBAL (\S+)", str(error))
         problem = "damaged, cut short, packed again, or no checkpoint"
@@ -47,78 +46,55 @@ def open_file(file):
         elif not head.startswith((b"PK", b"\x80")):
             problem = what_it_is(file) or problem
         raise ValueError(f"{file}: {problem}") from None
-    loaded = loaded.get("model", loaded) if isinstance(loaded, dict) else None
-    tensors = loaded.items() if isinstance(loaded, dict) else [(None, torch.empty(0))]
-    tensors = {name: value for name, value in tensors if isinstance(value, torch.Tensor)}
-    for name, value in tensors.items():
-        if not isinstance(name, str) or value.is_meta or value.layout != torch.strided:
-            raise ValueError(f"{file}: expected dense tensors by name, as state_dict() has them")
-    return tensors
 
 
 def compare_checksum(file):
-    """Raises ValueError, naming it, for an archive whose bytes have changed. Other files have no
-    checksums."""
+    """Raises ValueError, naming it, for an archive with changed bytes. Others have no checksums."""
     damaged = zipfile.ZipFile(file).testzip() if zipfile.is_zipfile(file) else None
     if damaged:
-        raise ValueError(f"{file}: {damaged} does not match its checksum; download it again")
-
-
-# ---- A folder
+        raise ValueError(f"{file}: {damaged} does not match its checksum")
 
 
 def open_folder(folder, flag):
-    """The files of a model in transformers' format and its tensors {name: mapped tensor}:
-    safetensors or .bin, one file or the shards of an index. Of BLIP-2's shards only those that
-    `flag` needs are read. Raises ValueError if one is missing."""
+    """The files of a model in transformers' format, its tensors {name: mapped tensor}, and its
+    config.json: safetensors or .bin, one file or the shards of an index. Of BLIP-2's shards only
+    those that `flag` needs are read. Raises ValueError if one is missing, or a tensor is in two."""
     problem = f"{folder}: no model.safetensors, no pytorch_model.bin, and no index of their shards"
     for whole in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{whole}.index.json"
-        if not index.exists() and (folder / whole).exists():
-            return [folder / whole], open_file(folder / whole)
-        if not index.exists():
-            continue
-        where = read_json(index).get("weight_map")
-        if not isinstance(where, dict) or not all(
-                isinstance(shard, str) and Path(shard).name == shard for shard in where.values()):
-            raise ValueError(f"{index}: no weight_map with names of files beside it")
-        kind = recognise(where, flag)
-        unused = FORMATS[kind].unused if kind else ""
-        needed = {name: folder / shard for name, shard in where.items()
-                  if not re.fullmatch(unused, name)}
-        missing = [file for file in needed.values() if not file.exists()]
+        files, index = {folder / whole}, folder / f"{whole}.index.json"
+        if index.exists():
+            where = read_json(index).get("weight_map")
+            if not isinstance(where, dict):
+                raise ValueError(f"{index}: no weight_map")
+            kind = recognise(where, flag)
+            files = {folder / Path(str(shard)).name for name, shard in where.items()
+                     if not kind or not re.fullmatch(FORMATS[kind].unused, name)}
+        missing = sorted(file.name for file in files if not file.exists())
         if not missing:
-            return sorted(set(needed.values())), open_shards(needed)
-        problem = f"{index}: names {missing[0].name}, which is not there; download it too"
-    raise ValueError(problem)
-
-
-def open_shards(where):
-    """The tensors of shards, {name: mapped tensor}; where is {name: file}."""
+            break
+        if index.exists():
+            problem = f"{index}: names {missing[0]}, which is not there; download it too"
+    else:
+        raise ValueError(problem)
     tensors = {}
-    for file in sorted(set(where.values())):
+    for file in sorted(files):
         found = open_file(file)
-        for name in {name for name in where if where[name] == file} | found.keys():
-            if name not in found or name in tensors or where.get(name, file) != file:
-                raise ValueError(f"{file}: {name} is not in the shard that the index says")
+        for name in found.keys() & tensors.keys():
+            raise ValueError(f"{file}: {name} is in another shard too")
         tensors |= found
-    return tensors
-
-
-# ---- LLaMA as Meta released it: every matrix is split over all shards
+    return files, tensors, read_json(folder / "config.json")
 
 
 def half_split(weight, head_dim):
-    """Rows of q or k (heads * head_dim, D), reordered for transformers' rotary positions.
-
-    Meta rotates the pairs of rows (0, 1), (2, 3), ...; transformers (i, i + head_dim / 2).
-    """
+    """Rows of q or k (heads * head_dim, D), reordered for transformers' rotary positions: Meta
+    rotates the pairs of rows (0, 1), (2, 3), ...; transformers (i, i + head_dim / 2)."""
     return weight.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape(weight.shape)
 
 
 def open_meta(folder):
-    """LLaMA in Meta's format -> its files, its tensors {name: its part in each shard}, and its
-    settings in config.json's names. Raises ValueError for shards that are not one model."""
+    """LLaMA in Meta's format, where every matrix is split over all shards -> its files, its tensors
+    {name: function of a device -> tensor}, and its settings in config.json's names. Raises
+    ValueError for shards that are not one model."""
     files, shards = sorted(folder.glob("consolidated*")), []
     for i, file in enumerate(files):
         if file.name != f"consolidated.{i:02d}.pth":
@@ -132,28 +108,37 @@ def open_meta(folder):
                     part, shards[0][name]):
                 raise ValueError(f"{file}: {name} is a copy of that in {files[0].name}, or of "
                                  "another model")
-    tensors = {name: [shard[name] for shard in shards] for name in shards[0]}
-    file = folder / "params.json"
-    values = {META_SETTINGS.get(key, key): value for key, value in read_json(file).items()}
-    values["model_type"] = "llama"
+    config = {META_SETTINGS.get(key, key): value
+              for key, value in read_json(folder / "params.json").items()}
 
     def rows(name):                                           # of all shards together
-        return sum(max(part.shape[:1], default=0) for part in tensors.get(name, ()))
-    values["intermediate_size"] = rows("layers.0.feed_forward.w1.weight")
-    if values.get("vocab_size") in (None, -1):
-        values["vocab_size"] = rows("output.weight")
-    if rows("layers.0.attention.wq.weight") != values.get("hidden_size"):
+        return sum(max(shard[name].shape[:1], default=0) for shard in shards if name in shard)
+    config |= {"model_type": "llama", "intermediate_size": rows("layers.0.feed_forward.w1.weight")}
+    if config.get("vocab_size") in (None, -1):
+        config["vocab_size"] = rows("output.weight")
+    if rows("layers.0.attention.wq.weight") != config.get("hidden_size"):
         raise ValueError(f"{folder}: {len(shards)} shards are not the model of params.json")
-    return files, tensors, values
+    tensors = {name: partial(joined, f"{folder}: {name}", [shard[name] for shard in shards], config)
+               for name in shards[0]}
+    return files, tensors, config
 
 
-# ---- Any checkpoint
+def joined(name, parts, config, device):
+    """The tensor of that name from its part in each shard, with rows as transformers has them."""
+    weight = parts[0].to(device)
+    if weight.ndim > 1:
+        by_columns = name.endswith(("tok_embeddings.weight", "wo.weight", "w2.weight"))
+        with errors_naming(name):                             # what does not fit together
+            weight = torch.cat([part.to(device) for part in parts], dim=int(by_columns))
+    if name.endswith(("wq.weight", "wk.weight")):
+        weight = half_split(weight, config["hidden_size"] // config["num_attention_heads"])
+    return weight
 
 
 @dataclass
 class Checkpoint:
     """An opened checkpoint. kind: a key of FORMATS. files: those that were opened. tensors: {name:
-    [mapped tensor]}, of Meta's the parts. config: the values of config_file, {} for a single file.
+    function of a device -> tensor}. config: the values of config_file, {} for a single file.
     tokenizer: the path of its tokenizer.model, if it has one. base: the LLaMA of a delta."""
     path: Path
     kind: str
@@ -165,25 +150,13 @@ class Checkpoint:
     base: "Checkpoint" = None
 
     def read(self, name, device):
-        """The tensor of that name; on "meta" its shape and dtype alone. Raises ValueError if it is
-        missing, or if Meta's parts do not fit together."""
+        """The tensor of that name; on "meta" its shape and dtype alone. Raises ValueError."""
         if name not in self.tensors:
             raise ValueError(f"{self.path}: {name} is missing")
-        parts = [part.to(device) for part in self.tensors[name]]
-        if self.kind != "meta" or parts[0].ndim == 1:
-            return parts[0]
-        by_columns = name.endswith(("tok_embeddings.weight", "wo.weight", "w2.weight"))
-        try:
-            weight = torch.cat(parts, dim=int(by_columns))
-        except (IndexError, RuntimeError):
-            raise ValueError(f"{self.path}: {name}: parts that do not fit together") from None
-        if not name.endswith(("wq.weight", "wk.weight")):
-            return weight
-        return half_split(weight, self.config["hidden_size"] // self.config["num_attention_heads"])
+        return self.tensors[name](device)
 
     def shape(self, name, dims=2):
-        """The shape of the tensor that artgpt4.py calls `name`. Raises ValueError if it does not
-        have `dims` dimensions."""
+        """The shape of artgpt4.py's `name`. Raises ValueError unless it has `dims` dimensions."""
         source = their_names(self.kind, name)[0]
         shape = tuple(self.read(source, "meta").shape)
         if len(shape) != dims:
@@ -191,8 +164,8 @@ class Checkpoint:
         return shape
 
     def count(self, name):
-        """The number of blocks: the highest index of any name + 1. A block of which only a part is
-        there counts, so that the rest is missed. name: a tensor of artgpt4.py, in block 0."""
+        """The number of blocks: the highest index of any name + 1, so that the rest of a block is
+        missed. name: a tensor of artgpt4.py, in block 0."""
         prefix = their_names(self.kind, name)[0].partition(".0.")[0]
         found = [re.match(re.escape(prefix) + r"\.(\d{1,3})\.", name) for name in self.tensors
                  if not re.fullmatch(FORMATS[self.kind].unused, name)]
@@ -217,20 +190,17 @@ def recognise(names, flag):
 def open_checkpoint(path, flag):
     """The Checkpoint at `path`. Raises ValueError if it is not of a kind that `flag` takes, a flag
     of convert_weights.py."""
-    path, config = Path(path), {}
+    path = Path(path)
     config_file, tokenizer = path / "config.json", path / "tokenizer.model"
-    if not path.exists():
-        raise ValueError(f"{path}: no such file or folder")
     if any(path.glob("consolidated*")):
         files, tensors, config = open_meta(path)
         config_file = path / "params.json"
         if not tokenizer.exists():
             tokenizer = path.parent / "tokenizer.model"       # Meta keeps one for all sizes
     elif path.is_dir():
-        files, tensors = open_folder(path, flag)
-        config = read_json(config_file)
+        files, tensors, config = open_folder(path, flag)
     else:
-        files, tensors = [path], open_file(path)
+        files, tensors, config = [path], open_file(path), {}
     kind, norm = recognise(tensors, flag), tensors.get("model.norm.weight")
     if kind == "llama" and norm is not None and norm.float().abs().mean() < 0.1:
         kind = "delta"                    # a model's norm is near 1, the difference of two near 0
@@ -241,12 +211,9 @@ def open_checkpoint(path, flag):
                          f"expected {expected}")
     if not path.is_dir() and kind not in ("eva", "blip2", "artgpt4", "minigpt4"):
         raise ValueError(f"{path}: a file of {FORMATS[kind].what}; give its folder")
-    tensors = {name: value if isinstance(value, list) else [value]
-               for name, value in tensors.items()}
+    tensors = {name.replace("qformer.embeddings.layernorm", "qformer.layernorm"):  # InstructBLIP's
+               getattr(value, "to", value) for name, value in tensors.items()}
     return Checkpoint(path, kind, files, tensors, config, config_file, tokenizer)
-
-
-# ---- From their names to ours
 
 
 def take(checkpoint, name, shape, config, device):
@@ -261,16 +228,15 @@ def take(checkpoint, name, shape, config, device):
         value, whole = checkpoint.read(source, device), (count * of, *shape[1:])
         if name == "vit.pos_embed":
             value = resized(value, math.isqrt(shape[1] - 1))
-        if value.shape != whole or value.dtype not in FLOATS:
+        if value.shape != whole or not (value.is_floating_point() and value.itemsize in (2, 4)):
             raise ValueError(f"{checkpoint.path}: {source}: {tuple(value.shape)} of {value.dtype}; "
                              f"expected {whole} of float16, bfloat16 or float32")
         value = value.chunk(of)[number - 1] if number else torch.zeros_like(value)
         if device != "meta" and number:
             low, high = value.aminmax()
-            if not (low.isfinite() and high.isfinite()):
-                raise ValueError(f"{checkpoint.path}: {source}: holds NaN or infinity")
-            if low == high == 0 and not source.endswith(("bias", ".up.weight")):
-                raise ValueError(f"{checkpoint.path}: {source}: is 0 in all places")
+            has_zeros = source.endswith(("bias", ".up.weight"))       # where training starts them
+            if not (low.isfinite() and high.isfinite()) or low == high == 0 and not has_zeros:
+                raise ValueError(f"{checkpoint.path}: {source}: NaN, infinity, or nothing but 0")
         found.append(value)
     return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -280,15 +246,14 @@ def take_sum(delta, name, shape, config, device):
     delta has, as the token more of Vicuna v0, are added to zeros."""
     rows = shape[0]
     if name in ("llama.embed.weight", "llama.head.weight"):
-        rows = delta.base.shape("llama.embed.weight")[0]
+        rows, _ = delta.base.shape("llama.embed.weight")
     total = torch.zeros(shape, dtype=torch.float16, device=device)
     total[:rows] = take(delta.base, name, (rows, *shape[1:]), config, device)
     return total.add_(take(delta, name, shape, config, device).half())
 
 
 def resized(pos_embed, grid):
-    """Position embedding (1, P, D) -> (1, grid * grid + 1, D), for grid * grid patches. The row of
-    the class token stays as it is."""
+    """Position embedding (1, P, D) -> (1, grid * grid + 1, D). The class token's row is kept."""
     cls_row, rest = pos_embed[:, :1], pos_embed[:, 1:]
     old = math.isqrt(rest.shape[1])
     if old == grid:
@@ -301,7 +266,7 @@ def resized(pos_embed, grid):
 def take_adapter(checkpoint, config, shapes):
     """{name: function of a device -> tensor} of the trainable parameters in ArtGPT-4.pth, or of
     the projection in pretrained_minigpt4.pth. shapes: {name: shape} of all trainable ones."""
-    width = checkpoint.shape("proj.weight")[1]
+    _, width = checkpoint.shape("proj.weight")
     if width == 4 * config.vit_width:
         raise ValueError(f"{checkpoint.path}: of MiniGPT-4 for Llama 2 or MiniGPT-v2, which have "
                          f"no Q-Former but join four patches ({width} wide): another model")

@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
+from artgpt4 import errors_naming
 from common.command_line import Misuse, Progress, printable
 from common.files import check_file, is_picture, open_image, read_json, read_text
 from common.models import TINY, load
@@ -157,7 +158,7 @@ def read_records(file, *fields):
 
 def append_record(file, record):
     """Add a line and wait until it is on the disk. Raises ValueError if the disk refuses it."""
-    try:
+    with errors_naming(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "ab+") as stream:
             if stream.tell() and stream.seek(-1, os.SEEK_END) and stream.read() != b"\n":
@@ -165,9 +166,6 @@ def append_record(file, record):
             stream.write(json.dumps(record).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError as error:
-        raise ValueError(f"{file}: could not be written ({error.strerror}); make room, then run "
-                         "the same command again") from None
 
 
 # ---- Answers

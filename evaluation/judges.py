@@ -1,5 +1,6 @@
 """Three judges, a server's model, a person and the gallery's rules, and the loop that keeps what
 they say. None of them learns which model said what. A verdict is [score from 0 to 5, reason]."""
+import contextlib
 import csv
 import http.client
 import json
@@ -212,11 +213,11 @@ class Server:
                 again = self.reached or isinstance(error, TimeoutError)
             else:
                 self.reached = True
-                said = part(text, "choices", 0, "message", "content")
-                if status == 200 and said:
-                    return said
-                complaint = part(text, "error", "message") or re.sub(r"<[^>]*>", " ", text)
-                problem = f"says {status}: {self.shown(complaint)}"
+                with contextlib.suppress(LookupError, TypeError, ValueError, RecursionError):
+                    said = json.loads(text)["choices"][0]["message"]["content"]
+                    if status == 200 and isinstance(said, str) and said:
+                        return said
+                problem = f"says {status}: {self.shown(re.sub('<[^>]*>', ' ', text))}"
                 if status in (200, 400, 413, 422):            # about these answers, perhaps
                     raise Unjudged(f"the server {problem}")
                 again = status in (408, 409, 425, 429) or status >= 500
@@ -241,17 +242,6 @@ class Server:
                 return [[score, self.shown(reason, 2000)] for score, reason in verdicts]
             problem = "\n\nYour last reply was not such an object."
         raise Unjudged("three replies, none the JSON object that was asked for")
-
-
-def part(text, *path):
-    """The text at a path in a JSON text; "" if there is none."""
-    try:
-        found = json.loads(text)
-        for name in path:
-            found = found[name]
-    except (KeyError, IndexError, TypeError, ValueError, RecursionError):
-        return ""
-    return found if isinstance(found, str) else ""
 
 
 def judge_prompt(item, group, sees):

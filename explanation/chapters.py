@@ -64,27 +64,19 @@ def vit(tour):
 
 def qformer(tour):
     """The Q-Former: a few queries read the picture"""
-    grid, (q, k, v, looks) = tour.grid, tour.cross
     pictures = [lit(tour.on_picture(row), f"Where query {i} looks", f"{i}: "
                     f"{percent(row[1:].max(), 0)}") for i, row in enumerate(tour.query_looks[-1])]
     text = (
         f"The Q-Former has {len(pictures)} queries: vectors that were learned once and are the "
         "same for every picture, like questions that are always asked. In every other layer they "
-        f"look at the {grid ** 2 + 1} vectors of the picture (cross-attention), in every layer at "
-        "each other. Shown is where each looks in the last layer with cross-attention, and the "
-        "share of the brightest patch; means over the heads.")
-    query = int(tour.query_looks[-1, :, 1:].amax(dim=1).argmax())
-    head = int(looks[:, query, 1:].amax(dim=1).argmax())
-    names = ["class token"] + [f"row {i}, column {j}" for i in range(grid) for j in range(grid)]
-    inside = (
-        f"Inside that attention, in numbers: query {query}, head {head}. Three matrices make of "
-        "the one that looks a query q, and of each that is looked at a key k and a value v, of "
-        f"{q.shape[-1]} numbers (orange above 0, blue below).\n\n"
-        "A key that points where q points gives a high product q·k. The softmax makes of all "
-        "products shares that add up to 100 %, of which the largest are shown. What is found is "
-        "the sum of all values, each times its share.")
-    table = figures.attention_table(q[head, query], k[head], v[head], looks[head, query], names)
-    return beside(text, lits(pictures)) + beside(inside, table), artgpt4.QFormerLayer
+        f"look at the {tour.grid ** 2 + 1} vectors of the picture (cross-attention), in every "
+        "layer at each other. Shown is where each looks in the last layer with cross-attention, "
+        "and the share of the brightest patch; means over the heads.\n\nOne matrix makes of what "
+        "looks a vector q, two others make of all that is looked at keys k and values v. A key "
+        "that points where q points gives a high product q·k. The softmax makes of all products "
+        "shares that add up to 100 %. What is found is the sum of the values, each times its "
+        "share.")
+    return beside(text, lits(pictures)), artgpt4.QFormerLayer
 
 
 # ---- The language model
@@ -112,9 +104,8 @@ def prompt(tour):
         f"position. Its {2 * pairs} numbers are {pairs} pairs, each a point in a plane; position p "
         "turns pair i by the angle p · θ<sup>-i/n</sup>, the first pairs fast, the last hardly at "
         "all. The product of two turned vectors depends on how far apart they stand, not on where."
-        f" The hands show it for four pairs; n is {pairs}, θ is {config.rope_theta:,.0f}.")
-    return (beside(text, token_strip(tokens))
-            + beside(turned, figures.dials(pairs, config.rope_theta)),
+        f" Here n is {pairs}, θ is {config.rope_theta:,.0f}.")
+    return (beside(text, token_strip(tokens)) + figures.paragraphs(turned),
             artgpt4.ArtGPT4.encode_image, artgpt4.ArtGPT4.embed_ids, artgpt4.rotate)
 
 
@@ -139,11 +130,10 @@ def looking(tour):
         config.llama_width // config.llama_heads)
     kept = (
         "A token can only look back, so what was computed for those before it stays as it is. "
-        "Their keys and values are kept: this is the cache. Each new token is computed alone "
-        f"(orange), and looks at what is kept (grey), {short(bytes_kept)}B a token at 2 bytes a "
-        "number. Without it, each new token would cost as much as the whole prompt.")
-    return (beside(text, lits(pictures, "largest"))
-            + beside(kept, figures.cache_steps(len(tour.prompt_ids), min(6, len(tour.ids)))),
+        "Their keys and values are kept: this is the cache. Each new token is computed alone, and "
+        f"looks at what is kept, {short(bytes_kept)}B a token at 2 bytes a number. Without it, "
+        f"each would cost as much as the whole prompt, {len(tour.prompt_ids)} tokens.")
+    return (beside(text, lits(pictures, "largest")) + figures.paragraphs(kept),
             artgpt4.LlamaAttention, artgpt4.KVCache)
 
 
@@ -178,8 +168,7 @@ def next_word(tour):
                          for token, p in zip(tour.ids, chosen, strict=True)])
     steps = []
     for i in sorted(sorted(range(len(chosen)), key=chosen.__getitem__)[:SHOWN]):
-        rows = [(tour.piece(word), p, percent(p)) for word, p in tour.top[i]]
-        steps.append(f"<div>{bars(rows, 1.0)}</div>")
+        steps.append(f"<div>{bars([(tour.piece(word), p) for word, p in tour.top[i]])}</div>")
     text = (
         f"The last vector is compared with one for each of the {tour.model.config.vocab_size:,} "
         "tokens of the vocabulary. That gives each a score, and all scores together become "

@@ -1,5 +1,5 @@
 """What stands in the chapters: code of the model, the picture lit where something looks, bars,
-strips of tokens, vectors, drawings.
+strips of tokens, drawings.
 
     python -m explanation.figures > docs/model.svg       the drawing of the 13B model
 """
@@ -37,8 +37,7 @@ figcaption { font-size: .82rem; color: var(--faint); margin: .25rem 0 .4rem; }
 .largest { grid-template-columns: repeat(auto-fill, minmax(min(13.5rem, 40vw), 1fr)); }
 .picture { aspect-ratio: 1; background-size: cover; position: relative; }
 .picture > * { position: absolute; inset: 0; width: 100%; height: 100%; border-radius: 0; }
-.picture > img, .vector { image-rendering: pixelated; }
-.vector { width: min(9rem, 24vw); height: .9rem; display: block; border-radius: 2px; }
+.picture > img { image-rendering: pixelated; }
 @media (max-width: 40rem) { table { font-size: .8rem; } th, td { padding: .2rem .4rem; } }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .15rem .6rem;
  align-items: center; font-size: .85rem; margin: .5rem 0 1rem; }
@@ -52,7 +51,6 @@ figcaption { font-size: .82rem; color: var(--faint); margin: .25rem 0 .4rem; }
 .case { display: flex; gap: .7rem; align-items: flex-start; font-size: .9rem; }
 .case > figure, .case > img { flex: 0 0 6rem; width: 6rem; } .case p { margin: 0; }
 mark { background: rgb(200 100 27/.3); color: inherit; }
-svg { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: currentColor; }
 """
 BLUE, ORANGE = (40, 104, 168), (200, 100, 27)
 
@@ -121,14 +119,13 @@ def lits(pictures, style=""):
     return f'<div class="lits {style}">{"".join(pictures)}</div>'
 
 
-# ---- Bars, strips of tokens, vectors
+# ---- Bars, strips of tokens
 
 
-def bars(rows, high=None):
-    """Lines of name, bar and text. rows: [(name, value, text)]; high: the value of a whole line."""
-    high = high or max([value for _, value, _ in rows] + [1e-30])
-    lines = [f'<span>{escape(name)}</span><i style="width:{100 * value / high:.1f}%"></i>'
-             f"<span>{escape(text)}</span>" for name, value, text in rows]
+def bars(rows):
+    """Lines of name, bar and percent. rows: [(name, share of 1)]."""
+    lines = [f'<span>{escape(name)}</span><i style="width:{100 * share:.1f}%"></i>'
+             f"<span>{percent(share)}</span>" for name, share in rows]
     return f'<div class="bars">{"".join(lines)}</div>'
 
 
@@ -147,30 +144,6 @@ def token_strip(tokens):
     return f'<div class="strip">{"".join(parts)}</div>'
 
 
-def vector(values):
-    """A vector (D,) as a line of colours: orange above 0, blue below."""
-    values = values.float().numpy()
-    pixels = np.zeros((1, len(values), 4), np.uint8)
-    pixels[0, :, :3] = np.where(values[:, None] > 0, ORANGE, BLUE)
-    pixels[0, :, 3] = 255 * np.abs(values) / max(np.abs(values).max(), 1e-30)
-    url = data_url(Image.fromarray(pixels))
-    return f'<img class="vector" src="{url}" alt="{len(values)} numbers">'
-
-
-def attention_table(q, k, v, weights, names):
-    """One head's attention in numbers: q (d,), k and v (T, d), weights (T,), names of T vectors, of
-    which those with the largest weights are shown."""
-    rows = [("the query q", vector(q), "", "", "")]
-    for i in weights.topk(min(6, len(weights))).indices.tolist():
-        rows.append((names[i], vector(k[i]), f"{k[i] @ q / len(q) ** 0.5:.2f}",
-                     percent(weights[i].item()), vector(v[i])))
-    rows.append(("found", "", "", "× v =", vector(weights @ v)))
-    lines = "".join(f"<tr><th>{'</th><td>'.join(row[:2])}</td><td>{'</td><td>'.join(row[2:])}</td>"
-                    "</tr>" for row in rows)
-    return ('<div class="scroll"><table><thead><tr><th></th><th>q, keys k</th><th>q·k/√d</th>'
-            f"<th>softmax</th><th>values v</th></tr></thead><tbody>{lines}</tbody></table></div>")
-
-
 # ---- Drawings
 
 
@@ -179,46 +152,12 @@ def words(x, y, text, anchor="middle", style=""):
             f"{escape(str(text))}</text>")
 
 
-def svg(width, height, title, shapes):
-    return (f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
-            f'style="max-width:{width}px">{"".join(shapes)}</svg>')
-
-
-def dials(pairs, theta, positions=10):
-    """Rotary positions: how far each (column) turns some of the `pairs` pairs of numbers of a query
-    or key (rows): by position * theta^(-pair / pairs)."""
-    rows = sorted({0, pairs // 8, pairs // 4, pairs - 1})
-    shapes = [words(0, 12, "position", "start")]
-    shapes += [words(82 + 44 * i, 12, i) for i in range(positions)]
-    for y, pair in zip(range(40, 40 + 42 * len(rows), 42), rows, strict=True):
-        shapes.append(words(0, y + 4, f"pair {pair}", "start"))
-        for i in range(positions):
-            angle = i * theta ** (-pair / pairs)
-            hand = f"{15 * np.cos(angle):.1f} {-15 * np.sin(angle):.1f}"
-            shapes.append(f'<circle fill="var(--line)" cx="{82 + 44 * i}" cy="{y}" r="16"/><path '
-                          f'd="M{82 + 44 * i} {y}l{hand}" stroke="currentColor" stroke-width="2"/>')
-    return svg(66 + 44 * positions, 24 + 42 * len(rows), "How positions turn pairs", shapes)
-
-
-def cache_steps(prompt, runs):
-    """Which tokens each of some runs of the model computes, and which it takes from the cache.
-    prompt: tokens of the prompt, which the first run reads."""
-    cell, shapes = 300 / (prompt + runs - 1), []
-    for run in range(runs):
-        kept, new, y = (prompt + run - 1, 1, 8 + 26 * run) if run else (0, prompt, 8)
-        for start, length, colour in ((0, kept, "--line"), (kept, new, "--second")):
-            shapes.append(f'<rect x="{start * cell:.1f}" y="{y}" width="{length * cell:.1f}" '
-                          f'height="18" style="fill:var({colour})"/>')
-        shapes.append(words(308, y + 13, f"{new} computed, {kept} from the cache", "start"))
-    return svg(540, 26 * runs + 12, "Tokens that are computed, and that are kept", shapes)
-
-
 DRAWING_STYLE = (
-    "<style>.model { font: 12px system-ui, 'DejaVu Sans', sans-serif; fill: var(--ink, #1c2024); }"
-    ".model .name { font-weight: 600; } .model .about { font-size: 10.5px; } .model rect ~ .about, "
-    ".model rect ~ .name { fill: #1c2024; } .model .frozen { fill: #dbe6f0; stroke: #2868a8; } "
-    ".model .trained { fill: #f7d9bd; stroke: #c8641b; } .model .plain { fill: #eceff1; stroke: "
-    "#8a939b; } .model .way { fill: none; stroke: #7d8790; stroke-width: 1.4; }</style><defs>"
+    "<style>.model { font: 12px system-ui, 'DejaVu Sans', sans-serif; fill: #1c2024; }"
+    ".model .name { font-weight: 600; } .model .about { font-size: 10.5px; } "
+    ".model .frozen { fill: #dbe6f0; stroke: #2868a8; } .model .plain { fill: #eceff1; "
+    "stroke: #8a939b; } .model .trained { fill: #f7d9bd; stroke: #c8641b; } "
+    ".model .way { fill: none; stroke: #7d8790; stroke-width: 1.4; }</style><defs>"
     "<marker id='tip' viewBox='0 0 6 6' refX='5' refY='3' markerWidth='6' markerHeight='6' "
     "orient='auto'><path d='M0 0L6 3L0 6z' fill='#7d8790'/></marker></defs>")
 

@@ -7,7 +7,7 @@ import contextlib
 import torch
 
 from artgpt4 import (IMAGE_ID, IMAGE_SLOT, INSTRUCTIONS, KVCache, chat_prompt, instruction_prompt,
-                     plain, preprocess, split_heads)
+                     plain, preprocess)
 from common.int8 import is_int8
 from common.models import answers
 from gallery.attention import recorded_attention
@@ -67,23 +67,19 @@ class Tour:
     def see(self, image):
         """Encode a PIL image -> its image vectors (1, Q, D). Kept: `pixels` (3, S, S), normalised;
         where patches look, `patch_looks` (L of the ViT, P, P), and queries, `query_looks` (layers
-        with cross-attention, Q, P), both means over the heads; and of the last of these layers
-        `cross`: queries (H, Q, d), keys and values (H, P, d), weights (H, Q, P)."""
+        with cross-attention, Q, P), both means over the heads."""
         model, crosses = self.model, []
         layers = [layer for layer in model.qformer.layers if layer.cross_attn is not None]
 
-        def keep(module, inputs, output):
-            vectors = module.query(inputs[0]), module.key(inputs[1]), module.value(inputs[1])
-            crosses.append([split_heads(each, module.heads)[0].float().cpu() for each in vectors]
-                           + [weights[-1][0].cpu()])
+        def keep(module, inputs, output):                     # its weights are the latest
+            crosses.append(weights[-1])
 
         self.pixels = preprocess(image, model.config.image_size)
         with recorded_attention() as weights, hooked(*((each.cross_attn, keep) for each in layers)):
             image_embeds = model.encode_image(self.pixels[None])
         blocks = weights[:len(model.vit.blocks)]
-        self.patch_looks = torch.stack([each[0].mean(dim=0).cpu() for each in blocks])
-        self.query_looks = torch.stack([looks.mean(dim=0) for *_, looks in crosses])
-        self.cross = crosses[-1]
+        self.patch_looks, self.query_looks = (
+            torch.cat(looks).mean(dim=1).cpu() for looks in (blocks, crosses))
         return image_embeds
 
     @torch.inference_mode()

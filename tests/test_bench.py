@@ -2,7 +2,8 @@
 import pytest
 
 import bench
-from benchmarks import speed
+from artgpt4 import Config
+from benchmarks import costs, speed
 
 
 def run_bench(*flags):
@@ -21,11 +22,14 @@ def test_int8_error_prints_what_int8_changes(capsys):
     assert float(int8[2]) == pytest.approx(float(exact[2]), rel=0.02)
 
 
-def test_memory_prints_a_line_for_each_way(capsys):
+def test_memory_prints_a_line_for_each_way(capsys, monkeypatch):
+    monkeypatch.setattr(costs, "Config", lambda: Config(
+        llama_layers=4, vit_layers=1, qformer_layers=1))
     run_bench("--memory")
     _, _, *rows = map(cells, capsys.readouterr().out.splitlines())
     assert len(rows) == 5
     assert all(float(row[-1]) == pytest.approx(sum(map(float, row[1:-1])), abs=0.3) for row in rows)
+    assert float(rows[3][1]) < 0.7 * float(rows[0][1])        # frozen weights, in int8
 
 
 @pytest.mark.parametrize("flags", [[], ["--int8"]], ids=" ".join)

@@ -9,7 +9,7 @@ def test_without_arguments_the_gallery_is_made_answered_and_judged(tmp_path, mon
     scene = Scene("dancer", "oil", "ember", "in the centre", 5)
     monkeypatch.setattr(gallery, "scenes", lambda *_: {(name, "1"): scene for name in BENCHMARKS})
     monkeypatch.chdir(tmp_path)
-    evaluate.main(evaluate.command_line().parse_args(["--set", "max_new_tokens=20"]))
+    evaluate.main(evaluate.command_line().parse_args(["--set", "max_new_tokens=5"]))
     report = capsys.readouterr().out
     assert "Judged by the gallery's rules" in report and "| ArtGPT-4 – MiniGPT-4 |" in report
     assert "–" not in report.partition("| ArtGPT-4 |")[2].partition("\n")[0]

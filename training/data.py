@@ -3,32 +3,26 @@ for any number of workers and processes. An example is (pixels uint8 (N, S, S, 3
 made in a worker; N is 1, but for a conversation about several pictures.
 """
 import math
-import os
 import random
 import signal
-import sys
-import threading
 from functools import lru_cache, partial
-from multiprocessing import forkserver, parent_process
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from artgpt4 import IGNORE, PROMPTS, example, pad_examples
+from artgpt4 import PROMPTS, example, pad_examples, token_ids
+from common.command_line import one_line
 from training.processes import RANK, WORLD
 
 TRIES = 20              # bad samples in a row that make the data unusable
 
 
 class Examples(Dataset):
-    """The pairs `numbers` of a source as a training set: (step, epoch, i) -> an example, whether
-    its text was cut, and [[name, reason], ...] of what was bad.
-
-    A bad pair is replaced by another one, the same in every run. Raises ValueError if TRIES pairs
-    in a row are bad.
-    """
+    """The pairs `numbers` of a source as a training set: (step, epoch, i) -> an example and its
+    faults, [[name, what], ...]: pairs that were bad, a text that was cut. A bad pair is replaced by
+    another one, the same in every run. Raises ValueError if TRIES pairs in a row are bad."""
 
     def __init__(self, source, numbers, recipe, model):
         self.source, self.numbers, self.recipe = source, list(numbers), recipe
@@ -40,31 +34,28 @@ class Examples(Dataset):
 
     def __getitem__(self, key):
         step, epoch, i = key
-        seed, skipped = self.recipe.seed, []
+        seed, faults = self.recipe.seed, []
         others = random.Random(f"{seed} {epoch} instead of {i}")
         for _ in range(TRIES):
             rng, batch_rng = random.Random(f"{seed} {epoch} {i}"), random.Random(f"{seed} {step}")
             try:
-                return *self.example(i, rng, batch_rng), skipped
+                return *self.example(i, rng, batch_rng, faults), faults
             except Exception as error:                        # a damaged file can raise anything
                 name = self.source.name(i)
-                reason = " ".join(str(error).split()) or repr(error)
-                skipped.append([name, reason.removeprefix(f"{name}: ")])
+                faults.append([name, one_line(error).removeprefix(f"{name}: ")])
                 i = others.choice(self.numbers)
         raise ValueError(f"nothing usable in the training data: {TRIES} samples in a row are bad, "
-                         f"the last of them {': '.join(skipped[-1])}")
+                         f"the last of them {': '.join(faults[-1])}")
 
-    def example(self, i, rng, batch_rng):
+    def example(self, i, rng, batch_rng, faults):
         pictures, prompt, answer = self.source.example(i, rng, batch_rng)
-        size, longest = self.config.image_size, self.recipe.max_text_tokens
-        ids, targets = example(self.tokenizer, self.config.queries, prompt, answer + self.end,
-                               longest + 1)
-        is_cut = len(targets) - targets.count(IGNORE) > longest
-        if is_cut:
-            ids, targets = ids[:-1], targets[:-1]
+        size, longest, text = self.config.image_size, self.recipe.max_text_tokens, answer + self.end
         crops = [random_crop(picture, rng, self.recipe.min_crop_area) for picture in pictures]
         pixels = [crop.resize((size, size), Image.Resampling.BICUBIC) for crop in crops]
-        return torch.from_numpy(np.stack(pixels)), ids, targets, is_cut
+        if len(token_ids(self.tokenizer, 0, text)) > longest:
+            faults.append([self.source.name(i), f"its text is cut after {longest} tokens"])
+        return torch.from_numpy(np.stack(pixels)), *example(
+            self.tokenizer, self.config.queries, prompt, text, longest)
 
     def keys(self, first_step):
         """Yield [(step, epoch, i), ...] of each step's batch of all processes, from the step after
@@ -96,51 +87,36 @@ def random_crop(image, rng, min_area):
 
 
 def in_parts(count, examples):
-    """Examples of a batch -> ([(pixels, ids, targets), ...] of `count` parts of one size, how many
-    texts were cut, what was bad). Texts of like length share a part, which has less padding; the
-    sum of the losses is the same."""
+    """Examples of a batch -> ([(pixels, ids, targets), ...] of `count` parts of one size, faults).
+    Texts of like length share a part, which has less padding; the sum of the losses is the same."""
     if count > 1:
         examples = sorted(examples, key=lambda example: len(example[1]))
-    pixels, ids, targets, cut, skipped = zip(*examples, strict=True)
     size, parts = len(examples) // count, []
     for start in range(0, len(examples), size):
-        part = slice(start, start + size)
-        texts = list(zip(ids[part], targets[part], strict=True))
-        parts.append((torch.cat(pixels[part]), *pad_examples(texts)))
-    return parts, sum(cut), sum(skipped, [])
-
-
-# ---- Reading
+        part = examples[start:start + size]
+        texts = [(ids, targets) for _, ids, targets, _ in part]
+        parts.append((torch.cat([pixels for pixels, *_ in part]), *pad_examples(texts)))
+    return parts, [fault for *_, faults in examples for fault in faults]
 
 
 def load_data(dataset, workers=0, **options):
     """A torch DataLoader whose workers are new processes, on any system: nothing is inherited from
-    this one. They come from a server process that ignores Ctrl-C, as they do then."""
-    if workers:
-        heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        forkserver.set_forkserver_preload(["torch"])
-        forkserver.ensure_running()
-        signal.signal(signal.SIGINT, heard)
+    this one. They end with it, after some seconds, however it ended."""
     return DataLoader(dataset, num_workers=workers, generator=torch.Generator(),
-                      multiprocessing_context="forkserver" if workers else None,
-                      worker_init_fn=end_with_parent, **options)
+                      worker_init_fn=without_ctrl_c,
+                      multiprocessing_context="spawn" if workers else None, **options)
 
 
-def end_with_parent(_):
-    """In a worker: end when the process that reads from it has ended, however it did, and say
-    nothing then."""
-    def wait():
-        parent_process().join()
-        os._exit(0)
-    sys.excepthook = lambda *_: None
-    threading.Thread(target=wait, daemon=True).start()
+def without_ctrl_c(_):
+    """In a worker: leave Ctrl-C, which the terminal sends to all, to the process that reads."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def batches(examples, first_step=0, workers=0):
     """Yield what in_parts returns for each step after first_step: the share of this process."""
     keys = (keys[RANK::WORLD] for keys in examples.keys(first_step))
     return load_data(examples, workers, batch_sampler=keys,
-                collate_fn=partial(in_parts, examples.recipe.accumulate))
+                     collate_fn=partial(in_parts, examples.recipe.accumulate))
 
 
 def held_out_batches(examples):
@@ -149,5 +125,5 @@ def held_out_batches(examples):
     each, size = len(examples) // WORLD, max(examples.recipe.batch_size // WORLD, 1)
     own = examples.numbers[RANK:each * WORLD:WORLD]
     for start in range(0, each, size):
-        [part], _, _ = in_parts(1, [examples[start, 0, i] for i in own[start:start + size]])
+        [part], _ = in_parts(1, [examples[start, 0, i] for i in own[start:start + size]])
         yield part

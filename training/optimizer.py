@@ -5,19 +5,22 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from training.processes import RANK, local
+from training.processes import local
 
 
 def optimizer_for(parameters, recipe, moments="float32"):
     """AdamW with weight decay on matrices only, not on norms. moments: their dtype, float32 or
-    bfloat16."""
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay},
-              {"params": vectors, "weight_decay": 0.0}]
-    if moments == "bfloat16":
-        return AdamWbfloat16(groups, {"lr": recipe.lr, "betas": (0.9, 0.999), "eps": 1e-8})
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.999), fused=True)
+    bfloat16. They are there before the first step, for a checkpoint to be copied into."""
+    decay, options = recipe.weight_decay, {"lr": recipe.lr, "betas": (0.9, 0.999), "eps": 1e-8}
+    groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+              {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+    adamw = (AdamWbfloat16(groups, options) if moments == "bfloat16" else
+             torch.optim.AdamW(groups, **options, fused=True))
+    for parameter in parameters:
+        zeros = torch.zeros_like(parameter, dtype=getattr(torch, moments))
+        adamw.state[parameter] = {"step": torch.zeros((), device=parameter.device),
+                                  "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+    return adamw
 
 
 def rounded(values, generator):
@@ -31,41 +34,33 @@ def rounded(values, generator):
 
 class AdamWbfloat16(torch.optim.Optimizer):
     """torch.optim.AdamW with both moments in bfloat16. Its random numbers follow from the step
-    alone, so a run that is resumed has the same bits."""
+    alone: a run that is resumed has the same bits, and so have the processes of DDP."""
 
     @torch.no_grad()
     def step(self):
-        number = RANK * 1000
+        number = 0
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for parameter in group["params"]:
                 number, state = number + 1, self.state[parameter]
-                if not state:
-                    state["step"] = torch.tensor(0.0)
-                    state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.bfloat16)
                 state["step"] += 1
                 step, weights = int(state["step"]), local(parameter)
                 gradient = local(parameter.grad)
-                mean = local(state["exp_avg"]).float().lerp_(gradient, 1 - beta1)
-                square = local(state["exp_avg_sq"]).float().mul_(beta2)
-                square.addcmul_(gradient, gradient, value=1 - beta2)
+                mean, square = local(state["exp_avg"]), local(state["exp_avg_sq"])
+                new_mean = mean.float().lerp_(gradient, 1 - beta1)
+                new_square = square.float().mul_(beta2)
+                new_square.addcmul_(gradient, gradient, value=1 - beta2)
                 weights.mul_(1 - group["lr"] * group["weight_decay"])
-                deviation = (square / (1 - beta2 ** step)).sqrt_().add_(group["eps"])
-                weights.addcdiv_(mean, deviation, value=-group["lr"] / (1 - beta1 ** step))
+                deviation = (new_square / (1 - beta2 ** step)).sqrt_().add_(group["eps"])
+                weights.addcdiv_(new_mean, deviation, value=-group["lr"] / (1 - beta1 ** step))
                 generator = torch.Generator(weights.device).manual_seed(step * 1_000_003 + number)
-                local(state["exp_avg"]).copy_(rounded(mean, generator))
-                local(state["exp_avg_sq"]).copy_(rounded(square, generator))
+                mean.copy_(rounded(new_mean, generator))
+                square.copy_(rounded(new_square, generator))
 
 
 def recompute_blocks(llama):
     """Activation checkpointing: keep each block's input alone, and compute the block again when its
     gradient is needed. Less memory for about a third more arithmetic."""
-    for block in llama.blocks:
-        block.forward = partial(recomputed, block.forward)
-
-
-def recomputed(forward, *arguments):
-    if torch.is_grad_enabled():
-        return checkpoint(forward, *arguments, use_reentrant=False)
-    return forward(*arguments)
+    for block in llama.blocks:                                # nothing in them is drawn at random
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False,
+                                preserve_rng_state=False)

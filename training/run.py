@@ -2,8 +2,9 @@
 
     RUN/log.jsonl                          a line for every step; locked while a process trains
     RUN/checkpoint-STEP-of-STEPS.pt        step, flags, weights, optimizer; the last two are kept
-    RUN/adapter.safetensors, samples.png   at every evaluation, after its checkpoint
-    RUN/best.safetensors                   at the evaluation with the lowest validation loss
+    RUN/adapter.safetensors                its weights
+    RUN/best.safetensors                   those of the evaluation with the lowest validation loss
+    RUN/samples.png                        at every evaluation
 
 A checkpoint has whole tensors, however many processes trained, so any number of them can resume.
 Each file is written beside and renamed, so it is there whole or not at all.
@@ -14,20 +15,17 @@ import json
 import math
 import os
 import signal
-import sys
 import time
-import zipfile
 import zlib
 
 import torch
 
-from common.command_line import Progress, one_line
-from common.files import check_file, written_beside
-from training.processes import RANK, WORLD, local, say, share_of, whole
+from common.command_line import Misuse, Progress, one_line
+from common.files import check_file, save_tensors, written_beside
+from conversion.checkpoints import compare_checksum
+from training.processes import RANK, copy_whole, local, say, whole
 
-RESULTS = ("adapter.safetensors", "best.safetensors", "samples.png", "score.json",
-           "familiarity.safetensors")
-SAVE_SECONDS = 600      # from a checkpoint to the next at most
+RESULTS = ("adapter.safetensors", "best.safetensors", "samples.png", "familiarity.safetensors")
 BAD_STEPS = 10          # this many steps in a row whose loss is not finite end a run
 
 
@@ -38,88 +36,49 @@ def checkpoints(folder):
 
 def can_resume(folder, resume, overwrite):
     """Whether a run in `folder` is to be continued; resume and overwrite are the user's flags.
-
-    Raises ValueError if the folder holds a run that neither flag allows to be replaced.
-    """
+    Raises ValueError if the folder holds a run that neither of them allows to be replaced."""
     saved, log = checkpoints(folder), folder / "log.jsonl"
-    found = [*saved[-1:], *(folder / name for name in RESULTS if (folder / name).exists())]
-    trained = saved or (folder / "adapter.safetensors").exists()
-    if overwrite or (resume and (saved or not trained)):      # a picture alone is no run
+    results = saved[-1:] + list(folder.glob("adapter.safetensors"))
+    if overwrite or (resume and (saved or not results)):
         return not overwrite and len(saved) > 0
-    if found or (log.is_file() and log.stat().st_size > 0):
-        raise ValueError(f"{[*found, log][0]}: the folder holds a run; give another --out, "
+    if results or (log.is_file() and log.stat().st_size > 0):
+        raise ValueError(f"{[*results, log][0]}: the folder holds a run; give another --out, "
                          "--resume to continue it, or --overwrite to delete it")
     return False
 
 
 class Run:
-    """The bookkeeping of one run, in each of its processes; rank 0 alone writes files.
-
-    flags: {flag: value} of all that makes this run what it is; steps: its length.
-    """
+    """The bookkeeping of one run, in each of its processes; rank 0 alone writes files. flags:
+    {flag: value} of all that makes this run what it is; steps: its length."""
 
     def __init__(self, folder, flags, steps):
         self.folder, self.flags, self.steps = folder, flags, steps
-        self.step = self.saved = self.bad = self.skipped = self.cut = 0
-        self.val_loss, self.best = None, math.inf
+        self.step = self.bad = self.faults = self.log_size = 0
+        self.best, self.is_best = math.inf, False             # validation loss
 
     @contextlib.contextmanager
     def begin(self, model, optimizer, resume, overwrite):
-        """The context of the training loop: the log is open, signals are kept, and what a
-        checkpoint holds is loaded. Raises ValueError if another process trains there, or if the
-        flags do not allow to replace the run that is there."""
-        self.optimizer = optimizer
-        self.weights = {name: model.get_parameter(name) for name in model.trainable_names()}
+        """The context of the training loop: the log is open, signals are kept, and what the last
+        checkpoint holds is loaded. Raises ValueError if another process trains there."""
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self.tensors = {f"weights.{name}": model.get_parameter(name)
+                        for name in model.trainable_names()}
+        for parameter, state in optimizer.state.items():      # step, exp_avg, exp_avg_sq
+            self.tensors |= {f"{key}.{names[parameter]}": value for key, value in state.items()}
         with open_log(self.folder) as self.log_file, signals_kept() as self.signals:
+            old = [*checkpoints(self.folder), *(self.folder / name for name in RESULTS)]
             if can_resume(self.folder, resume, overwrite):
-                self.load_newest()
+                self.load(checkpoints(self.folder)[-1])
+                old = []
             elif resume:
                 say(f"{self.folder}: no checkpoint to resume from; the run starts at step 1")
-            self.clean()
+            if RANK == 0:
+                for file in [*self.folder.glob(".*.part"), *old]:      # by a kill half-written
+                    file.unlink(missing_ok=True)
+                size = min(self.log_size, self.log_file.seek(0, os.SEEK_END))
+                self.log_file.seek(self.log_file.truncate(size))
             self.progress = Progress("training", self.steps, "steps", before=self.step)
-            self.last_save = time.monotonic()
             yield
-
-    def clean(self):
-        """Cut the log after the steps that are saved; remove what a kill left half-written, and
-        before step 1 what an older run has written."""
-        if RANK > 0:
-            return
-        old = [*checkpoints(self.folder), *(self.folder / name for name in RESULTS)]
-        for file in [*self.folder.glob(".*.part"), *(old if self.step == 0 else ())]:
-            file.unlink(missing_ok=True)
-        end = at = 0
-        self.log_file.seek(0)
-        for line in self.log_file:
-            at += len(line)
-            with contextlib.suppress(Exception):              # half a line, or a foreign one
-                entry = json.loads(line)
-                if 0 < entry["step"] <= self.step and line.endswith(b"\n"):
-                    self.best = min(self.best, entry.get("val_loss", math.inf))
-                    self.skipped += len(entry.get("skipped", []))
-                    self.cut += entry.get("cut", 0)
-                    end, self.val_loss = at, entry.get("val_loss")
-        self.log_file.truncate(end)
-
-    # ---- Steps
-
-    def batches(self, loader):
-        """Yield the batches of a loader, and count the steps. What was trained is saved if the
-        loader fails, unless other processes would wait for this one."""
-        loader = iter(loader)
-        while self.step < self.steps:
-            self.began = time.monotonic()
-            try:
-                batch = next(loader)
-            except Exception:
-                if WORLD == 1:
-                    self.save()
-                    if self.signals:                          # a worker heard the signal too
-                        self.stop()
-                raise
-            self.step += 1
-            self.waited = time.monotonic() - self.began
-            yield batch
 
     def is_finite(self, loss, norm):
         """Whether a step can be taken. Raises ValueError after BAD_STEPS in a row that cannot."""
@@ -129,134 +88,82 @@ class Run:
                              "a lower --lr may help, or the files of --weights hold NaN")
         return self.bad == 0
 
-    def log(self, entry, cut, skipped, val_loss):
-        """Write the line of a step: entry with its speed, how many texts were cut, what was bad,
-        and the validation loss or None."""
-        self.val_loss, self.best = val_loss, min(self.best, val_loss or math.inf)
-        self.skipped, self.cut = self.skipped + len(skipped), self.cut + cut
-        if RANK > 0:
-            return
-        seconds = time.monotonic() - self.began
-        entry |= {"samples_per_s": self.flags["batch_size"] / seconds,
-                  "waiting_for_data": self.waited / seconds}
-        entry = {key: value if math.isfinite(value) else None for key, value in entry.items()}
-        extra = {"cut": cut, "skipped": skipped, "val_loss": val_loss}
-        entry |= {key: value for key, value in extra.items() if value}
-        self.log_file.write(json.dumps({"step": self.step} | entry).encode() + b"\n")
+    def log(self, numbers, faults):
+        """Write the line of a step: the time, its numbers, and what faults its batch has."""
+        val_loss = numbers.get("val_loss", math.inf)
+        self.is_best, self.best = val_loss < self.best, min(self.best, val_loss)
+        entry = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+        entry = {"step": self.step, "time": time.time()} | entry | {"faults": faults}
+        self.log_file.write(json.dumps(entry).encode() + b"\n")
         self.log_file.flush()
-        notes = {"samples skipped": self.skipped, "texts cut": self.cut}
-        note = "".join(f", {count} {what}" for what, count in notes.items() if count)
-        self.progress.show(self.step, f"loss {entry['loss'] or math.nan:.3f}{note}")
-
-    @property
-    def save_is_due(self):
-        """Whether the last checkpoint is old, by the clock of the first process."""
-        return RANK == 0 and time.monotonic() - self.last_save > SAVE_SECONDS
-
-    def stop(self):
-        """Raise SystemExit, 143 after SIGTERM and 130 after Ctrl-C, when all is saved."""
-        if RANK == 0:
-            self.progress.say(f"stopped after step {self.saved} of {self.steps}; the same command "
-                              "with --resume continues")
-        raise SystemExit(128 + (self.signals or [signal.SIGTERM])[0])
-
-    # ---- Checkpoints
+        self.faults += len(faults)
+        note = f", {self.faults} faults of samples" if self.faults else ""
+        self.progress.show(self.step, f"loss {numbers['loss']:.3f}{note}")
 
     def save(self):
-        """Write a checkpoint, unless it is there, and remove all but the last two. All processes
-        call it. Returns {name: whole tensor} of the weights."""
-        state = {"step": self.step, "flags": self.flags, "taken": 0,
-                 "weights": {name: whole(p) for name, p in self.weights.items()},
-                 "exp_avg": {}, "exp_avg_sq": {}}
-        if self.saved == self.step:
-            return state["weights"]
-        for name, parameter in self.weights.items():
-            moments = self.optimizer.state.get(parameter)
-            if moments:
-                state["taken"] = int(moments["step"])
-                state["exp_avg"][name] = whole(moments["exp_avg"])
-                state["exp_avg_sq"][name] = whole(moments["exp_avg_sq"])
-        if RANK == 0:
-            name = f"checkpoint-{self.step:07d}-of-{self.steps:07d}.pt"
-            with written_beside(self.folder / name) as path:
-                torch.save(state, path)
-            for old in checkpoints(self.folder)[:-2]:
-                old.unlink(missing_ok=True)
-        self.saved, self.last_save = self.step, time.monotonic()
-        return state["weights"]
+        """Write a checkpoint, and the results that its weights are; remove all but the last two
+        checkpoints. All processes call it, because each may hold a share of the tensors."""
+        tensors = {}
+        for name, tensor in self.tensors.items():
+            tensor = whole(tensor).detach()
+            if RANK == 0:
+                tensors[name] = tensor.cpu()
+        if RANK > 0:
+            return
+        state = {"step": self.step, "flags": self.flags, "tensors": tensors, "best": self.best,
+                 "log_size": self.log_file.tell()}
+        weights = {name.removeprefix("weights."): tensor for name, tensor in tensors.items()
+                   if name.startswith("weights.")}
+        if self.is_best:                                      # after a kill the step comes again
+            save_tensors(weights, self.folder / "best.safetensors")
+        name = f"checkpoint-{self.step:07d}-of-{self.steps:07d}.pt"
+        with written_beside(self.folder / name) as path:
+            torch.save(state, path)
+        save_tensors(weights, self.folder / "adapter.safetensors")
+        for old in checkpoints(self.folder)[:-2]:
+            old.unlink(missing_ok=True)
 
-    def load_newest(self):
-        """Continue from the newest undamaged checkpoint. Raises ValueError if it belongs to a run
-        with other flags, or if all are damaged."""
-        for file in reversed(checkpoints(self.folder)):
-            try:
-                saved = read_checkpoint(file)
-                other = [name for name in self.flags if saved["flags"][name] != self.flags[name]]
-                if not other:
-                    return self.load(saved)
-            except Exception as error:                        # a damaged file can raise anything
-                say(f"{file}: damaged ({one_line(error)}); using the one before it", sys.stderr)
-                continue
-            found = ", ".join(f"{name} {saved['flags'][name]}, not {self.flags[name]}"
-                              for name in other)
-            raise ValueError(f"{file}: that run has {found}; resume it with the same flags, or "
-                             "give another --out")
-        raise ValueError(f"{self.folder}: all its checkpoints are damaged; start again with "
-                         "--overwrite")
-
-    def load(self, saved):
+    @torch.no_grad()
+    def load(self, file):
         """Copy what a checkpoint holds into weights and optimizer, once all of it is known to fit.
-        Raises ValueError if it does not."""
-        trained = {name: p for name, p in self.weights.items() if p.requires_grad}
-        moment = getattr(torch, self.flags["moments"])
-        check(saved["weights"], self.weights, torch.float32)
-        if saved["taken"] > 0:
-            check(saved["exp_avg"], trained, moment)
-            check(saved["exp_avg_sq"], trained, moment, low=0)
-        numbers = {type(saved["taken"]), type(saved["step"])}
-        if numbers != {int} or not 0 <= saved["taken"] <= saved["step"] <= self.steps:
-            raise ValueError(f"{saved['taken']} steps taken of {saved['step']}")
-        for name, parameter in self.weights.items():
-            parameter.data.copy_(share_of(saved["weights"][name], parameter))
-        for name, parameter in trained.items() if saved["taken"] else ():
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(saved["taken"]), device=parameter.device)} | {
-                key: share_of(saved[key][name], parameter) for key in ("exp_avg", "exp_avg_sq")}
-        self.step = self.saved = saved["step"]
+        Raises ValueError, naming the file, if it is damaged, Misuse if it has other flags."""
+        saved = read_checkpoint(file)
+        for flag, value in self.flags.items():
+            if saved["flags"][flag] != value:
+                raise Misuse(f"{file}: that run has {flag} {saved['flags'][flag]}, not {value}; "
+                             "resume it with the same flags, or give another --out")
+        tensors = saved["tensors"]
+        if kinds(tensors) != kinds(self.tensors) or not all(
+                tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError(f"{file}: tensors of other names, shapes or dtypes than this model's, "
+                             "or with NaN or infinity")
+        for name, tensor in self.tensors.items():
+            copy_whole(tensors[name], tensor)
+        self.step, self.best, self.log_size = (saved[key] for key in ("step", "best", "log_size"))
 
 
-def check(tensors, parameters, dtype, low=-math.inf):
-    """Raise ValueError unless {name: tensor} has the names and shapes of {name: parameter}, the
-    dtype, and finite values of at least `low`."""
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if shapes != {name: parameter.shape for name, parameter in parameters.items()}:
-        raise ValueError("other names or shapes than this model's")
-    for name, tensor in tensors.items():
-        if tensor.dtype != dtype or not (tensor.isfinite() & (tensor >= low)).all():
-            raise ValueError(f"{name} holds NaN, infinity, or what is no {dtype}")
+def kinds(tensors):
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
 def read_checkpoint(file):
-    """The dictionary in a checkpoint file. Raises an error of any kind if it is damaged."""
+    """The dictionary in a checkpoint file. Raises ValueError, naming it, if it is damaged."""
     check_file(file)
-    with zipfile.ZipFile(file) as archive:           # torch.load does not compare the checksums
-        damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"{damaged} does not match its checksum")
-    return torch.load(file, "cpu", weights_only=True, mmap=True)
-
-
-# ---- The log, the signals, the model
+    try:
+        compare_checksum(file)
+        return torch.load(file, "cpu", weights_only=True, mmap=True)
+    except Exception as error:                                # a damaged file can raise anything
+        raise ValueError(f"{file}: damaged ({one_line(error)}); without it --resume continues from "
+                         "the checkpoint before it") from None
 
 
 def open_log(folder):
     """The log of a run, in rank 0 locked: the kernel frees it when the process ends, however it
     ends. Raises ValueError if another process holds it."""
-    file = folder / "log.jsonl"
     if RANK > 0:
         return open(os.devnull, "ab+")
     folder.mkdir(parents=True, exist_ok=True)
-    opened = open(file, "ab+")
+    opened = open(folder / "log.jsonl", "ab+")
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -270,12 +177,13 @@ def open_log(folder):
 @contextlib.contextmanager
 def signals_kept():
     """Yields a list that collects SIGTERM and SIGINT (Ctrl-C), which would end the process."""
-    received, kept = [], (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda number, _: received.append(number)) for number in kept]
+    received = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number))
+              for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield received
     finally:
-        for number, handler in zip(kept, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from artgpt4 import (
-    IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, instruction_prompt, plain,
+    IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, errors_naming, instruction_prompt, plain,
 )
 from common.command_line import Progress, printable
 from common.files import is_picture, open_image, pictures_below, read_text
@@ -32,6 +32,7 @@ from gallery import words
 from gallery.album import painted
 from gallery.conversations import about_one, about_two, prompt_and_answer, some_topics
 from gallery.scenes import random_scenes
+from training.data import load_data
 
 QUESTIONS = (           # with INSTRUCTIONS: what one's own pictures are asked
     "What is this?", "What is in this picture?", "What do you see?", "Describe this picture.",
@@ -40,29 +41,19 @@ LONGEST = 2 ** 20       # bytes of a caption's file that are read
 TAIL = 4096             # bytes at the end of a picture file that a fingerprint reads
 
 
-def open_source(spec, stage, config, load):
-    """The training data that --data names, for a stage and a model of `config`.
-
-    spec: a number of the gallery's paintings; tar files by name or pattern
-    ('laion/{00000..00301}.tar', 'laion/*.tar') or a folder with some below it; the folder
-    cc_sbu_align; or a folder of pictures with captions. load: training.data.load_data, with a
-    number of workers. Raises ValueError for anything else, and if there is no pair.
-    """
+def open_source(spec, stage, config, workers=0):
+    """The training data that --data names, for a stage and a model of `config`: a number of the
+    gallery's paintings; tar files by name or pattern ('laion/{00000..00301}.tar', 'laion/*.tar') or
+    a folder with some below it; the folder cc_sbu_align; or a folder of pictures with captions.
+    workers: processes that index tar files. Raises ValueError if there is no pair."""
     if spec.isdecimal() and int(spec) > 0 and not os.path.exists(spec):
         return Gallery(int(spec), stage, config)
-    files = []
-    for path in expand(spec):
-        tars = sorted(path.rglob("*.tar")) if path.is_dir() else [path]
-        files += [file for file in tars if not file.is_dir()] or [path]
-    others = [file for file in files if file.suffix != ".tar" or file.is_dir()]
-    if not others:
-        source = Captioned(*index_tars(files, load), stage, config)
-    elif len(files) == 1 and files[0].is_dir():
-        source = Captioned(*index_folder(files[0]), stage, config)
-        source.as_chat = not (files[0] / "filter_cap.json").exists()
-    else:
-        raise ValueError(f"{others[0]}: not a tar file; --data takes img2dataset's tar files, one "
-                         "folder of them or of pictures with captions, or cc_sbu_align")
+    paths = expand(spec)
+    folder = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+    tars = sorted(folder.rglob("*.tar")) if folder else paths
+    index = index_tars(tars, workers) if tars else index_folder(folder)
+    source = Captioned(*index, stage, config)
+    source.as_chat = not (tars or (folder / "filter_cap.json").exists())
     if len(source) == 0:
         raise ValueError(f"{spec}: no picture with a caption in it ({source.left_out}); "
                          "the caption of NAME.jpg is in NAME.txt beside it")
@@ -70,18 +61,16 @@ def open_source(spec, stage, config, load):
 
 
 def expand(pattern):
-    """The paths that a name with {first..last} and wildcards stands for. Raises ValueError if there
-    is none for one of the names."""
+    """The paths that a name with {first..last} and wildcards stands for. Raises ValueError if one
+    is not there."""
     names, found = [pattern], re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if found and not os.path.exists(pattern):
-        numbers = range(int(found[1]), int(found[2]) + 1)
-        names = [pattern.replace(found[0], f"{n:0{len(found[1])}}") for n in numbers]
-    paths = []
-    for name in names:
-        matching = [name] if os.path.exists(name) else sorted(glob.glob(name))
-        if not matching:
-            raise ValueError(f"{name}: no such file")
-        paths += map(Path, matching)
+    if found:
+        names = [pattern.replace(found[0], str(number).zfill(len(found[1])))
+                 for number in range(int(found[1]), int(found[2]) + 1)]
+    paths = [Path(path) for name in names for path in sorted(glob.glob(name)) or [name]]
+    for path in paths:
+        if not path.exists():
+            raise ValueError(f"{path}: no such file")
     return paths
 
 
@@ -141,20 +130,16 @@ class Gallery:
 
 
 def clean_caption(text, max_words=50):
-    """The released code's cleaner for stage 1: lower case, punctuation removed, single spaces.
-
-    At most max_words words are kept.
-    """
+    """The released code's cleaner for stage 1: lower case, punctuation removed, single spaces, at
+    most max_words words."""
     text = re.sub(r'[.!"()*#:;~]', " ", text.lower())
     return " ".join(re.sub(r"\s{2,}", " ", text).strip().split(" ")[:max_words])
 
 
 class Captioned:
     """Picture files, whole or inside tar files, with a caption each. What is known of them lies in
-    tensors, which the workers share.
-
-    files: their paths. pairs: [(number of the file, first byte, size, name, caption), ...].
-    """
+    tensors, which the workers share. files: their paths. pairs: [(number of the file, first byte,
+    size, name, caption), ...]."""
 
     def __init__(self, files, pairs, left_out, stage, config):
         self.files, self.stage, self.config, self.as_chat = files, stage, config, False
@@ -170,21 +155,24 @@ class Captioned:
 
     def text(self, i):
         """The name of pair i, and its caption."""
-        name, _, caption = bytes(self.texts[self.ends[i]:self.ends[i + 1]]).partition(b"\0")
-        return name.decode(), caption.decode()
+        return bytes(self.texts[self.ends[i]:self.ends[i + 1]]).decode().split("\0", 1)
 
     def name(self, i):
         name, _ = self.text(i)
         return name
 
+    def read(self, i, most=2 ** 63):
+        """The bytes of picture i, at most so many from its end."""
+        number, at, size = self.places[i].tolist()
+        skipped = max(0, size - most)
+        with open(self.files[number], "rb", buffering=0) as file:
+            file.seek(at + skipped)
+            return file.read(size - skipped)
+
     def picture(self, i):
         """A large JPEG is decoded at reduced size: once resized, a pixel differs by 0.6 of 255 on
         average."""
-        number, at, size = self.places[i].tolist()
-        with open(self.files[number], "rb", buffering=0) as file:
-            file.seek(at)
-            content = io.BytesIO(file.read(size))
-        return open_image(self.name(i), content, side=4 * self.config.image_size)
+        return open_image(self.name(i), io.BytesIO(self.read(i)), side=4 * self.config.image_size)
 
     def example(self, i, rng, batch_rng):
         _, caption = self.text(i)
@@ -202,112 +190,91 @@ class Captioned:
         """Of names, sizes and captions, and of the ends of at most 10,000 pictures."""
         crc = zlib.crc32(self.places.numpy(), zlib.crc32(self.texts.numpy()))
         for i in range(0, len(self), math.ceil(len(self) / 10_000)):
-            number, at, size = self.places[i].tolist()
-            with open(self.files[number], "rb", buffering=0) as file:
-                file.seek(at + max(0, size - TAIL))
-                crc = zlib.crc32(file.read(min(size, TAIL)), crc)
+            crc = zlib.crc32(self.read(i, TAIL), crc)
         return crc
 
 
-def caption_of(read, left_out):
-    """The caption that read() returns, in which nothing has a meaning in a prompt; "" for one that
-    cannot be learned, which is counted."""
-    try:
+def pairs_of(place, name, read, left_out):
+    """[(*place, name, caption)] with the caption that read() returns, in which nothing has a
+    meaning in a prompt; [] if it cannot be learned, which is counted."""
+    with contextlib.suppress(AttributeError, LookupError, OSError, TypeError, ValueError):
         caption = plain(read()).encode("utf-8", "ignore").decode().strip()
-    except (AttributeError, OSError, TypeError, ValueError):
-        caption, reason = "", "pictures whose caption is no UTF-8 text"
-    else:
-        reason = "pictures with an empty caption"
-    if not clean_caption(caption):
-        left_out[reason] += 1
-        return ""
-    return caption
+        if clean_caption(caption):
+            return [(*place, printable(name), caption)]
+    left_out["pictures without a caption in UTF-8"] += 1
+    return []
 
 
 def index_folder(folder):
-    """(picture files, pairs, left_out) of a folder and those below it. NAME.jpg (or another of
-    PICTURE_SUFFIXES) has its caption in NAME.txt, or all captions are in filter_cap.json, as
-    cc_sbu_align has them."""
+    """(picture files, pairs, left_out) of a folder and those below it. NAME.jpg has its caption in
+    NAME.txt, or all captions are in filter_cap.json, as cc_sbu_align has them."""
     pictures, others = pictures_below(folder)
     left_out = Counter({f"files {suffix}": count for suffix, count in others.items()
                         if suffix.lower() not in ("hidden", ".txt", ".json")})
+    keys = {file: str(file.with_suffix("")) for file in pictures if file.is_file()}
+    captions = {str(text.with_suffix("")): partial(read_text, text)
+                for text in folder.rglob("[!.]*") if text.suffix.lower() == ".txt"}
     if (folder / "filter_cap.json").is_file():
+        keys = {file: file.stem for file in keys}
         captions = annotations(folder / "filter_cap.json")
-        named = {file: file.stem for file in pictures}
-    else:
-        captions = {text.with_suffix(""): partial(read_text, text)
-                    for text in sorted(folder.rglob("[!.]*")) if text.suffix.lower() == ".txt"}
-        named = {file: file.with_suffix("") for file in pictures}
-    left_out["captions without a picture"] = len(captions.keys() - set(named.values()))
-    pairs = []
-    for number, (file, key) in enumerate(named.items()):
-        if key not in captions or not file.is_file():
-            left_out["pictures without a caption"] += 1
-            continue
-        caption, name = caption_of(captions[key], left_out), printable(file.relative_to(folder))
-        if caption:
-            pairs.append((number, 0, file.stat().st_size, name, caption))
-    return pictures, pairs, left_out
+    left_out["captions without a picture"] = len(captions.keys() - set(keys.values()))
+    pairs = [pair for number, (file, key) in enumerate(keys.items()) for pair in pairs_of(
+        (number, 0, file.stat().st_size), file.relative_to(folder), captions.get(key), left_out)]
+    return list(keys), pairs, left_out
 
 
 def annotations(file):
     """{image_id: function that returns its caption} of a filter_cap.json: a list of them, or
     {"annotations": the list}. Raises ValueError."""
-    try:
-        found = json.loads(read_text(file))
+    with errors_naming(file):
+        found = json.loads(file.read_bytes())
         found = found["annotations"] if isinstance(found, dict) else found
         return {str(pair["image_id"]): partial(pair.get, "caption") for pair in found}
-    except (AttributeError, LookupError, TypeError, RecursionError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file}: not a list of annotations ({error!r})") from None
 
 
 def index_tar(tar):
     """(pairs without the file's number, left_out) of one of img2dataset's tar files, with members
-    KEY.jpg, KEY.txt, KEY.json. It is never unpacked: samples are read in place, and keys are only
-    names."""
-    samples, left_out, pairs, size = {}, Counter(), [], os.path.getsize(tar)
-    try:
-        with tarfile.open(tar, "r:") as members, open(tar, "rb") as file:
-            with contextlib.suppress(tarfile.TarError, ValueError):      # a damaged header
-                for member in members:
-                    if not 0 <= member.size <= size - member.offset_data:
-                        break
-                    key, suffix = os.path.splitext(member.name)
-                    part = "picture" if is_picture(member.name) else suffix.lower()[1:]
-                    if member.isreg() and not os.path.basename(key).startswith("."):
-                        place = member.offset_data, member.size
-                        samples.setdefault(key, {})[part] = place
-                        if part in ("txt", "json"):
-                            file.seek(member.offset_data)
-                            samples[key][part] = file.read(min(member.size, LONGEST))
-            file.seek(members.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                left_out[f"tar file that is cut short or damaged before its end: {tar}"] += 1
-    except tarfile.TarError:
-        left_out[f"no tar file, or a compressed one, which cannot be read in place: {tar}"] += 1
+    KEY.jpg, KEY.txt, KEY.json. It is never unpacked, and keys are only names."""
+    samples, left_out, pairs, size, is_whole = {}, Counter(), [], os.path.getsize(tar), False
+    with contextlib.suppress(tarfile.TarError, ValueError), tarfile.open(tar, "r:") as file:
+        for member in file:
+            if not 0 <= member.size <= size - member.offset_data:
+                break
+            key, suffix = os.path.splitext(member.name)
+            if not member.isreg() or os.path.basename(key).startswith("."):
+                continue
+            parts = samples.setdefault(key, {})
+            if is_picture(member.name):
+                parts["picture"] = member.offset_data, member.size
+            elif suffix.lower() in (".txt", ".json"):
+                parts[suffix.lower()] = file.extractfile(member).read(LONGEST)
+        file.fileobj.seek(file.offset)
+        is_whole = file.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    if not is_whole:
+        left_out[f"tar file that is damaged, cut short, compressed, or none: {tar}"] += 1
     for key, parts in samples.items():
-        if "picture" not in parts or not {"json", "txt"} & parts.keys():
-            left_out["samples without a picture or a caption"] += 1
-            continue
-        caption = caption_of(partial(caption_in, parts), left_out)
-        if caption:
+        if "picture" in parts:
             name = f"{tar.name}:{key.encode('utf-8', 'backslashreplace').decode()}"
-            pairs.append((*parts["picture"], printable(name), caption))
+            pairs += pairs_of(parts["picture"], name, partial(caption_in, parts), left_out)
+        else:
+            left_out["captions without a picture"] += 1
     return pairs, left_out
 
 
 def caption_in(parts):
     """The caption in the json of a sample, or else in its text."""
+    caption = None
     with contextlib.suppress(LookupError, TypeError, ValueError, RecursionError):
-        return json.loads(parts["json"])["caption"] or parts["txt"].decode("utf-8-sig")
-    return parts["txt"].decode("utf-8-sig") if "txt" in parts else None
+        caption = json.loads(parts[".json"])["caption"]
+    return caption or parts[".txt"].decode("utf-8-sig")
 
 
-def index_tars(tars, load):
+def index_tars(tars, workers):
     """(tar files, pairs, left_out) of all."""
     progress, pairs, left_out = Progress("indexing", len(tars), "tar files"), [], Counter()
-    for number, (found, reasons) in enumerate(load(tars, batch_size=None, collate_fn=index_tar)):
-        pairs += [(number, *pair) for pair in found]
+    found = load_data(tars, workers, batch_size=None, collate_fn=index_tar)
+    for number, (of_tar, reasons) in enumerate(found):
+        pairs += [(number, *pair) for pair in of_tar]
         left_out.update(reasons)
         progress.show(number + 1)
     return tars, pairs, left_out

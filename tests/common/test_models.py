@@ -21,28 +21,38 @@ def flags(*arguments):
     return parser.parse_args(list(map(str, arguments)))
 
 
-def put(name, value):
-    """A change to a file of tensors: one number of them, or whole numbers in place of floats."""
-    def change(file):
+def changed(name, change):
+    """A change to a file of tensors: to one of them, which a function returns or changes."""
+    def write(file):
         tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
-        tensors[name].view(-1)[3] = value
-        save_file(tensors | ({name: tensors[name].long()} if value == 1 else {}), file)
-    return change
+        save_file(tensors | {name: change(tensors.get(name))}, file)
+    return write
+
+
+def first_is(value):
+    return lambda tensor: torch.cat((torch.tensor([value]), tensor.flatten()[1:])).view_as(tensor)
 
 
 @pytest.mark.parametrize("file, change, said", [
-    ("config.json", '{"model_type": "llama"}', "convert_weights.py"),
-    ("config.json", '{"vit_heads": 3}', "vit_width"),
+    ("config.json", '{"model_type": "llama"}', "convert_weights.py"), ("config.json", "[]", ""),
+    ("config.json", '{"image_size": "big"}', "image_size"), ("config.json", "{", ""),
+    ("config.json", '{"llama_heads": 0}', ""), ("config.json", '{"prompt": "none"}', "prompt"),
     ("config.json", Path.unlink, "convert_weights.py"),
+    ("vision.safetensors", Path.unlink, "No such file"), ("llama.safetensors", "\0" * 9, ""),
     ("vision.safetensors", "version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
+    ("vision.safetensors", lambda file: os.truncate(file, 5000), ""),
     ("llama.safetensors", "<!DOCTYPE html>", "web page"), ("adapter.safetensors", "", "empty"),
-    ("adapter.safetensors", '{"error": "no"}', "JSON"), ("tokenizer.model", "junk", ""),
+    ("adapter.safetensors", '{"error": "no"}', "JSON"), ("adapter.safetensors", Path.unlink, ""),
     ("adapter.safetensors", partial(torch.save, {"a": torch.ones(2)}), "torch.save"),
-    ("vision.safetensors", lambda file: (file.unlink(), os.mkfifo(file)), "a pipe"),
-    ("vision.safetensors", put("vit.blocks.0.fc1.bias", torch.nan), "vit.blocks.0.fc1.bias"),
-    ("llama.safetensors", put("llama.embed.weight", torch.inf), "llama.embed.weight"),
-    ("adapter.safetensors", put("proj.bias", torch.nan), "adapter"),
-    ("adapter.safetensors", put("proj.bias", 1), "adapter")])
+    ("tokenizer.model", "junk", ""), ("tokenizer.model", "", ""),
+    ("tokenizer.model", Path.unlink, ""),
+    ("vision.safetensors", changed("vit.blocks.0.fc1.bias", first_is(torch.nan)), "fc1.bias"),
+    ("llama.safetensors", changed("llama.embed.weight", first_is(torch.inf)), "llama.embed"),
+    ("llama.safetensors", changed("llama.foreign", lambda _: torch.ones(1)), "llama.foreign"),
+    ("adapter.safetensors", changed("proj.bias", first_is(torch.nan)), "adapter"),
+    ("adapter.safetensors", changed("proj.bias", torch.Tensor.long), "adapter"),
+    ("adapter.safetensors", changed("proj.bias", lambda bias: bias[1:]), "adapter"),
+    ("adapter.safetensors", changed("llama.norm.weight", lambda _: torch.ones(96)), "adapter")])
 def test_a_wrong_file_in_a_weights_folder_is_named_with_what_it_is(weights, tmp_path, file, change,
                                                                    said):
     folder = shutil.copytree(weights["artgpt4"], tmp_path / "w")
@@ -52,7 +62,8 @@ def test_a_wrong_file_in_a_weights_folder_is_named_with_what_it_is(weights, tmp_
         (folder / file).write_text(change)
     with pytest.raises(ValueError, match=str(folder)) as refused:
         load(flags("--weights", folder))
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    text = str(refused.value)
+    assert said in text and (file in text or said) and "\n" not in text
 
 
 def test_an_adapter_from_elsewhere_takes_the_place_of_the_folders(weights, tmp_path):
@@ -79,14 +90,13 @@ def test_int8_is_of_the_parts_that_are_asked_for_and_packed_unless_they_train(we
     assert layers("--dtype", "bfloat16")[1] == []
 
 
-@pytest.mark.parametrize("environment, wide, threads", [("3", 1024, 2), ("", 1024, 1), ("", 1, 2)])
-def test_a_small_model_has_one_thread_unless_the_environment_says_otherwise(
-        weights, monkeypatch, environment, wide, threads):
-    monkeypatch.setenv("OMP_NUM_THREADS", environment)
-    monkeypatch.setattr(models, "WIDE", wide)
-    torch.set_num_threads(2)
-    load(flags("--weights", weights["artgpt4"]))
-    assert torch.get_num_threads() == threads
+def test_a_small_model_has_one_thread_unless_the_environment_says_otherwise(weights, monkeypatch):
+    for environment, wide, threads in (("3", 1024, 2), ("", 1024, 1), ("", 1, 2)):
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+        monkeypatch.setattr(models, "WIDE", wide)
+        torch.set_num_threads(2)
+        load(flags("--weights", weights["artgpt4"]))
+        assert torch.get_num_threads() == threads
     torch.set_num_threads(1)
 
 

@@ -41,9 +41,7 @@ def test_a_difference_as_cells():
 
 
 @pytest.mark.parametrize("groups, seeds, spread, whole", [
-    (PAPER, 1, 0, False), (PAPER, 1, 0, True), (PAPER[:8], 1, 0, True), (np.zeros(100), 1, 0, True),
-    (PAPER, 2, 0.3, False), (PAPER, 3, 0.3, True), (np.zeros(14), 3, 1, False),
-    (np.zeros(100), 5, 0.3, False)])
+    (PAPER, 1, 0, True), (PAPER, 3, 0.3, True), (np.zeros(14), 3, 1, False)])
 def test_95_percent_intervals_hold_in_93_to_97_percent(groups, seeds, spread, whole):
     """Of 1,000 comparisons of two equal models. spread: of training seeds, beside 1 of items;
     whole: scores are whole numbers from 0 to 5."""

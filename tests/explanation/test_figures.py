@@ -36,26 +36,6 @@ def test_the_veil_is_clear_at_the_highest_value_and_darkest_at_the_lowest():
     assert 'aria-label="a&lt;b"' in html and "below" in html and "M0 1h1" in html
 
 
-def test_a_table_of_attention_shows_the_largest_weights_and_what_they_find():
-    q, k = torch.eye(4)[0] * 2, torch.eye(4)
-    weights = (k @ q / 2).softmax(dim=0)
-    html = figures.attention_table(q, k, -k, weights, list("abcd"))
-    shown = re.findall(r"<th>([^<]*)</th><td><img[^>]*></td><td>([\d.]+)</td><td>([\d.]+) %", html)
-    assert shown[0] == ("a", "1.00", f"{100 * weights[0]:.1f}") and len(shown) == 4
-    vectors = html.split("<img")[1:]
-    assert pixels(vectors[0])[0, 0].tolist() == [*figures.ORANGE, 255]
-    assert pixels(vectors[-1])[0, 0].tolist() == [*figures.BLUE, 255]     # found: weights @ v
-
-
-def test_the_hand_of_a_dial_turns_as_the_model_rotates():
-    hands = re.findall(r"l([-\d.]+) ([-\d.]+)\"", figures.dials(4, 100.0))
-    for i, (x, y) in enumerate(hands[10:20]):                 # of pair 1
-        angles = torch.tensor([i * 100.0 ** -0.25])
-        pair = torch.tensor([[1.0], [0.0]]).flatten()
-        turned = artgpt4.rotate(pair, angles.cos(), angles.sin())
-        assert [float(x), -float(y)] == pytest.approx((15 * turned).tolist(), abs=0.06)
-
-
 @pytest.mark.parametrize("config", [Config(), Config(adapter_width=0)])
 def test_the_drawings_are_svg_with_the_shapes_of_the_model(config):
     whole, block = figures.drawings(config)

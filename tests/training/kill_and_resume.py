@@ -20,7 +20,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 # train.py, but with a checkpoint after every step
-SAVING = "import train, training.run; training.run.SAVE_SECONDS = 0; train.command_line()"
+SAVING = "import train; train.SAVE_EVERY = 1; train.run_command(train.main, train.train_parser())"
 PART = ".checkpoint-*.part"
 
 
@@ -34,19 +34,21 @@ def small_data(folder, pairs=12):
     return folder
 
 
-def train_command(data, out, steps, *flags):
-    """The command of a short run that saves at every step."""
-    return [sys.executable, "-c", SAVING, "--stage", "1", "--data", data, "--out", out,
-            "--batch-size", "4", "--steps", str(steps), "--workers", "0", *flags]
+def flags_of(data, out, steps):
+    """The flags of a short run."""
+    return ["--stage", "1", "--data", data, "--out", out, "--batch-size", "4",
+            "--steps", str(steps), "--workers", "0"]
 
 
-def kill_and_resume(command, out, kills):
-    """Run command --resume, killed `kills` times, to its end, and print a line about each kill."""
+def run_and_kill(flags, out, kills):
+    """Start train.py with flags and --resume `kills` times, killed each time, and print a line
+    about each kill."""
     rng = random.Random(0)
-    quiet = {"env": ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for number in range(kills):
         began = time.monotonic()
-        process = subprocess.Popen([*command, "--resume"], **quiet)
+        process = subprocess.Popen(
+            [sys.executable, "-c", SAVING, *flags, "--resume"], env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if number % 2 == 0:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(rng.uniform(0, 4))
@@ -62,7 +64,6 @@ def kill_and_resume(command, out, kills):
         half = ", ".join(f"half-written {file.stat().st_size} bytes" for file in out.glob(PART))
         print(f"kill {number + 1}: {time.monotonic() - began:.2f} s after the start, last "
               f"checkpoint {saved[-1:]}, {half or 'none half-written'}")
-    subprocess.run([*command, "--resume"], check=True, **quiet)
 
 
 def log_of(out):
@@ -82,18 +83,22 @@ def same_files(one, other):
         (other / name).read_bytes() for name in names if (other / name).exists()]
 
 
-def main(kills):
+def main(run, kills):
+    """Whether a run that is killed and resumed ends as an undisturbed one. run(flags): train.py."""
     with tempfile.TemporaryDirectory() as folder:
-        steps = 20 * kills
-        data = small_data(Path(folder) / "data")
+        data, steps = small_data(Path(folder) / "data"), 20 * kills
         undisturbed, killed = Path(folder) / "undisturbed", Path(folder) / "killed"
-        subprocess.run(train_command(data, undisturbed, steps), env=ENVIRONMENT, check=True)
-        kill_and_resume(train_command(data, killed, steps), killed, kills)
-        same = same_files(undisturbed, killed) and losses(undisturbed) == losses(killed)
-        same = same and not list(killed.glob(".*"))
-    print(f"{steps} losses and all files: {'the same to the bit' if same else 'DIFFERENT'}")
-    sys.exit(0 if same else 1)
+        run(flags_of(data, undisturbed, steps))
+        run_and_kill(flags_of(data, killed, steps), killed, kills)
+        run([*flags_of(data, killed, steps), "--resume"])
+        return (same_files(undisturbed, killed) and losses(undisturbed) == losses(killed)
+                and len(losses(killed)) == steps and not list(killed.glob(".*")))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    def in_a_process(flags):
+        subprocess.run([sys.executable, "-c", SAVING, *flags], env=ENVIRONMENT, check=True)
+
+    same = main(in_a_process, int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    print("all losses and files:", "the same to the bit" if same else "DIFFERENT")
+    sys.exit(0 if same else 1)

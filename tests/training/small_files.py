@@ -2,7 +2,6 @@
 import io
 import tarfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from PIL import Image
 
 import train
 from artgpt4 import ArtGPT4
-from training.data import Examples, load_data
+from training.data import Examples
 from training.sources import open_source
 
 ROOT = Path(__file__).parent.parent.parent
@@ -47,7 +46,7 @@ def tiny_model():
 
 
 def source_of(spec, stage=2, config=None):
-    return open_source(str(spec), stage, config or tiny_model().config, partial(load_data))
+    return open_source(str(spec), stage, config or tiny_model().config)
 
 
 def examples_of(source, model, **changes):

@@ -64,61 +64,53 @@ def test_every_epoch_is_a_new_shuffle_of_the_pairs_and_a_function_of_the_seed(so
     assert {i for batch in keys(numbers=(2, 5)) for _, _, i in batch} == {2, 5}
 
 
-@pytest.mark.parametrize("stage", [1, 2])
 def test_batches_are_the_same_for_any_number_of_workers_processes_and_parts(
-        tmp_path, model, monkeypatch, stage):
-    source = source_of(small_data(tmp_path / "pairs"), stage)
+        source, model, monkeypatch):
     examples = examples_of(source, model)
     examples.recipe = replace(examples.recipe, accumulate=1)
     whole = list(data.batches(examples))
-    assert listed(whole) == listed(data.batches(examples, workers=2))
-    assert listed(whole[2:]) == listed(data.batches(examples, first_step=2, workers=1))
-    examples.recipe, rows = replace(examples.recipe, accumulate=2), []
+    assert listed(whole[2:]) == listed(data.batches(examples, first_step=2, workers=2))
+    examples.recipe, of_ranks = replace(examples.recipe, accumulate=2), []
     monkeypatch.setattr(data, "WORLD", 2)
     for rank in (0, 1):
         monkeypatch.setattr(data, "RANK", rank)
-        rows += [part for parts, *_ in data.batches(examples) for part in parts]
-    assert [len(ids) for _, ids, _ in rows] == [1] * 16
+        of_ranks += [part for parts, _ in data.batches(examples) for part in parts]
+    assert [len(ids) for _, ids, _ in of_ranks] == [1] * 16
 
-    def known_by(pixels, ids, targets):
-        return [(tuple(picture.flatten().tolist()), tuple(row[row != 0].tolist()), int(learned))
-                for picture, row, learned in zip(pixels, ids, (targets != IGNORE).sum(dim=1),
-                                                 strict=True)]
-
-    of_ranks = [one for part in rows for one in known_by(*part)]
-    of_whole = [one for parts, *_ in whole for part in parts for one in known_by(*part)]
-    assert sorted(of_ranks) == sorted(of_whole)
+    def known_by(parts):                                      # without the padding
+        return sorted((picture.numpy().tobytes(), row[row != 0].tolist())
+                      for pixels, ids, _ in parts for picture, row in zip(pixels, ids, strict=True))
+    assert known_by(of_ranks) == known_by(part for parts, _ in whole for part in parts)
 
 
 def test_an_example_is_what_the_model_is_given_and_its_text_is_cut_at_its_longest(tmp_path, model):
     source = source_of(write_files(tmp_path, {"a.jpg": jpeg(90, 60), "a.txt": b"A red house."}))
     examples = examples_of(source, model, seed=5)
-    pixels, ids, targets, is_cut, skipped = examples[0, 3, 0]
+    pixels, ids, targets, faults = examples[0, 3, 0]
     crop = data.random_crop(source.picture(0), random.Random("5 3 0"), 0.8)
     assert torch.equal(normalise(pixels)[0], preprocess(crop, 112))
     question = f"{IMAGE_SLOT} {random.Random('5 0').choice(INSTRUCTIONS + QUESTIONS)}"
     prompt = chat_prompt([question])
     assert (ids, targets) == example(model.tokenizer, 16, prompt, "A red house.###", 240)
-    assert not is_cut and skipped == []
+    assert faults == []
     length = len(targets) - targets.count(IGNORE)
     for longest, cut in ((length, False), (length - 1, True), (2, True)):
         examples.recipe = replace(examples.recipe, max_text_tokens=longest)
-        _, short_ids, short, is_cut, _ = examples[0, 3, 0]
-        assert is_cut == cut and len(short) - short.count(IGNORE) == longest
+        _, short_ids, short, faults = examples[0, 3, 0]
+        assert len(faults) == cut and len(short) - short.count(IGNORE) == longest
         assert short == targets[:len(short)] and short_ids == ids[:len(short)]
 
 
-def test_the_end_of_an_answer_is_that_of_the_stage_and_of_the_conversation_format(tmp_path, model):
-    folder = small_data(tmp_path / "pairs", 1)
-    ends = {}
-    for stage, style in ((1, "vicuna_v0"), (2, "vicuna_v0"), (2, "vicuna_v1")):
-        other = tiny_model()
-        other.config.prompt = style
-        examples = examples_of(source_of(folder, stage, other.config), other)
-        _, _, targets, *_ = examples[0, 0, 0]
-        ends[stage, style] = targets[-1], other.tokenizer.decode(targets[-3:])[-1:]
-    assert ends[1, "vicuna_v0"][1] == "\n" and ends[2, "vicuna_v0"][1] == "#"
-    assert ends[2, "vicuna_v1"][0] == model.tokenizer.eos_id()
+@pytest.mark.parametrize("stage, style, end", [
+    (1, "vicuna_v0", "\n"), (2, "vicuna_v0", "###"), (2, "vicuna_v1", "</s>")])
+def test_an_answer_ends_as_stage_and_conversation_format_say(tmp_path, stage, style, end):
+    other = tiny_model()
+    other.config.prompt = style
+    examples = examples_of(source_of(small_data(tmp_path / "pairs", 1), stage, other.config), other)
+    _, _, targets, _ = examples[0, 0, 0]
+    learned = [token for token in targets if token != IGNORE]
+    last = other.tokenizer.id_to_piece(learned[-1])           # decode() drops EOS
+    assert end in (last, other.tokenizer.decode(learned)[-len(end):])
 
 
 # ---- Bad samples
@@ -136,10 +128,10 @@ def test_every_bad_sample_is_named_and_replaced_by_the_same_other_one(tmp_path, 
                for suffix, content in (("jpg", picture), ("txt", b"x" if key in BAD else b"good"))}
     examples = examples_of(source_of(write_tar(tmp_path / "0.tar", members), stage=1), model)
     for i, key in enumerate(BAD):
-        _, ids, targets, is_cut, skipped = examples[0, 0, i]
-        assert [ids, targets, is_cut] == list(examples[5, 0, i][1:4])
+        _, ids, targets, faults = examples[0, 0, i]
+        assert (ids, targets) == examples[5, 0, i][1:3]
         assert ids == examples[0, 0, len(BAD)][1]
-        name, reason = skipped[0]
+        name, reason = faults[0]
         assert name == f"0.tar:{key}" and reason and "\n" not in reason
 
 
@@ -147,22 +139,22 @@ def test_data_with_nothing_usable_is_an_error_that_names_a_sample(source, model)
     for file in source.files:
         file.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="(?s)nothing usable.*[0-9].jpg"):
-        next(iter(data.batches(examples_of(source, model), workers=1)))
+        next(iter(data.batches(examples_of(source, model))))
 
 
 # ---- Workers
 
 
 PROGRAM = """if __name__ == "__main__":
-    import contextlib, multiprocessing, sys
+    import contextlib, sys
     from tests.training.small_files import examples_of, source_of, tiny_model
     from training import data
     examples = examples_of(source_of(sys.argv[1]), tiny_model())
     examples.recipe.steps = 10 ** 6
-    steps = iter(data.batches(examples, workers=2))
+    steps = iter(data.batches(examples, workers=1))
     next(steps)
     with contextlib.suppress(KeyboardInterrupt):
-        print(len(multiprocessing.active_children()), flush=True)
+        print("reading", flush=True)
         for step in steps:
             pass
 """
@@ -170,15 +162,14 @@ PROGRAM = """if __name__ == "__main__":
 
 def test_workers_end_quietly_with_the_process_that_started_them(tmp_path):
     program = write_files(tmp_path, {"program.py": PROGRAM.encode()}) / "program.py"
-    data_folder = small_data(tmp_path / "pairs")
+    command = [sys.executable, program, small_data(tmp_path / "pairs")]
+    environment = ENVIRONMENT | {"PYTHONWARNINGS": "ignore"}
     ends = (signal.SIGKILL, signal.SIGINT)
-    runs = [subprocess.Popen([sys.executable, program, data_folder], env=ENVIRONMENT, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-            for _ in ends]
-    assert [run.stdout.readline() for run in runs] == ["2\n", "2\n"]
+    runs = [subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, start_new_session=True) for _ in ends]
+    assert [run.stdout.readline() for run in runs] == ["reading\n"] * 2
     for end, run in zip(ends, runs, strict=True):
         os.killpg(run.pid, end) if end == signal.SIGINT else run.send_signal(end)
     for end, run in zip(ends, runs, strict=True):
-        _, errors = run.communicate(timeout=30)      # ends when the workers do: it is their pipe
-        said = [line for line in errors.splitlines() if "warn" not in line.lower()]
-        assert said == [], end
+        _, errors = run.communicate(timeout=60)      # ends when the workers do: it is their pipe
+        assert errors == "" or end == signal.SIGKILL
