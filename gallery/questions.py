@@ -206,11 +206,11 @@ def main(args):
     model, rng, judged = load(args), random.Random("questions"), []
     groups = words.read_phrases(args.wordings).get("questions", {})
     wordings = [(key, wording) for key, row in groups.items() for wording in row]
-    known = {*words.TOPICS, *words.PLAIN, *PARTS, "how many", *(
-        rule.removeprefix("tell ") for rule in words.PLAIN), *words.FOLLOW_UPS}
-    unknown = set(", ".join(groups).split(", ")) - known
-    if unknown:
-        raise ValueError(f"{args.wordings}: [questions] {sorted(unknown)} ...")
+    known = {*words.TOPICS, *words.FOLLOW_UPS, *PARTS, *words.PLAIN, "how many"} | {
+        rule.removeprefix("tell ") for rule in words.PLAIN}
+    if not set(", ".join(groups).split(", ")) <= known:
+        raise ValueError(f"{args.wordings}: [questions] is empty or has keys beside "
+                         f"{', '.join(sorted(known))}")
     asked = itertools.cycle(rng.sample(wordings, len(wordings)))
     scenes = random_scenes(args.pictures, "questions")
     progress = Progress("talking", len(scenes), "talks")
