@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from artgpt4 import (IGNORE, IMAGE_SLOT, INSTRUCTIONS, STOP, TRAINABLE, Adapter, ArtGPT4,
-                     chat_prompt, example, frozen_files, instruction_prompt, pad_examples)
+                     chat_prompt, example, instruction_prompt, pad_examples)
 from common.command_line import Progress, number, run_command
 from common.files import read_json, written_beside
 from common.models import TINY, answers
@@ -145,7 +145,8 @@ def prepared(args):
     runs what they are: weights, painter, texts, settings."""
     torch.set_num_threads(1)
     model, found = ArtGPT4.from_pretrained(args.weights, dtype=torch.float32), {}
-    files = [*frozen_files(args.weights), Path(__file__).with_name("painting.py")]
+    files = [*sorted(args.weights.glob("llama*.safetensors")), args.weights / "vision.safetensors",
+             Path(__file__).with_name("painting.py")]
     same = [BATCH, LONGEST, RATES, SWEEP_LEVEL, QUESTIONS, args.steps, *map(Path.read_bytes, files)]
     unseen = random_scenes(14 * args.pictures, "dial", UNSEEN_PAIRS)
     for name, scenes in (("training", random_scenes(args.paintings, "dial")),
