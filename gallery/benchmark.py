@@ -50,13 +50,10 @@ def held_out_scenes(name, count, subjects, things=0, alone=0.5):
 
 
 def items_of(count):
-    """{benchmark: items} of `count` items in the shape of the paper's, at least one of each."""
+    """{benchmark: items} of about `count` items in the shape of the paper's, at least one of each.
+    """
     total = sum(SHAPE.values())
-    counts = {name: max(1, count * share // total) for name, share in SHAPE.items()}
-    remainder = sorted(SHAPE, key=lambda name: -(count * SHAPE[name] % total))
-    for name in remainder[:max(0, count - sum(counts.values()))]:
-        counts[name] += 1
-    return counts
+    return {name: max(1, round(count * share / total)) for name, share in SHAPE.items()}
 
 
 def scenes(items=27):
@@ -274,7 +271,7 @@ RULES = {"IDC": idc, "ISAC": isac, "ICRC": icrc, "MDIUC": mdiuc}
 
 def main(args):
     make(args.folder, args.items)
-    print(f"wrote {args.folder}: {args.items} items; judge answers to them with python evaluate.py "
+    print(f"wrote {args.folder}: {len(truth(args.folder))} items; judge answers to them with python evaluate.py "
           f"{args.folder} --judge gallery")
 
 
@@ -283,5 +280,5 @@ if __name__ == "__main__":
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the benchmark folder to make")
     parser.add_argument("--items", type=number(int, 4, 10_000), default=27, metavar="N",
-                        help="pictures in the four benchmarks, in the paper's shape; default: 27")
+                        help="about so many pictures, in the paper's shape; default: 27")
     run_command(main, parser)
