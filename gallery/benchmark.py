@@ -271,7 +271,8 @@ RULES = {"IDC": idc, "ISAC": isac, "ICRC": icrc, "MDIUC": mdiuc}
 
 def main(args):
     make(args.folder, args.items)
-    print(f"wrote {args.folder}: {len(truth(args.folder))} items; judge answers to them with python evaluate.py "
+    count = len(truth(args.folder))
+    print(f"wrote {args.folder}: {count} items; judge answers to them with python evaluate.py "
           f"{args.folder} --judge gallery")
 
 
