@@ -107,21 +107,20 @@ class Gallery:
         scene = self.scenes[i]
         if self.stage == 1:
             return [self.picture(i)], IMAGE_MARK, clean_caption(words.caption(scene, rng, self.art))
-        kind = batch_rng.random()
+        kind = rng.random()
         if kind < 0.25 or self.config.prompt != "vicuna_v0":  # conversations have its format alone
-            prompt = instruction_prompt(batch_rng.choice(INSTRUCTIONS), self.config.prompt)
+            prompt = instruction_prompt(rng.choice(INSTRUCTIONS), self.config.prompt)
             return [self.picture(i)], prompt, words.description(scene, rng, self.art)
-        # All pairs of a batch ask the same kind of question, so their texts have like lengths.
-        [topic] = some_topics(1, batch_rng)
+        [topic] = some_topics(1, rng)
         other = (7 * i + 1) % len(self)
-        if kind < 0.42:
-            last = batch_rng.choice(("both", "which", "which", "one", "description", topic))
+        if kind < 0.35:
+            last = rng.choice(("both", "which", "one", "description"))
             rounds = about_two(self.scenes[other], scene, rng, last, self.art)
             shown = [other, i]
         else:
-            if kind < 0.55:
-                topic = batch_rng.choice(("presence", "kind"))
-            rounds = about_one(scene, rng, topic, batch_rng.choice((1, 3, 8)), self.art)
+            if kind < 0.6:
+                topic = "description"
+            rounds = about_one(scene, rng, topic, rng.choice((1, 1, 3, 8)), self.art)
             shown = [i]
         return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)
 
