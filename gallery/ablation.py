@@ -145,8 +145,7 @@ def prepared(args):
     runs what they are: weights, painter, texts, settings."""
     torch.set_num_threads(1)
     model, found = ArtGPT4.from_pretrained(args.weights, dtype=torch.float32), {}
-    files = [*sorted(args.weights.glob("llama*.safetensors")), args.weights / "vision.safetensors",
-             Path(__file__).with_name("painting.py")]
+    files = [*sorted(args.weights.glob("[lv]*")), Path(__file__).with_name("painting.py")]
     same = [BATCH, LONGEST, RATES, SWEEP_LEVEL, QUESTIONS, args.steps, *map(Path.read_bytes, files)]
     unseen = random_scenes(14 * args.pictures, "dial", UNSEEN_PAIRS)
     for name, scenes in (("training", random_scenes(args.paintings, "dial")),
@@ -242,10 +241,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m gallery.ablation", description=__doc__)
     parser.add_argument("--weights", type=Path, default=TINY, help="default: weights/tiny")
     parser.add_argument("--scores", type=Path, default=Path("docs/ablation.json"), help="the runs")
-    for flag, default, what in (
-            ("--jobs", 2, "processes, of one thread each"), ("--seeds", 5, "runs of each kind"),
-            ("--steps", 450, "of training"), ("--paintings", 1500, "to train on"),
-            ("--pictures", 12, "to be described, of each unseen pair")):
-        parser.add_argument(flag, type=number(int, 1, 10**6), default=default,
+    for flag, least, default, what in (
+            ("--jobs", 1, 2, "processes, of one thread each"), ("--seeds", 2, 5, "runs of a kind"),
+            ("--steps", 3, 450, "of training"), ("--paintings", BATCH, 1500, "to train on"),
+            ("--pictures", 1, 12, "to be described, of each unseen pair")):
+        parser.add_argument(flag, type=number(int, least, 10**6), default=default,
                             help=f"{what} (default: %(default)s)")
     run_command(main, parser)
