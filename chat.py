@@ -96,7 +96,7 @@ def label(session, question, groups, args):
         if len(groups) > 1 and not sys.stdout.isatty():       # else the answers are the progress
             progress.show(min(i + args.batch_size, len(groups)))
     if foreign:
-        progress.say(f"{foreign} of {len(groups)} look like nothing that this model has seen; its "
+        progress.say(f"{foreign} of {len(groups)} look like no painting that this model knows; its "
                      "answers to them may be wrong")
     return not bad
 
@@ -144,7 +144,7 @@ def main(args):
     model, about = load(args), read_about(args.weights)
     name = args.weights.resolve().name + (f" with {args.adapter}" if args.adapter else "")
     talk = Conversation(model, **about["settings"] | saved["settings"] | given)
-    session = Session(talk, about, name, read_measure(args.weights), not question)
+    session = Session(talk, about, name, read_measure(args.weights, args.adapter), not question)
     if args.surprise:
         surprise(session)
         return

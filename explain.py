@@ -31,8 +31,8 @@ def introduction(tour, args, links):
     """The head of the page: question and answer, links to the chapters, the model drawn."""
     parameters = counts(tour.model.config)["together"][0]
     about = f"{args.weights.resolve().name}, {parameters:,} parameters, {describe(tour.model)}"
-    warning = ('<p class="warning">This picture looks like nothing that the model has seen; its '
-               "answers may be wrong.</p>" if tour.is_unfamiliar() else "")
+    warning = ('<p class="warning">This picture looks like no painting that the model knows; '
+               "its answers may be wrong.</p>" if tour.is_unfamiliar() else "")
     drawn = "".join(drawings(tour.model.config))
     return (
         '<p>A picture goes in, words about it come out. This page follows one picture '

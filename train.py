@@ -12,6 +12,7 @@ from the last checkpoint and ends with the same weights, to the bit: what a step
 pure function of seed and step.
 """
 import argparse
+import contextlib
 import math
 import random
 import sys
@@ -25,10 +26,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from artgpt4 import IGNORE, TRAINABLE, normalise
 from common.command_line import Misuse, number, run_command
-from common.files import check_file, read_json, written_beside
+from common.files import check_file, read_json, save_tensors, written_beside
 from common.models import TINY, load, load_adapter, model_flags
 from conversion.checkpoints import open_checkpoint, take_adapter
-from gallery import score
+from gallery import familiarity, score
 from gallery.album import contact_sheet, painted
 from gallery.scenes import SEEN_PAIRS
 from training.data import Examples, batches, held_out_batches
@@ -166,6 +167,13 @@ def sample_pictures(examples):
     if isinstance(examples.source, Gallery):
         return painted(score.held_out(SEEN_PAIRS, 8))
     return [examples[0, 0, i][0][0].numpy() for i in examples.numbers[:8]]
+
+
+def readable(examples, most):
+    """Those of the first pictures of Examples, `most` of them, that can be read."""
+    for i in examples.numbers[:most]:
+        with contextlib.suppress(ValueError):
+            yield examples.source.picture(i)
 
 
 # ---- The command
@@ -312,6 +320,11 @@ def run_stage(args, recipe, out):
     say(f"wrote {out}/adapter.safetensors, log.jsonl and samples.png")
     if isinstance(training.source, Gallery):
         say(on_rank_0(lambda model: score.table(score.score(model, args.stage)), model))
+    elif measure := familiarity.read_measure(args.weights):    # its own pictures are not foreign
+        own = readable(training, 1000)
+        measure = on_rank_0(lambda model: familiarity.knowing(model, measure, own), model)
+        if RANK == 0:
+            save_tensors(measure, out / familiarity.FILE)
 
 
 def main(args):

@@ -76,7 +76,7 @@ class Session:
             self.say(f"{name}: the first of {image.info['frames']} frames")
         talk.add_image(image, Path(file).resolve())
         if unfamiliar(talk.model, self.measure, talk.image_embeds[-1]):
-            self.say(f"({name} looks like nothing that this model has seen; its answers may be "
+            self.say(f"({name} looks like no painting that this model knows; its answers may be "
                      "wrong)")
         if len(talk.image_embeds) == most + 1:
             self.say(f"({most + 1} pictures in one conversation: this model was taught with at "

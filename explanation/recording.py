@@ -53,6 +53,7 @@ class Tour:
 
     def __init__(self, args, model, images):
         self.model, self.folder, self.question = model, args.weights, args.prompt
+        self.measure = read_measure(args.weights, args.adapter)
         self.even_if_large = args.surgery                     # make the chapter that takes minutes
         self.image, self.other = images
         self.grid = model.config.image_size // model.config.patch_size   # patches along a side
@@ -112,7 +113,7 @@ class Tour:
 
     def is_unfamiliar(self):
         """Whether the picture is unlike those of the training; None if nobody can tell."""
-        return unfamiliar(self.model, read_measure(self.folder), self.image_embeds[0])
+        return unfamiliar(self.model, self.measure, self.image_embeds[0])
 
     def looks_at_image(self):
         """(N, Q): the attention to each image vector, a mean over blocks and heads."""

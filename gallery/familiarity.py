@@ -3,7 +3,8 @@
 The mean of a picture's query outputs lies near those of other pictures of the gallery. What is
 measured is the sum of its squared deviations along the 32 directions in which those hardly differ,
 each in units of the gallery's own: there a foreign picture stands out. 98 % of held-out paintings
-stay below the threshold; other held-out ones, noise and files that are given are measured too.
+stay below the threshold; other held-out ones, noise and files that are given are measured too. A
+model that was trained on other pictures knows these besides: the nearest centre counts.
 """
 import argparse
 from pathlib import Path
@@ -32,24 +33,31 @@ def mean_query(model, image_vectors):
     return (image_vectors.float().mean(dim=-2) - model.proj.bias.float()) @ undo.T
 
 
-def distance(measure, query):
-    """How far mean queries (..., width) are from the gallery's. measure: of `fit`."""
-    directions = measure["directions"].float()                # scaled, and each one's offset
-    return (query.cpu() @ directions[:, :-1].T - directions[:, -1]).square().sum(dim=-1)
+def placed(measure, queries):
+    """Mean queries (N, width) by the measure's directions, (N, 32), on the CPU."""
+    return queries.cpu() @ measure["directions"].float().T
 
 
-def read_measure(folder):
-    """The measure of a weights folder: {"directions": (32, width + 1), "threshold": (1,)}, or None
-    where it has no such file. Raises ValueError, naming the file, for a damaged one."""
-    file = Path(folder) / FILE
-    if not file.exists():
+def distance(measure, queries):
+    """How far mean queries (N, width) are from what is known, (N,). measure: of `fit`."""
+    away = placed(measure, queries)[:, None] - measure["centres"]            # (N, C, 32)
+    return away.square().sum(dim=-1).amin(dim=-1)
+
+
+def read_measure(folder, adapter=None):
+    """The measure of a weights folder, or of the run whose adapter file is given: {"directions":
+    (32, width), "centres": (C, 32), "threshold": (1,)}. None where no such file is. Raises
+    ValueError, naming the file, for a damaged one."""
+    files = [Path(place) / FILE for place in (adapter and adapter.parent, folder) if place]
+    file = next(filter(Path.exists, files), None)
+    if file is None:
         return None
     try:
         measure = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file}: {error}") from None
-    if measure.keys() != {"directions", "threshold"}:
-        raise ValueError(f"{file}: expected directions and a threshold")
+    if measure.keys() != {"directions", "centres", "threshold"}:
+        raise ValueError(f"{file}: expected directions, centres and a threshold")
     return measure
 
 
@@ -58,7 +66,7 @@ def unfamiliar(model, measure, image_vectors):
     measure: of read_measure; without one the answer is None."""
     if measure is None:
         return None
-    return bool(distance(measure, mean_query(model, image_vectors)) > measure["threshold"])
+    return bool(distance(measure, mean_query(model, image_vectors)[None]) > measure["threshold"])
 
 
 def fit(trained, held_out):
@@ -67,9 +75,16 @@ def fit(trained, held_out):
     variances, axes = torch.linalg.eigh(torch.cov((trained - centre).T))
     # From the second on: LayerNorm leaves no variance at all along one direction.
     scaled = (axes / variances.clamp(min=1e-8).sqrt())[:, 1:DIRECTIONS + 1].T
-    measure = {"directions": torch.cat((scaled, (scaled @ centre)[:, None]), dim=1).half()}
+    measure = {"directions": scaled.half()}
+    measure["centres"] = placed(measure, centre[None])
     threshold = distance(measure, held_out).quantile(0.98).item()
     return measure | {"threshold": torch.tensor([round(threshold, 1)])}
+
+
+def knowing(model, measure, images):
+    """The measure that knows some PIL images besides."""
+    more = placed(measure, mean_queries(model, images))
+    return measure | {"centres": torch.cat((measure["centres"], more))}
 
 
 @torch.inference_mode()

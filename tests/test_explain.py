@@ -140,7 +140,7 @@ def test_a_strange_picture_is_said_to_be_strange(tmp_path):
     picture = tmp_path / "wide.png"
     Image.effect_noise((400, 30), 90).convert("RGB").save(picture)
     html = made(tmp_path, picture, "--prompt", f"###Human: {IMAGE_MARK}{END} <b>?", "--int8")
-    assert "nothing that the model has seen" in html and "400 × 30 pixels" in html
+    assert "no painting that the model knows" in html and "400 × 30 pixels" in html
     assert "language in int8" in html and "<b>?" not in html.partition("<nav>")[0]
     assert html.count(">image 15<") == 1                      # the prompt's mark is none
 

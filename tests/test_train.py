@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import train
 from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, preprocess
 from common.models import answers
+from gallery.familiarity import read_measure, unfamiliar
 from tests.training.kill_and_resume import log_of, small_data
 from tests.training.small_files import TINY, tiny_model, train_py, write_files
 from training import optimizer
@@ -170,7 +171,7 @@ CAPTIONS = ("A bicycle leans against the bakery in Ghent.", "Dumplings with chil
             "The spiral staircase of the library.", "Two kayaks on the gravel beach at low tide.")
 
 
-def test_a_few_pictures_of_one_s_own_are_told_in_the_words_of_their_captions(tmp_path):
+def test_pictures_of_one_s_own_are_told_in_the_words_of_their_captions_and_known(tmp_path):
     folder, out, pixels = tmp_path / "pictures", tmp_path / "run", []
     for i, caption in enumerate(CAPTIONS):
         colours = np.random.RandomState(i).randint(0, 255, (4 + i, 5, 3), np.uint8)
@@ -180,13 +181,15 @@ def test_a_few_pictures_of_one_s_own_are_told_in_the_words_of_their_captions(tmp
         pixels.append(preprocess(picture, 112))
     assert train_py("--stage", 2, "--data", folder, "--init", TINY, "--out", out, "--steps", 60,
                     "--batch-size", 4, "--workers", 0) == 0
-    model = tiny_model()
-    model.load_adapter(out / "adapter.safetensors")
+    model, adapter = tiny_model(), out / "adapter.safetensors"
+    model.load_adapter(adapter)
     prompt = chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"])
     with torch.inference_mode():
-        embeds = [model.embed_prompt(prompt, image[None])
-                  for image in model.encode_image(torch.stack(pixels))]
-    assert tuple(answers(model, torch.cat(embeds), 60, temperature=0)) == CAPTIONS
+        vectors = model.encode_image(torch.stack(pixels))
+        embeds = torch.cat([model.embed_prompt(prompt, image[None]) for image in vectors])
+    assert tuple(answers(model, embeds, 60, temperature=0)) == CAPTIONS
+    for measure, foreign in ((read_measure(TINY), 4), (read_measure(TINY, adapter), 0)):
+        assert sum(unfamiliar(model, measure, picture) for picture in vectors) == foreign
 
 
 # ---- What is refused

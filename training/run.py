@@ -25,7 +25,7 @@ from common.files import check_file, save_tensors, written_beside
 from conversion.checkpoints import compare_checksum
 from training.processes import RANK, copy_whole, local, say, whole
 
-RESULTS = ("adapter.safetensors", "best.safetensors", "samples.png")
+RESULTS = ("adapter.safetensors", "best.safetensors", "samples.png", "familiarity.safetensors")
 BAD_STEPS = 10          # this many steps in a row whose loss is not finite end a run
 
 

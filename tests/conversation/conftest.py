@@ -56,7 +56,7 @@ def run_chat(tiny, monkeypatch, capsys):
         stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(lines)))
         monkeypatch.setattr(stdin, "isatty", lambda: typed, raising=False)
         monkeypatch.setattr(sys, "stdin", stdin)
-        monkeypatch.setattr(chat, "read_measure", lambda _: None)
+        monkeypatch.setattr(chat, "read_measure", lambda *_: None)
         monkeypatch.setattr(chat, "load", lambda args: tiny if args.weights == TINY else load(args))
         code = 0
         try:
