@@ -88,7 +88,7 @@ def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(
     model = ArtGPT4.from_pretrained("tiny", dtype=torch.float32)
     assert model.config == TINY and model.tokenizer.get_piece_size() == TINY.vocab_size
     assert json.loads((tmp_path / "tiny" / "about.json").read_text()) == pretrain.ABOUT
-    assert read_measure("tiny")["directions"].shape == (32, TINY.qformer_width + 1)
+    assert read_measure("tiny")["directions"].shape == (32, TINY.qformer_width)
     torch.manual_seed(42)
     before, trained = ArtGPT4(TINY, model.tokenizer), dict(model.named_parameters())
     moved = {name for name, parameter in before.named_parameters()       # by more than rounding
