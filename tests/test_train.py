@@ -233,4 +233,4 @@ def test_bad_samples_and_cut_texts_are_named_in_the_log_and_counted(tmp_path, pa
     faults = dict(entry["faults"])
     assert faults.keys() == {"3.jpg", "5.jpg"}
     assert "picture" in faults["3.jpg"] and "240 tokens" in faults["5.jpg"]
-    assert f"{len(entry['faults'])} samples" in capsys.readouterr().out
+    assert f"{len(entry['faults'])} samples" in capsys.readouterr().err

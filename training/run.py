@@ -97,7 +97,7 @@ class Run:
         self.log_file.write(json.dumps(entry).encode() + b"\n")
         self.log_file.flush()
         self.faults += len(faults)
-        note = f", {self.faults} faults of samples" if self.faults else ""
+        note = f", {self.faults} samples bad or cut, see log.jsonl" if self.faults else ""
         self.progress.show(self.step, f"loss {numbers['loss']:.3f}{note}")
 
     def save(self):
