@@ -29,7 +29,7 @@ from artgpt4 import (
     instruction_prompt, pad_examples,
 )
 from common.command_line import Misuse, number, run_command
-from common.files import read_json, written_beside
+from common.files import read_json, write_json, written_beside
 from common.models import TINY, device
 from common.page import markdown_table
 from common.paired import cells, paired_difference
@@ -182,8 +182,7 @@ def kept_run(run, args):
     file = args.out / "{}-{:.3g}-{}.json".format(*run)
     if not file.is_file():
         found = one_run(run, args) | {"identity": same}
-        with written_beside(file) as path:
-            path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        write_json(found, file)
     found = read_json(file)
     if found.pop("identity", None) != same:
         raise ValueError(f"{file}: a run with other weights or settings; give another --out")

@@ -102,6 +102,7 @@ def rewritten(change):
 PROJ, SQUARE = "weights.proj.weight", "exp_avg_sq.proj.weight"
 DAMAGES = {
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-2000]), "a flipped bit": flipped,
+    "of other keys": lambda file: torch.save({"step": 4}, file),
     "a moment missing": rewritten(lambda held: held.pop(SQUARE)),
     "another shape": rewritten(lambda held: held.update({PROJ: held[PROJ].t()})),
     "another dtype": rewritten(lambda held: held.update({PROJ: held[PROJ].half()})),
