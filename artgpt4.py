@@ -58,10 +58,16 @@ class Config:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            if type(value) is not type(getattr(Config, name)):
-                raise ValueError(f"{name} is {value!r}, expected is like {getattr(Config, name)!r}")
+            default, is_size = getattr(Config, name), name not in ("adapter_width", "prompt")
+            if type(value) is not type(default) or (is_size and not 0 < value < 1e12):
+                raise ValueError(f"{name} is {value!r}; of the 13B model it is {default!r}")
         if self.prompt not in PROMPTS:
             raise ValueError(f"prompt is {self.prompt!r}, expected {' or '.join(PROMPTS)}")
+        for whole, part in (("image_size", "patch_size"), ("vit_width", "vit_heads"),
+                            ("qformer_width", "qformer_heads"), ("llama_width", "llama_heads"),
+                            ("llama_heads", "llama_kv_heads")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(f"{whole} is no multiple of {part}")
 
 # ---- Pixels, with the mean and standard deviation of CLIP's images, as EVA-ViT was trained
 
@@ -298,7 +304,8 @@ def sample(logits, temperature=1.0, top_p=0.9, generator=None):
     if temperature == 0:
         return logits.argmax(dim=-1)
     probs, ids = (logits / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
-    probs[probs.cumsum(dim=-1) - probs > top_p] = 0           # the likeliest token always stays
+    before = probs.cumsum(dim=-1) - probs                     # 0 for the likeliest, which stays
+    probs[(before >= top_p) & (before > 0)] = 0
     return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
 
 # ---- Prompts are text, with two marks for what is not: IMAGE_MARK and END
@@ -395,6 +402,9 @@ class ArtGPT4(nn.Module):
 
     def encode_image(self, pixels):
         """pixels (N, 3, S, S) -> image_embeds (N, Q, D of LLaMA). Each part has its dtype."""
+        size = self.config.image_size
+        if pixels.shape[1:] != (3, size, size):               # the ViT would crop a larger picture
+            raise ValueError(f"pixels are {tuple(pixels.shape)}, expected (N, 3, {size}, {size})")
         x = self.vit(pixels.to(self.vit.pos_embed.device, self.vit.pos_embed.dtype))
         x = self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))
         return self.proj(x).to(self.llama.embed.weight.dtype)
@@ -469,19 +479,20 @@ class ArtGPT4(nn.Module):
     def decode(self, ids):
         """The ids of an answer so far -> its text, as far as it is certain, and whether it has
         ended: with EOS, or for Vicuna v0 with "###", however that was tokenised."""
-        eos, pieces = self.tokenizer.eos_id(), self.tokenizer.get_piece_size()
-        known = [i for i in ids[:[*ids, eos].index(eos)] if i < pieces]   # Vicuna v0 has one more
-        text, stop, _ = self.tokenizer.decode(known).partition(PROMPTS[self.config.prompt][-1])
+        eos, mark = self.tokenizer.eos_id(), PROMPTS[self.config.prompt][-1]
+        known = ids[:ids.index(eos)] if eos in ids else ids
+        known = [i for i in known if i < self.tokenizer.get_piece_size()]    # v0 has an id more
+        text, stop, _ = self.tokenizer.decode(known).partition(mark)
         ended = eos in ids or stop != ""
-        waits = "\N{REPLACEMENT CHARACTER}" + ("" if ended else "#")     # half a character or mark
-        return text.rstrip(waits), ended
+        waits = "\N{REPLACEMENT CHARACTER}" + ("" if ended else mark[0])     # half a character
+        return text.rstrip(waits), ended                                     # or half a mark
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=True, prepare=None):
         """The model of a weights folder, frozen, in evaluation mode. Raises ValueError, naming the
-        file, for what is missing, damaged, or does not fit config.json. dtype None keeps frozen
-        weights as stored; on a CPU they are then mapped from disk, and only the pages in use take
-        memory. Trainable ones are float32. adapter=False starts those as training does.
+        file, for what is missing, damaged, twice there, or does not fit config.json. dtype None
+        keeps frozen weights as stored; on a CPU they are then mapped from disk, and only the pages
+        in use take memory. Trainable ones are float32. adapter=False starts those as training does.
         prepare: a function (model on "meta", its {name: tensor}) that may exchange modules."""
         folder, shards, state = Path(folder), ["llama.safetensors"], {}
         with errors_naming(folder / "config.json") as file, torch.device("meta"):
@@ -497,7 +508,10 @@ class ArtGPT4(nn.Module):
                 shards = sorted({Path(name).name for name in where.values()})
         for name in ("vision.safetensors", *shards):
             with errors_naming(folder / name) as file:
-                state |= load_file(file)                      # mapped from disk
+                tensors = load_file(file)                     # mapped from disk
+                if tensors.keys() & state.keys():
+                    raise ValueError("holds a tensor that another file holds too")
+            state |= tensors
         file = folder / "adapter.safetensors"                 # its norms replace LLaMA's
         state |= model.read_adapter(file) if adapter else model.start_adapter()
         with errors_naming(folder):

@@ -9,7 +9,6 @@ Names, shapes, settings and checksums are checked before the first byte is writt
 they are written. The folder appears when it is complete.
 """
 import argparse
-import json
 import re
 import shutil
 import signal
@@ -27,7 +26,7 @@ from safetensors.torch import load_file
 
 from artgpt4 import PROMPTS, ArtGPT4, Config, errors_naming
 from common.command_line import Misuse, Progress, number, printable, run_command
-from common.files import check_file, save_tensors, written_beside
+from common.files import check_file, save_tensors, write_json, written_beside
 from common.int8 import quantise
 from conversion.checkpoints import (
     compare_checksum, open_checkpoint, take, take_adapter, take_sum,
@@ -118,9 +117,10 @@ def convert(args):
     config = Config(**sizes, prompt=args.prompt or prompt)
     files = plan(config, vit, qformer, llm, adapter)
     sources = {file for each in (vit, qformer, llm, llm.base) if each for file in each.files}
-    print(f"comparing the checksums of {len(sources)} files", file=sys.stderr)
+    progress = Progress("checksums compared", len(sources), "files")
     with ThreadPoolExecutor() as pool:
-        list(pool.map(compare_checksum, sorted(sources)))
+        for done, _ in enumerate(pool.map(compare_checksum, sorted(sources)), 1):
+            progress.show(done)
     write_folder(Path(args.out), files, config, llm.tokenizer, args.int8)
     print(f"prompt format: {config.prompt} ({'as given' if args.prompt else why})")
     if adapter is not None and why != V0:
@@ -207,14 +207,14 @@ def write_folder(out, files, config, tokenizer, int8):
             if "llama" in file and int8:
                 as_int8(tensors)
             save_tensors(tensors, folder / file)
-            where |= dict.fromkeys(tensors, file)
+            where |= dict.fromkeys(tensors if "llama-" in file else (), file)
             progress.show(done)
-        if "llama.safetensors" not in files:
-            index = {name: file for name, file in where.items() if "llama-" in file}
-            index = json.dumps({"metadata": {}, "weight_map": index})
-            (folder / "llama.safetensors.index.json").write_text(index)
-        shutil.copyfile(tokenizer, folder / "tokenizer.model")
-        (folder / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+        if where:
+            write_json({"metadata": {}, "weight_map": where},
+                       folder / "llama.safetensors.index.json")
+        with written_beside(folder / "tokenizer.model") as path:
+            shutil.copyfile(tokenizer, path)
+        write_json(asdict(config), folder / "config.json")
         folder.rename(out)
 
 

@@ -12,10 +12,10 @@ from the last checkpoint and ends with the same weights, to the bit: what a step
 pure function of seed and step.
 """
 import argparse
-import contextlib
 import math
 import random
 import sys
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -162,18 +162,11 @@ def judged(run, module, model, held_out, pictures):
     return {"val_loss": loss}
 
 
-def sample_pictures(examples):
-    """Eight held-out paintings, or the first pictures of Examples; uint8 (S, S, 3) each."""
-    if isinstance(examples.source, Gallery):
-        return painted(score.held_out(SEEN_PAIRS, 8))
-    return [examples[0, 0, i][0][0].numpy() for i in examples.numbers[:8]]
-
-
-def readable(examples, most):
-    """Those of the first pictures of Examples, `most` of them, that can be read."""
-    for i in examples.numbers[:most]:
-        with contextlib.suppress(ValueError):
-            yield examples.source.picture(i)
+def first_pictures(examples, most):
+    """At most so many pictures of Examples, uncropped; uint8 (S, S, 3) each."""
+    examples = copy(examples)
+    examples.recipe = replace(examples.recipe, min_crop_area=1)
+    return [examples[0, 0, i][0][0].numpy() for i in examples.numbers[:most]]
 
 
 # ---- The command
@@ -297,8 +290,9 @@ def run_stage(args, recipe, out):
         torch.use_deterministic_algorithms(True, warn_only=True)
     model = load_model(args, resume)
     training, held_out = training_sets(args, recipe, model)
-    recipe, count = training.recipe, len(training)
-    pictures = sample_pictures(held_out if args.val else training)
+    recipe, count, is_gallery = training.recipe, len(training), isinstance(training.source, Gallery)
+    pictures = (painted(score.held_out(SEEN_PAIRS, 8)) if is_gallery else
+                first_pictures(held_out if args.val else training, 8))
     flags = {name: getattr(args, name) for name in (
         "stage", "val", "dtype", "int8", "vision_int8", "moments")} | asdict(recipe) | {
         "data": f"{count} pairs, checksum {training.source.fingerprint():08x}",
@@ -316,14 +310,13 @@ def run_stage(args, recipe, out):
             run.save()                                         # adapter of this checkpoint
         train(run, module, optimizer, batches(training, run.step, args.workers), recipe,
               partial(judged, run, module, model, held_out, pictures))
-    if run.faults:
-        say(f"{run.faults} samples were skipped or cut, which log.jsonl names")
     say(f"wrote {out}/adapter.safetensors, log.jsonl and samples.png")
-    if isinstance(training.source, Gallery):
+    measure = familiarity.read_measure(args.weights)
+    if is_gallery:
         say(on_rank_0(lambda model: score.table(score.score(model, args.stage)), model))
-    elif measure := familiarity.read_measure(args.weights):    # its own pictures are not foreign
-        own = readable(training, 1000)
-        measure = on_rank_0(lambda model: familiarity.knowing(model, measure, own), model)
+    elif measure is not None:                                  # its own pictures are not foreign
+        own = map(Image.fromarray, first_pictures(training, 1000))
+        measure = on_rank_0(familiarity.knowing, model, measure, own)
         if RANK == 0:
             save_tensors(measure, out / familiarity.FILE)
 

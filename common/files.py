@@ -184,3 +184,9 @@ def save_tensors(tensors, file):
     """Write {name: tensor} to a safetensors file, whole or not at all."""
     with written_beside(file) as path:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def write_json(values, file):
+    """Write values to a JSON file, whole or not at all."""
+    with written_beside(file) as path:
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -28,12 +28,12 @@ from torch import nn
 from artgpt4 import (IGNORE, IMAGE_SLOT, INSTRUCTIONS, STOP, TRAINABLE, Adapter, ArtGPT4,
                      chat_prompt, example, instruction_prompt, pad_examples)
 from common.command_line import Progress, number, run_command
-from common.files import read_json, written_beside
+from common.files import read_json, write_json, written_beside
 from common.models import TINY, answers
 from common.page import markdown_table
 from common.paired import student
 from gallery.album import painted
-from gallery.pretrain import end_with_parent, write_json
+from gallery.pretrain import end_with_parent
 from gallery.scenes import UNSEEN_PAIRS, random_scenes
 from gallery.score import ATTRIBUTES, rightly, seen
 from gallery.words import VALUES, fill, rules_of, sentences

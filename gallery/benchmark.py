@@ -9,7 +9,6 @@ the benchmark's rubric with its words made countable. A name counts only if the 
 no other name of its kind, so naming everything earns nothing, nor does "this is no windmill".
 """
 import argparse
-import json
 import math
 import re
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from artgpt4 import INSTRUCTIONS
 from common.command_line import number, run_command
-from common.files import read_json, written_beside
+from common.files import read_json, write_json, written_beside
 from gallery.painting import paint
 from gallery.scenes import (EMOTION_OF, FIGURES, MOODS, SEEN_PAIRS, SUBJECTS, THINGS,
                             UNSEEN_PAIRS, Scene, random_scenes)
@@ -86,8 +85,7 @@ def make(folder, items=27):
         truths.setdefault(benchmark, {})[number] = asdict(scene)
     questions = {benchmark: QUESTIONS[benchmark] for benchmark in truths}
     for name, content in (("questions.json", questions), ("truth.json", truths)):
-        with written_beside(folder / name) as path:
-            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_json(content, folder / name)
 
 
 def truth(folder):

@@ -10,7 +10,6 @@ the same weights with any number of cores. On a GPU the random numbers are the s
 rounding.
 """
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -26,7 +25,7 @@ from torch import nn
 
 from artgpt4 import ArtGPT4, Config
 from common.command_line import Progress, number, run_command
-from common.files import save_tensors, written_beside
+from common.files import save_tensors, write_json, written_beside
 from common.models import device
 from gallery.familiarity import FILE, fitted
 from gallery.language import Documents, gallery_tokenizer, language_objective
@@ -97,11 +96,6 @@ def save_pretrained(model, folder):
     with written_beside(folder / "tokenizer.model") as path:
         path.write_bytes(model.tokenizer.serialized_model_proto())
     write_json(asdict(model.config), folder / "config.json")
-
-
-def write_json(values, file):
-    with written_beside(file) as path:
-        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 # ---- The command

@@ -55,7 +55,8 @@ def main(out, size):
                    folder / file)
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
     values = {theirs: getattr(config, ours) for theirs, ours in LLAMA_SIZES.items()}
-    (folder / "config.json").write_text(json.dumps(values | {"model_type": "llama"}))
+    values |= {"model_type": "llama", "num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(values))
     shutil.copy(GOLDEN / "tokenizer.model", folder)
     torch.save(noise(public_shapes("eva", shapes)), out / "eva_vit_g.pth")
     qformer = noise(public_shapes("blip2", shapes), torch.float32)

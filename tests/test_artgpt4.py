@@ -150,6 +150,7 @@ def test_an_answer_ends_at_the_stop_mark_however_it_is_tokenised(weights):
         assert (text.strip(), ended) == ("a boat", True)
     model.config.prompt = "vicuna_v1"                         # which ends at EOS alone
     assert model.decode(encode("a ### b")) == ("a ### b", False)
+    assert model.decode(encode("a #")) == ("a #", False)
 
 
 def test_sample_draws_from_the_nucleus_in_proportion():
@@ -165,6 +166,7 @@ def test_sample_draws_from_the_nucleus_in_proportion():
     assert shares(1.0, 1.0) == pytest.approx([0.15, 0.5, 0.05, 0.3], abs=0.02)
     assert shares(0.5, 0.7) == pytest.approx([0, 0.25 / 0.34, 0, 0.09 / 0.34], abs=0.02)
     assert shares(1.0, 0.0) == shares(0, 1.0) == [0, 1, 0, 0]
+    assert len(sample(torch.zeros(99, 2), 1.0, 0.5, generator).unique()) == 1   # one holds half
 
 
 # Mistakes
@@ -175,7 +177,7 @@ def test_another_number_of_images_or_size_of_pixels_is_an_error(model, expected)
         with pytest.raises(ValueError):
             model.embed_prompt(prompt, expected["image_embeds"][:1])
     for wrong in (expected["pixels"][0], expected["pixels"][..., :-1]):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ValueError):
             model.encode_image(wrong)
     with pytest.raises(ValueError, match="3 are given"):
         model.loss(expected["pixels"][[0, 1, 1]], expected["captions"][:1])

@@ -3,9 +3,10 @@ import random
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -180,24 +181,20 @@ def test_training_starts_from_public_checkpoints_too(tmp_path, convert, checkpoi
                 assert torch.equal(tensor, expected[key]) or not key.startswith(only)
 
 
-CAPTIONS = ("A bicycle leans on the bakery.", "Dumplings with chilli oil.", "Our old grey dog.",
-            "The spiral stairs in Ghent.", "Two kayaks at low tide.", "Anna, three years old.",
-            "A tram in the snow.", "The market at dawn.", "Grandfather's violin.", "Wet umbrellas.",
-            "My desk by the window.", "Fireworks above the harbour.")
+CAPTIONS = ("A bicycle leans against the bakery in Ghent.", "Dumplings with chilli oil.",
+            "The spiral staircase of the library.", "Two kayaks on the gravel beach at low tide.")
 
 
-def test_twelve_pictures_of_one_s_own_are_told_in_the_words_of_their_captions_and_known(tmp_path):
+def test_pictures_of_one_s_own_are_told_in_the_words_of_their_captions_and_known(tmp_path):
     folder, out, pixels = tmp_path / "pictures", tmp_path / "run", []
     for i, caption in enumerate(CAPTIONS):
-        picture = Image.new("HSV", (160, 120), (21 * i, 200, 230))
-        place = 10 + 30 * (i % 4), 10 + 30 * (i // 4), 50 + 30 * (i % 4), 50 + 30 * (i // 4)
-        ImageDraw.Draw(picture).ellipse(place, ((21 * i + 128) % 256, 220, 120))
-        picture = picture.convert("RGB")
-        write_files(folder, {f"{i:02}.txt": caption.encode()})
-        picture.save(folder / f"{i:02}.png")
+        colours = np.random.RandomState(i).randint(0, 255, (4 + i, 5, 3), np.uint8)
+        picture = Image.fromarray(colours).resize((160, 120))
+        write_files(folder, {f"{i}.txt": caption.encode()})
+        picture.save(folder / f"{i}.png")
         pixels.append(preprocess(picture, 112))
-    assert train_py("--stage", 2, "--data", folder, "--init", TINY, "--out", out,
-                    "--workers", 0) == 0
+    assert train_py("--stage", 2, "--data", folder, "--init", TINY, "--out", out, "--steps", 60,
+                    "--batch-size", 4, "--workers", 0) == 0
     model, adapter = tiny_model(), out / "adapter.safetensors"
     model.load_adapter(adapter)
     prompt = chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"])
@@ -205,7 +202,7 @@ def test_twelve_pictures_of_one_s_own_are_told_in_the_words_of_their_captions_an
         vectors = model.encode_image(torch.stack(pixels))
         embeds = torch.cat([model.embed_prompt(prompt, image[None]) for image in vectors])
     assert tuple(answers(model, embeds, 60, temperature=0)) == CAPTIONS
-    for measure, foreign in ((read_measure(TINY), 12), (read_measure(TINY, adapter), 0)):
+    for measure, foreign in ((read_measure(TINY), 4), (read_measure(TINY, adapter), 0)):
         assert sum(unfamiliar(model, measure, picture) for picture in vectors) == foreign
 
 
@@ -250,4 +247,4 @@ def test_bad_samples_and_cut_texts_are_named_in_the_log_and_counted(tmp_path, pa
     faults = dict(entry["faults"])
     assert faults.keys() == {"3.jpg", "5.jpg"}
     assert "picture" in faults["3.jpg"] and "240 tokens" in faults["5.jpg"]
-    assert f"{len(entry['faults'])} samples" in capsys.readouterr().out
+    assert f"{len(entry['faults'])} samples" in capsys.readouterr().err

@@ -66,15 +66,14 @@ class Run:
         for parameter, state in optimizer.state.items():      # step, exp_avg, exp_avg_sq
             self.tensors |= {f"{key}.{names[parameter]}": value for key, value in state.items()}
         with open_log(self.folder) as self.log_file, signals_kept() as self.signals:
-            old = [*checkpoints(self.folder), *(self.folder / name for name in RESULTS)]
             if can_resume(self.folder, resume, overwrite):
                 self.load(checkpoints(self.folder)[-1])
-                old = []
             elif resume:
                 say(f"{self.folder}: no checkpoint to resume from; the run starts at step 1")
             if RANK == 0:
-                for file in [*self.folder.glob(".*.part"), *old]:      # by a kill half-written
-                    file.unlink(missing_ok=True)
+                old = [*checkpoints(self.folder), *(self.folder / name for name in RESULTS)]
+                for file in [*self.folder.glob(".*.part"), *([] if self.step else old)]:
+                    file.unlink(missing_ok=True)              # what a kill left half-written, too
                 size = min(self.log_size, self.log_file.seek(0, os.SEEK_END))
                 self.log_file.seek(self.log_file.truncate(size))
             self.progress = Progress("training", self.steps, "steps", before=self.step)
@@ -97,7 +96,7 @@ class Run:
         self.log_file.write(json.dumps(entry).encode() + b"\n")
         self.log_file.flush()
         self.faults += len(faults)
-        note = f", {self.faults} faults of samples" if self.faults else ""
+        note = f", {self.faults} samples bad or cut, see log.jsonl" if self.faults else ""
         self.progress.show(self.step, f"loss {numbers['loss']:.3f}{note}")
 
     def save(self):
@@ -114,6 +113,7 @@ class Run:
                  "log_size": self.log_file.tell()}
         weights = {name.removeprefix("weights."): tensor for name, tensor in tensors.items()
                    if name.startswith("weights.")}
+        os.fsync(self.log_file.fileno())                      # as far as the checkpoint says
         if self.is_best:                                      # after a kill the step comes again
             save_tensors(weights, self.folder / "best.safetensors")
         name = f"checkpoint-{self.step:07d}-of-{self.steps:07d}.pt"
@@ -129,12 +129,13 @@ class Run:
         Raises ValueError, naming the file, if it is damaged, Misuse if it has other flags."""
         saved = read_checkpoint(file)
         for flag, value in self.flags.items():
-            if saved["flags"][flag] != value:
-                raise Misuse(f"{file}: that run has {flag} {saved['flags'][flag]}, not {value}; "
-                             "resume it with the same flags, or give another --out")
+            if saved["flags"].get(flag) != value:
+                raise Misuse(f"{file}: that run has {flag} {saved['flags'].get(flag)}, not {value};"
+                             " resume it with the same flags, or give another --out")
         tensors = saved["tensors"]
-        if kinds(tensors) != kinds(self.tensors) or not all(
-                tensor.isfinite().all() for tensor in tensors.values()):
+        kinds, expected = ({name: (tensor.shape, tensor.dtype) for name, tensor in each.items()}
+                           for each in (tensors, self.tensors))
+        if kinds != expected or not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError(f"{file}: tensors of other names, shapes or dtypes than this model's, "
                              "or with NaN or infinity")
         for name, tensor in self.tensors.items():
@@ -142,16 +143,13 @@ class Run:
         self.step, self.best, self.log_size = (saved[key] for key in ("step", "best", "log_size"))
 
 
-def kinds(tensors):
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-
-
 def read_checkpoint(file):
     """The dictionary in a checkpoint file. Raises ValueError, naming it, if it is damaged."""
     check_file(file)
     try:
         compare_checksum(file)
-        return torch.load(file, "cpu", weights_only=True, mmap=True)
+        saved = torch.load(file, "cpu", weights_only=True, mmap=True)
+        return {key: saved[key] for key in ("step", "flags", "tensors", "best", "log_size")}
     except Exception as error:                                # a damaged file can raise anything
         raise ValueError(f"{file}: damaged ({one_line(error)}); without it --resume continues from "
                          "the checkpoint before it") from None

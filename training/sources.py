@@ -55,8 +55,7 @@ def open_source(spec, stage, config, workers=0):
     source = Captioned(*index, stage, config)
     source.as_chat = not (tars or (folder / "filter_cap.json").exists())
     if len(source) == 0:
-        raise ValueError(f"{spec}: no picture with a caption in it ({source.left_out}); "
-                         "the caption of NAME.jpg is in NAME.txt beside it")
+        raise ValueError(f"{spec}: no NAME.jpg with a caption in NAME.txt ({source.left_out})")
     return source
 
 
@@ -177,12 +176,11 @@ class Captioned:
         _, caption = self.text(i)
         if self.stage == 1:
             return [self.picture(i)], IMAGE_MARK, clean_caption(caption)
-        style = self.config.prompt
         if self.as_chat:
             question = batch_rng.choice(INSTRUCTIONS + QUESTIONS)
-            prompt = chat_prompt([f"{IMAGE_SLOT} {question}"], style)
+            prompt = chat_prompt([f"{IMAGE_SLOT} {question}"], self.config.prompt)
         else:
-            prompt = instruction_prompt(batch_rng.choice(INSTRUCTIONS), style)
+            prompt = instruction_prompt(batch_rng.choice(INSTRUCTIONS), self.config.prompt)
         return [self.picture(i)], prompt, caption
 
     def fingerprint(self):

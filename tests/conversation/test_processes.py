@@ -58,7 +58,7 @@ class Screen:
 def test_a_session_in_a_terminal(command, tmp_path):
     screen = Screen([*command, "--int8"], tmp_path)
     shown = screen.type("")
-    for words in ("picture.png, 40 x 30", "(picture.png looks like nothing", "painted gallery",
+    for words in ("picture.png, 40 x 30", "(picture.png looks like no painting", "painted gallery",
                   "tiny in float32, language in int8", "Where does it stand?"):
         assert words in shown
     screen.type("What is this?\n", "What is this?\r\n")

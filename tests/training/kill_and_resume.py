@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from PIL import Image
@@ -41,11 +40,9 @@ def flags_of(data, out, steps):
 
 
 def run_and_kill(flags, out, kills):
-    """Start train.py with flags and --resume `kills` times, killed each time, and print a line
-    about each kill."""
+    """Start train.py with flags and --resume `kills` times, and kill it each time."""
     rng = random.Random(0)
     for number in range(kills):
-        began = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-c", SAVING, *flags, "--resume"], env=ENVIRONMENT,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -61,9 +58,8 @@ def run_and_kill(flags, out, kills):
             raise SystemExit(f"the run ended, with code {process.returncode}, before kill "
                              f"{number + 1}")
         saved = [file.name for file in sorted(out.glob("checkpoint-*.pt"))]
-        half = ", ".join(f"half-written {file.stat().st_size} bytes" for file in out.glob(PART))
-        print(f"kill {number + 1}: {time.monotonic() - began:.2f} s after the start, last "
-              f"checkpoint {saved[-1:]}, {half or 'none half-written'}")
+        half = [f"half-written {file.stat().st_size} bytes" for file in out.glob(PART)]
+        print(f"kill {number + 1}:", *saved[-1:], *half)
 
 
 def log_of(out):

@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from artgpt4 import IGNORE, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, example, normalise, preprocess
-from tests.training.kill_and_resume import ENVIRONMENT, small_data
+from tests.training.kill_and_resume import ENVIRONMENT, SAVING, flags_of, small_data
 from tests.training.small_files import (
     examples_of, jpeg, source_of, tiny_model, write_files, write_tar,
 )
@@ -145,31 +146,19 @@ def test_data_with_nothing_usable_is_an_error_that_names_a_sample(source, model)
 # ---- Workers
 
 
-PROGRAM = """if __name__ == "__main__":
-    import contextlib, sys
-    from tests.training.small_files import examples_of, source_of, tiny_model
-    from training import data
-    examples = examples_of(source_of(sys.argv[1]), tiny_model())
-    examples.recipe.steps = 10 ** 6
-    steps = iter(data.batches(examples, workers=1))
-    next(steps)
-    with contextlib.suppress(KeyboardInterrupt):
-        print("reading", flush=True)
-        for step in steps:
-            pass
-"""
-
-
-def test_workers_end_quietly_with_the_process_that_started_them(tmp_path):
-    program = write_files(tmp_path, {"program.py": PROGRAM.encode()}) / "program.py"
-    command = [sys.executable, program, small_data(tmp_path / "pairs")]
-    environment = ENVIRONMENT | {"PYTHONWARNINGS": "ignore"}
-    ends = (signal.SIGKILL, signal.SIGINT)
-    runs = [subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, start_new_session=True) for _ in ends]
-    assert [run.stdout.readline() for run in runs] == ["reading\n"] * 2
-    for end, run in zip(ends, runs, strict=True):
-        os.killpg(run.pid, end) if end == signal.SIGINT else run.send_signal(end)
-    for end, run in zip(ends, runs, strict=True):
-        _, errors = run.communicate(timeout=60)      # ends when the workers do: it is their pipe
-        assert errors == "" or end == signal.SIGKILL
+def test_workers_end_with_the_process_that_started_them_killed_or_stopped(tmp_path):
+    pairs, runs = small_data(tmp_path / "pairs"), {}
+    for number in (signal.SIGKILL, signal.SIGINT):
+        flags = [*flags_of(pairs, tmp_path / f"{number}", 10 ** 6), "--workers", "1"]
+        runs[number] = subprocess.Popen(
+            [sys.executable, "-c", SAVING, *flags], env=ENVIRONMENT, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    while not all(list(tmp_path.glob(f"{number}/checkpoint*")) for number in runs):
+        assert all(run.poll() is None for run in runs.values())
+        time.sleep(0.1)
+    runs[signal.SIGKILL].kill()
+    os.killpg(runs[signal.SIGINT].pid, signal.SIGINT)         # as a terminal does: the worker too
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGINT, 130)):
+        _, errors = runs[number].communicate(timeout=60)      # ends when they do: it is their pipe
+        assert runs[number].returncode == code
+    assert "--resume continues" in errors and "Traceback" not in errors

@@ -50,7 +50,8 @@ def test_a_run_writes_its_results_and_the_last_two_checkpoints(finished):
     assert [entry["step"] for entry in log] == [1, 2, 3, 4] and log[-1]["val_loss"] > 0
     assert {file.name for file in finished.iterdir()} == {
         "checkpoint-0000003-of-0000004.pt", "checkpoint-0000004-of-0000004.pt",
-        "adapter.safetensors", "best.safetensors", "samples.png", "log.jsonl"}
+        "adapter.safetensors", "best.safetensors", "familiarity.safetensors", "samples.png",
+        "log.jsonl"}
 
 
 ODD_LOG = (b'{"step": 4, "loss": 9}\n\xff\xfe\n[1]\n' + b"[" * 10000 + b'\n{"step": "3"}\n'
@@ -101,6 +102,7 @@ def rewritten(change):
 PROJ, SQUARE = "weights.proj.weight", "exp_avg_sq.proj.weight"
 DAMAGES = {
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-2000]), "a flipped bit": flipped,
+    "of other keys": lambda file: torch.save({"step": 4}, file),
     "a moment missing": rewritten(lambda held: held.pop(SQUARE)),
     "another shape": rewritten(lambda held: held.update({PROJ: held[PROJ].t()})),
     "another dtype": rewritten(lambda held: held.update({PROJ: held[PROJ].half()})),
