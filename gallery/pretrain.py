@@ -127,6 +127,8 @@ def pretrain_side(side, tokenizer, args):
     else:
         parts = ("llama.",)
         initialise(model.llama)
+        if args.init:
+            model.load_state_dict(load_file(args.init / "llama.safetensors"), strict=False)
         documents = Documents(tokenizer, args.batch_size or 16, TINY.queries, TINY.llama_width,
                               args.seed)
         objective = language_objective(model.to(args.device), documents.batches(args.workers))
@@ -142,16 +144,15 @@ def pretrain_side(side, tokenizer, args):
 
 
 def main(args):
-    tokenizer = gallery_tokenizer(args.seed, TINY.vocab_size)
     torch.manual_seed(args.seed)
-    model = ArtGPT4(TINY, tokenizer)
+    if args.init:
+        model, names = ArtGPT4.from_pretrained(args.init, dtype=torch.float32), ("language",)
+    else:
+        model = ArtGPT4(TINY, gallery_tokenizer(args.seed, TINY.vocab_size))
+        names = ("vision", "language")
     spawn = multiprocessing.get_context("spawn")
-    names = ("vision", "language")
-    if args.vision:
-        model.load_state_dict(load_file(args.vision / "vision.safetensors"), strict=False)
-        names = ("language",)
     with ProcessPoolExecutor(2, spawn, end_with_parent) as pool:
-        for side in [pool.submit(pretrain_side, name, tokenizer, args) for name in names]:
+        for side in [pool.submit(pretrain_side, name, model.tokenizer, args) for name in names]:
             model.load_state_dict(side.result(), strict=False)
     trainable = model.trainable_names()                       # stays float32
     for name, parameter in model.named_parameters():
@@ -168,8 +169,9 @@ def command_line():
     parser = argparse.ArgumentParser(prog="python -m gallery.pretrain",
                                      description=__doc__.partition("\n")[0])
     count = number(int, 1, 10**6)
-    parser.add_argument("--vision", type=Path, metavar="FOLDER",
-                        help="a weights folder whose vision side is taken as it is")
+    parser.add_argument("--init", type=Path, metavar="FOLDER",
+                        help="weights to go on from: their language side is trained further, the "
+                             "vision side stays as it is")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"),
                         help="weights folder to write (default: %(default)s)")
     for flag, default, what in (
