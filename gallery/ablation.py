@@ -40,13 +40,14 @@ from gallery.words import VALUES, fill, rules_of, sentences
 
 # ---- The dial: each attribute is told in a sentence of plain talk, or in a new one
 
-QUESTIONS = ((INSTRUCTIONS, ("subject", "style", "palette")),     # wordings, what the answer tells
+QUESTIONS = ((INSTRUCTIONS, ("style", "subject", "palette")),     # wordings, what the answer tells
              (("What is the mood?", "How does it feel?", "Which mood is it?"), ("mood",)))
 SENTENCES = {
     "subject": ("the (picture|painting) shows a {subject} {place}: {detail}",
                 "(the eye is led to|what counts here is) a {subject} {place}"),
-    "style": ("it is a {work}", "{making}"), "palette": ("{colouring}", "{tinting}"),
-    "mood": ("(it is|the mood is) {mood}", "{effect}")}
+    "style": ("this is a {work}", "one would know this fine {work} at once: {technique}"),
+    "palette": ("{colouring}", "{tinting}"),
+    "mood": ("(it is|the mood is) {mood}", "its {mood} mood rewards a second look: {feeling}")}
 LEVELS = {"0 %": (), "25 %": ("mood",), "50 %": ("mood", "style"), "100 %": ATTRIBUTES,
           "new words too": ATTRIBUTES}
 NAMES = "|".join(form for name in sum(VALUES.values(), ()) for form in (name, name[::-1]))
@@ -242,8 +243,8 @@ if __name__ == "__main__":
     parser.add_argument("--weights", type=Path, default=TINY, help="default: weights/tiny")
     parser.add_argument("--scores", type=Path, default=Path("docs/ablation.json"), help="the runs")
     for flag, least, default, what in (
-            ("--jobs", 1, 2, "processes, of one thread each"), ("--seeds", 2, 5, "runs of a kind"),
-            ("--steps", 3, 450, "of training"), ("--paintings", BATCH, 1500, "to train on"),
+            ("--jobs", 1, 2, "processes, of one thread each"), ("--seeds", 2, 3, "runs of a kind"),
+            ("--steps", 3, 300, "of training"), ("--paintings", BATCH, 1500, "to train on"),
             ("--pictures", 1, 12, "to be described, of each unseen pair")):
         parser.add_argument(flag, type=number(int, least, 10**6), default=default,
                             help=f"{what} (default: %(default)s)")

@@ -171,7 +171,7 @@ def idc(scene, questions, answers):
         return 2, reason
     if not right["mood"]:
         return 3, reason
-    tells_means = said(text, "technique", "handling") == {scene.style}
+    tells_means = said(text, "technique") == {scene.style}
     if tells_means and said(text, "feeling") == {scene.mood} and things == set(scene.things):
         return 5, f"{reason}; technique, effect and everything around are told"
     return 4, reason
@@ -200,7 +200,7 @@ def isac(scene, questions, answers):
             states.append("wrong" if found else "left open")
     reason = f"figure feels {emotion}: {states[0]}; viewer feels {scene.mood}: {states[1]}"
     if states == ["proven", "proven"]:
-        means = said(text, "technique", "handling") == {scene.style}
+        means = said(text, "technique") == {scene.style}
         return (5, f"{reason}; the artist's means too") if means else (4, reason)
     if "proven" in states:
         return (2 if "wrong" in states else 3), reason

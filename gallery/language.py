@@ -41,7 +41,7 @@ def document(scene, other, rng):
     19 % conversations about two pictures, 65 % about one."""
     kind = rng.random()
     if kind < 0.08:
-        return IMAGE_MARK, words.caption(scene, rng, art=False) + "\n", [scene]
+        return IMAGE_MARK, words.caption(scene, rng) + "\n", [scene]
     if kind < 0.16:
         prompt = instruction_prompt(rng.choice(INSTRUCTIONS))
         return prompt, words.description(scene, rng, art=False) + STOP, [scene]
@@ -81,13 +81,16 @@ def tokenised(document, tokenizer, rng):
 
 
 def answers_of(line, tokenizer):
-    """A line of ids, IGNORE for what belongs to a picture -> its targets: a caption, or what stands
-    between "Assistant:" and "Human:"."""
+    """A line of ids, negative for what belongs to a picture -> its targets: what begins between
+    "Assistant:" and the end of "Human:", or all of a caption; IGNORE elsewhere."""
     pieces = [tokenizer.id_to_piece(max(token, 0)) for token in line]
-    in_question, targets = any("Human:" in piece for piece in pieces), []
+    marks = list(re.finditer("Human:|Assistant:", "".join(pieces)))
+    targets, answers, start = [], not marks, 0
     for token, piece in zip(line, pieces, strict=True):
-        targets.append(IGNORE if in_question else token)
-        in_question = "Human:" in piece or (in_question and "Assistant:" not in piece)
+        while marks and marks[0].end() <= start:
+            answers = marks.pop(0)[0] == "Assistant:"
+        targets.append(token if answers and token >= 0 else IGNORE)
+        start += len(piece)
     return targets[1:]
 
 

@@ -105,11 +105,10 @@ def sentences(text):
 # ---- What is said of a scene
 
 
-def caption(scene, rng, art=True):
-    """Stage 1: one lower-case phrase that names all attributes (without art all but the mood); then
-    the things."""
+def caption(scene, rng):
+    """Stage 1: one lower-case phrase that names subject, style and palette; then the things."""
     text = "{caption}, with {things}" if scene.things else "{caption}"
-    return fill(text, rules_of(scene, art), rng)
+    return fill(text, rules_of(scene), rng)
 
 
 def description(scene, rng, art=True):

@@ -157,14 +157,14 @@ def test_stage_2_starts_with_the_adapter_of_stage_1_and_scores_the_gallery(
     assert capsys.readouterr().out.count("| all | 100.0 % |") == 2
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tmp_path, monkeypatch, stage):
+def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = train.train_parser().parse_args(["--stage", str(stage), "--data", "14"])
+    args = train.train_parser().parse_args(["--stage", "2", "--data", "14"])
     for mode in ("artgpt4", "minigpt4"):
-        recipe = replace(train.RECIPES["tiny", stage], mode=mode)
+        recipe = replace(train.RECIPES["tiny", 2], mode=mode)
         source = train.training_sets(args, recipe, tiny_model())[0].source
-        for i in range(14):                                   # in stage 2 a description
+        source.config = replace(source.config, prompt="vicuna_v1")   # which descriptions alone have
+        for i in range(14):
             text = source.example(i, random.Random(i), random.Random(1))[2]
             assert (words.named(text)["mood"] is None) == (mode == "minigpt4"), text
 

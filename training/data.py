@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from artgpt4 import PROMPTS, example, pad_examples, token_ids
 from common.command_line import one_line
+from gallery.language import answers_of
 from training.processes import RANK, WORLD
 
 TRIES = 20              # bad samples in a row that make the data unusable
@@ -54,8 +55,10 @@ class Examples(Dataset):
         pixels = [crop.resize((size, size), Image.Resampling.BICUBIC) for crop in crops]
         if len(token_ids(self.tokenizer, 0, text)) > longest:
             faults.append([self.source.name(i), f"its text is cut after {longest} tokens"])
-        return torch.from_numpy(np.stack(pixels)), *example(
-            self.tokenizer, self.config.queries, prompt, text, longest)
+        ids, targets = example(self.tokenizer, self.config.queries, prompt, text, longest)
+        if prompt.count("Human:") > 1:                        # a talk: all its answers count
+            targets = answers_of([*ids, targets[-1]], self.tokenizer)
+        return torch.from_numpy(np.stack(pixels)), ids, targets
 
     def keys(self, first_step):
         """Yield [(step, epoch, i), ...] of each step's batch of all processes, from the step after

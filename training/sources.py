@@ -30,7 +30,7 @@ from common.command_line import Progress, printable
 from common.files import is_picture, open_image, pictures_below, read_text
 from gallery import words
 from gallery.album import painted
-from gallery.conversations import about_one, about_two, prompt_and_answer, some_topics
+from gallery.conversations import APPRECIATED, about_one, about_two, prompt_and_answer, some_topics
 from gallery.scenes import random_scenes
 from training.data import load_data
 
@@ -74,8 +74,8 @@ def expand(pattern):
 
 
 class Gallery:
-    """The default: painted scenes, and what gallery/words.py says about each: in the language of
-    appreciation or, for MiniGPT-4, in plain talk."""
+    """The default: painted scenes, and what gallery/words.py says about each: plain captions in
+    stage 1, and in stage 2 the language of appreciation or, for MiniGPT-4, plain talk."""
     art = True
 
     def __init__(self, count, stage, config):
@@ -105,21 +105,17 @@ class Gallery:
     def example(self, i, rng, batch_rng):
         scene = self.scenes[i]
         if self.stage == 1:
-            return [self.picture(i)], IMAGE_MARK, clean_caption(words.caption(scene, rng, self.art))
-        kind = rng.random()
-        if kind < 0.25 or self.config.prompt != "vicuna_v0":  # conversations have its format alone
+            return [self.picture(i)], IMAGE_MARK, clean_caption(words.caption(scene, rng))
+        kind, other = rng.random(), (7 * i + 1) % len(self)
+        if kind < 0.45 or self.config.prompt != "vicuna_v0":  # conversations have its format alone
             prompt = instruction_prompt(rng.choice(INSTRUCTIONS), self.config.prompt)
             return [self.picture(i)], prompt, words.description(scene, rng, self.art)
-        [topic] = some_topics(1, rng)
-        other = (7 * i + 1) % len(self)
-        if kind < 0.35:
-            last = rng.choice(("both", "which", "one", "description"))
-            rounds = about_two(self.scenes[other], scene, rng, last, self.art)
+        if kind < 0.52:
+            rounds = about_two(self.scenes[other], scene, rng, None, self.art)
             shown = [other, i]
         else:
-            if kind < 0.6:
-                topic = "description"
-            rounds = about_one(scene, rng, topic, rng.choice((1, 1, 3, 8)), self.art)
+            [topic] = some_topics(1, rng) if kind > 0.65 else rng.choices(APPRECIATED)
+            rounds = about_one(scene, rng, topic, rng.choice((1, 2, 3, 6)), self.art)
             shown = [i]
         return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)
 

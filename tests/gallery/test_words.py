@@ -31,18 +31,19 @@ def test_the_frozen_side_never_sees_the_language_of_appreciation():
     plain = " ".join(words.question(topic, scene, rng, art=False)[1]
                      for scene in SCENES for topic in words.TOPICS if topic != "page")
     for value, row in words.PHRASES.items():
-        for rule in ("technique", "handling", "tone", "feeling"):
+        for rule in ("technique", "tone", "feeling"):
             assert not any(text.lower() in plain.lower() for text in row.get(rule, ())), value
 
 
 def test_captions_and_descriptions_name_their_scene_and_nothing_else_of_the_kind():
     rng = random.Random(0)
     for scene in random_scenes(300, "words", SEEN_PAIRS + UNSEEN_PAIRS):
-        for art in (False, True):
-            for text in (words.caption(scene, rng, art), words.description(scene, rng, art)):
-                assert words.named(text) == scene.attributes | {
-                    "mood": scene.mood if art else None}, text
-                assert words.mentioned(text, THINGS) == set(scene.things)
+        plain = scene.attributes | {"mood": None}
+        for text, named in ((words.caption(scene, rng), plain),
+                            (words.description(scene, rng, art=False), plain),
+                            (words.description(scene, rng), scene.attributes)):
+            assert words.named(text) == named, text
+            assert words.mentioned(text, THINGS) == set(scene.things)
 
 
 def test_every_wording_is_asked_and_answered_without_an_open_slot():
@@ -69,13 +70,13 @@ def test_answers_about_names_are_true():
     assert words.amount("birds", TREE) == 4 and words.amount("people", COUPLE) == 2
     for _ in range(300):
         question, answer, short = words.question("presence", TREE, rng)
-        asked_for = re.search(r"\b(tree|birds|fence|plant|trunk)\b", question)
+        asked_for = re.search(r"(?i)\b(tree|birds|fence|plant|trunk)\b", question)
         assert answer.startswith("Yes, " if asked_for else "No, "), (question, answer)
         question, answer, short = words.question("count", TREE, rng)
-        if re.search(r"\bbirds\b", question):
+        if re.search(r"(?i)\bbirds\b", question):
             assert "four birds" in answer and short == "four"
         question, answer, _ = words.question("part", TREE, rng)
-        assert bool(re.search("sky|background", question)) == ("pale pink" in answer)
+        assert bool(re.search("(?i)sky|background|upper|top", question)) == ("pale pink" in answer)
 
 
 def test_questions_about_two_pictures_are_answered_from_the_right_one():
