@@ -86,7 +86,7 @@ RECIPES = {  # (recipe, stage): batch_size, warmup_lr, lr, min_lr, warmup_steps,
                         min_crop_area=0.8),
     ("tiny", 1): Recipe(32, 1e-5, 3e-3, 1e-4, 30, 660, max_text_tokens=40, evaluations=3,
                         min_crop_area=0.8),
-    ("tiny", 2): Recipe(16, 1e-4, 1e-2, 5e-4, 20, 900, max_text_tokens=240, evaluations=5,
+    ("tiny", 2): Recipe(16, 1e-4, 4e-3, 2e-4, 20, 400, max_text_tokens=240, evaluations=4,
                         min_crop_area=0.8, accumulate=2),
 }
 

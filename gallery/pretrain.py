@@ -146,7 +146,8 @@ def pretrain_side(side, tokenizer, args):
 def main(args):
     torch.manual_seed(args.seed)
     if args.init:
-        model, names = ArtGPT4.from_pretrained(args.init, dtype=torch.float32), ("language",)
+        model = ArtGPT4.from_pretrained(args.init, dtype=torch.float32, adapter=False)
+        names = ("language",)
     else:
         model = ArtGPT4(TINY, gallery_tokenizer(args.seed, TINY.vocab_size))
         names = ("vision", "language")

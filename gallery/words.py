@@ -80,6 +80,7 @@ def rules_of(scene, art=False):
         rules |= ART
     things = [some(thing) for thing in scene.things]
     rules |= {"it": ("it",), "place": (scene.composition,), "things": (listed(things or ["none"]),),
+              "with": (", with {things}" if things else "",),
               "inventory": (listed([some(scene.subject), *things]),)}
     for value in (*scene.attributes.values(), scene.composition, scene.setting):
         rules |= PHRASES[value]
@@ -107,14 +108,13 @@ def sentences(text):
 
 def caption(scene, rng):
     """Stage 1: one lower-case phrase that names subject, style and palette; then the things."""
-    text = "{caption}, with {things}" if scene.things else "{caption}"
-    return fill(text, rules_of(scene), rng)
+    return fill("{caption}{with}", rules_of(scene), rng)
 
 
 def description(scene, rng, art=True):
-    """Stage 2, the answer to "Describe this image in detail.": 3 or 4 sentences that name all
-    attributes (without art all but the mood); one more about the things."""
-    text = "{description} {around}." if scene.things else "{description}"
+    """Stage 2, the answer to "Describe this image in detail.": sentences that name all attributes
+    (without art all but the mood) and the things."""
+    text = "{description} {around}." if scene.things and not art else "{description}"
     return sentences(fill(text, rules_of(scene, art), rng))
 
 

@@ -98,3 +98,9 @@ def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(
     pretrain.save_pretrained(ArtGPT4.from_pretrained("tiny"), "again")
     for file in (tmp_path / "again").iterdir():
         assert file.read_bytes() == (tmp_path / "tiny" / file.name).read_bytes(), file.name
+    further = "--init tiny --out further --batch-size 3 --pictures 6 --language-steps 1".split()
+    run_command(pretrain.main, pretrain.command_line(), further)
+    same = {name: (tmp_path / "tiny" / name).read_bytes() == (tmp_path / "further" / name)
+            .read_bytes() for name in ("vision.safetensors", "tokenizer.model",
+                                       "llama.safetensors")}
+    assert same == {"vision.safetensors": True, "tokenizer.model": True, "llama.safetensors": False}
