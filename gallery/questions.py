@@ -43,8 +43,8 @@ def pattern(text, rules):
     pieces = re.split(r"{([a-z ]+)}", text)
     for i, piece in enumerate(pieces):
         if i % 2:
-            options = [pattern(option, rules) for option in rules.get(piece, ())]
-            pieces[i] = f"(?:{'|'.join(options) or ANY})"
+            options = [pattern(option, rules) for option in rules.get(piece, ())] or [ANY]
+            pieces[i] = f"(?:{'|'.join(options)})"
         else:
             escaped = re.sub(r"\b([Aa])\\ ", r"\1n?\\ ", re.escape(piece))
             pieces[i] = escaped.replace(r"\(", "(?:").replace(r"\|", "|").replace(r"\)", ")")
