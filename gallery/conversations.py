@@ -10,7 +10,7 @@ from gallery import words
 # How often a question is about a topic: the harder ones more often.
 OFTEN = {"description": 2, "presence": 5, "kind": 4, "count": 3, "spot": 2, "part": 2, "subject": 2,
          "around": 2, "unknown": 6, "page": 0.4, "poem": 0.6}
-APPRECIATED = ("description", "why", "emotions", "situation")         # of which [art] speaks
+APPRECIATED = ("description", "why", "emotions", "emotions", "situation")        # as in [art]
 FOLLOWED, BRIEF = 0.2, 0.1          # shares of rounds: with a follow-up; that ask for a word or two
 ECHOED = 0.1                        # of plain rounds: followed by words to be repeated
 SHORTHAND = {r"\bwhat is\b": ("what's", "whats"), r"\bis not\b": ("isn't",), r"\byou\b": ("u",),

@@ -114,7 +114,7 @@ class Gallery:
             rounds = about_two(self.scenes[other], scene, rng, None, self.art)
             shown = [other, i]
         else:
-            [topic] = some_topics(1, rng) if kind > 0.52 else rng.choices(APPRECIATED)
+            [topic] = some_topics(1, rng) if kind > 0.65 else rng.choices(APPRECIATED)
             rounds = about_one(scene, rng, topic, rng.choice((1, 2, 3, 6)), self.art)
             shown = [i]
         return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)
