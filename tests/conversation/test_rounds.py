@@ -97,14 +97,15 @@ def test_a_question_costs_its_own_tokens_and_is_answered_as_without_a_cache(talk
 # Settings and context
 
 def test_the_settings_reach_the_model(tiny, talk):
+    question = "Describe this image in detail."
     for settings in ({"temperature": 2.0, "top_p": 0.7, "seed": 5}, {"repetition_penalty": 3.0}):
         conversation = talk(**settings)
         flags = conversation.sampling() | {"generator": torch.Generator().manual_seed(5)}
         with torch.inference_mode():
-            prompt = chat_prompt([f"{IMAGE_SLOT} What?"])
+            prompt = chat_prompt([f"{IMAGE_SLOT} {question}"])
             embeds = tiny.embed_prompt(prompt, conversation.image_embeds)
             ids = [int(token) for token in tiny.generate(embeds, 20, **flags)]
-        assert say(conversation, "What?") == tiny.decode(ids)[0].strip()
+        assert say(conversation, question) == tiny.decode(ids)[0].strip()
     assert conversation.new_tokens == 20
 
 
