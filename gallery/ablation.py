@@ -1,8 +1,8 @@
 """When do adapters matter? A dial: `python -m gallery.ablation`.
 
-The frozen language side knows plain talk, and the projection of MiniGPT-4 reads pictures for it.
-From there every arm trains other weights on the same answers, of whose sentences none, a quarter, a
-half or all are new to that side; at last the names of what is seen are new as well. Fixed before:
+From MiniGPT-4, which reads pictures and talks plainly, every arm trains other weights on the same
+answers, of whose sentences none, a quarter, a half or all are new to the frozen language side; at
+last the names of what is seen are new as well. Fixed before any run:
 - Measure: how often two answers, a description and one on the mood, name all four attributes of a
   fresh painting of an unseen pair rightly, under training's prompt and under chat.py's.
 - Comparisons: ArtGPT-4 with the projection alone, and with LoRA on q and v, at each level and under
@@ -46,7 +46,7 @@ SENTENCES = {
     "subject": ("the (picture|painting) shows a {subject} {place}: {detail}",
                 "(the eye is led to|what counts here is) a {subject} {place}"),
     "style": ("this is a {work}", "one would know this fine {work} at once: {technique}"),
-    "palette": ("{colouring}", "{tinting}"),
+    "palette": ("{colouring}", "the {palette} palette is {tone}: {colours}"),
     "mood": ("(it is|the mood is) {mood}", "its {mood} mood rewards a second look: {feeling}")}
 LEVELS = {"0 %": (), "25 %": ("mood",), "50 %": ("mood", "style"), "100 %": ATTRIBUTES,
           "new words too": ATTRIBUTES}
@@ -178,10 +178,11 @@ def make_all(kept, args):
     runs, spawn = kept["runs"], multiprocessing.get_context("spawn")
     sweep = [f"{arm} | {SWEEP_LEVEL} | {rate} | 0" for arm in ARMS for rate in RATES]
     total = len(sweep) + args.seeds * len(LEVELS) * len(ARMS)
-    _, (training, scoring) = make(sweep[0], steps=3)          # a trial
-    hours = total * (training * args.steps / 3 + scoring) / 3600
     progress = Progress("ablation", total, "runs", before=len(runs))
-    progress.say(f"{total} runs, about {hours:.2g} h of CPU time; {len(runs)} are there")
+    if len(runs) < total:
+        _, (training, scoring) = make(sweep[0], steps=3)      # a trial
+        hours = total * (training * args.steps / 3 + scoring) / 3600
+        progress.say(f"{total} runs, about {hours:.2g} h of CPU time; {len(runs)} are there")
     for plan in (lambda: sweep, lambda: planned(runs, args.seeds).flatten().tolist()):
         left = [run for run in plan() if run not in runs]
         with (ProcessPoolExecutor(args.jobs, spawn, end_with_parent) as pool,

@@ -10,7 +10,8 @@ from gallery import words
 # How often a question is about a topic: the harder ones more often.
 OFTEN = {"description": 2, "presence": 5, "kind": 4, "count": 3, "spot": 2, "part": 2, "subject": 2,
          "around": 2, "unknown": 6, "page": 0.4, "poem": 0.6}
-APPRECIATED = ("description", "why", "emotions", "emotions", "situation")        # as in [art]
+# What [art] has answers to; the longest of them twice as often.
+APPRECIATED = ("description", "why", "emotions", "emotions", "situation")
 FOLLOWED, BRIEF = 0.2, 0.1          # shares of rounds: with a follow-up; that ask for a word or two
 ECHOED = 0.1                        # of plain rounds: followed by words to be repeated
 SHORTHAND = {r"\bwhat is\b": ("what's", "whats"), r"\bis not\b": ("isn't",), r"\byou\b": ("u",),
@@ -115,8 +116,8 @@ def shown_with(scenes, pairs):
 
 
 def about_one(scene, rng, last=None, most=10, art=True):
-    """Rounds about one scene. last: the topic of the last round; None draws it. most: the greatest
-    number of topics. In one of ten the first rounds are forgotten, as when the context is full."""
+    """Rounds about one scene. last: the last topic; None draws it. most: the greatest number of
+    topics. In one of ten the first rounds are forgotten, as when the context is full."""
     topics = some_topics(rng.randint(1, most), rng)
     if last is not None:
         topics[-1] = last
@@ -126,17 +127,12 @@ def about_one(scene, rng, last=None, most=10, art=True):
     return shown_with([scene], rounds)
 
 
-def about_two(first, second, rng, last=None, art=True):
-    """Rounds about two scenes, which come together or one after the other; see about_one.
-
-    A question that names neither is about the last scene that came. last: the topic of the last
-    round; None draws it. If it is not one of words.PAIR_TOPICS, the second scene comes later, after
-    one to three rounds about the first.
-    """
+def about_two(first, second, rng, art=True):
+    """Rounds about two scenes, which come together or, always if the last topic is not one of
+    words.PAIR_TOPICS, the second after some rounds about the first. A question that names neither
+    is about the last scene that came."""
     scenes = (first, second)
     more = rng.choices(("both", "which", "which", "one", *some_topics(4, rng)), k=rng.randint(1, 4))
-    if last is not None:
-        more[-1] = last
     before, new = [], scenes
     if more[-1] in words.PAIR_TOPICS and rng.random() < 0.5:
         more = [topic if topic in words.PAIR_TOPICS else "one" for topic in more]

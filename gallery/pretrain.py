@@ -132,11 +132,11 @@ def pretrain_side(side, tokenizer, args):
         documents = Documents(tokenizer, args.batch_size or 16, TINY.queries, TINY.llama_width,
                               args.seed)
         objective = language_objective(model.to(args.device), documents.batches(args.workers))
-        named = objective[0].items()      # with Muon it needs about half as many steps
-        matrices = [p for name, p in named if p.ndim == 2 and not re.search("embed|head", name)]
-        others = [p for name, p in named if not any(p is matrix for matrix in matrices)]
-        muon = torch.optim.Muon(matrices, lr=8e-3, weight_decay=0.05,
-                                adjust_lr_fn="match_rms_adamw")
+        hidden, others = [], []           # Muon is for hidden matrices alone
+        for name, parameter in objective[0].items():
+            is_hidden = parameter.ndim == 2 and not re.search("embed|head", name)
+            (hidden if is_hidden else others).append(parameter)
+        muon = torch.optim.Muon(hidden, lr=8e-3, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
         train(objective, args.language_steps, [muon, adamw(others, 4e-3)],
               max(1, args.language_steps // 50), side)
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()

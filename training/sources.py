@@ -111,12 +111,10 @@ class Gallery:
             prompt = instruction_prompt(rng.choice(INSTRUCTIONS), self.config.prompt)
             return [self.picture(i)], prompt, words.description(scene, rng, self.art)
         if kind < 0.42:
-            rounds = about_two(self.scenes[other], scene, rng, None, self.art)
-            shown = [other, i]
+            rounds, shown = about_two(self.scenes[other], scene, rng, self.art), [other, i]
         else:
             [topic] = some_topics(1, rng) if kind > 0.65 else rng.choices(APPRECIATED)
-            rounds = about_one(scene, rng, topic, rng.choice((1, 2, 3, 6)), self.art)
-            shown = [i]
+            rounds, shown = about_one(scene, rng, topic, rng.choice((1, 2, 3, 6)), self.art), [i]
         return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)
 
 

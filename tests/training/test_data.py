@@ -102,6 +102,15 @@ def test_an_example_is_what_the_model_is_given_and_its_text_is_cut_at_its_longes
         assert short == targets[:len(short)] and short_ids == ids[:len(short)]
 
 
+def test_of_a_talk_all_answers_are_learned_and_no_question(source, model, monkeypatch):
+    talk = chat_prompt([f"{IMAGE_SLOT} Is it a cat?", "No.", "Why?"])
+    monkeypatch.setattr(source, "example", lambda i, *_: ([source.picture(i)], talk, "It is not."))
+    _, ids, targets, _ = examples_of(source, model)[0, 0, 0]
+    learned = model.tokenizer.decode([token for token in targets if token != IGNORE])
+    assert learned.replace(" ", "") == "No.###Human:Itisnot.###"
+    assert all(target in (IGNORE, token) for target, token in zip(targets, ids[1:], strict=False))
+
+
 @pytest.mark.parametrize("stage, style, end", [
     (1, "vicuna_v0", "\n"), (2, "vicuna_v0", "###"), (2, "vicuna_v1", "</s>")])
 def test_an_answer_ends_as_stage_and_conversation_format_say(tmp_path, stage, style, end):
