@@ -46,7 +46,7 @@ SENTENCES = {
     "subject": ("the (picture|painting) shows a {subject} {place}: {detail}",
                 "(the eye is led to|what counts here is) a {subject} {place}"),
     "style": ("this is a {work}", "one would know this fine {work} at once: {technique}"),
-    "palette": ("{colouring}", "the {palette} palette is {tone}: {colours}"),
+    "palette": ("{colouring}", "{tinting}"),
     "mood": ("(it is|the mood is) {mood}", "its {mood} mood rewards a second look: {feeling}")}
 LEVELS = {"0 %": (), "25 %": ("mood",), "50 %": ("mood", "style"), "100 %": ATTRIBUTES,
           "new words too": ATTRIBUTES}
