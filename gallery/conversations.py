@@ -8,8 +8,8 @@ from artgpt4 import IMAGE_SLOT, chat_prompt
 from gallery import words
 
 # How often a question is about a topic: the harder ones more often.
-OFTEN = {"description": 2, "presence": 5, "kind": 4, "count": 3, "spot": 2, "part": 2, "subject": 2,
-         "around": 2, "unknown": 6, "page": 0.4, "poem": 0.6}
+OFTEN = {"description": 2, "presence": 6, "kind": 4, "count": 3, "spot": 2, "part": 2, "subject": 3,
+         "around": 3, "composition": 2, "style": 2, "mood": 2, "unknown": 6, "page": 0.6}
 # What [art] has answers to; the longest of them twice as often.
 APPRECIATED = ("description", "why", "emotions", "emotions", "situation")
 FOLLOWED, BRIEF = 0.2, 0.1          # shares of rounds: with a follow-up; that ask for a word or two
@@ -49,7 +49,7 @@ def typed(question, rng):
             question = re.sub(pattern, rng.choice(forms), question, flags=re.IGNORECASE)
     if rng.random() < 0.06:
         question = re.sub(SMALL_WORDS, "", question) or question
-    if rng.random() < 0.08:
+    if rng.random() < 0.05:
         aside = " ".join(rng.sample(LONG_WORDS, rng.randint(2, 9)))
         question = aside + rng.choice((", ", ". ", ": ", " - ", "? ")) + question
     if rng.random() < 0.15:
@@ -69,6 +69,12 @@ def typed(question, rng):
     elif form < 0.38:
         body = body.upper()
     return body + mark
+
+
+def echoed(word, rng):
+    """A word, or what may stand in a caption that the frozen side could not write otherwise."""
+    return rng.choice((word, word, word, word.capitalize(), f"{word}'s", f"{word},",
+                       f"{word}-{word}", str(rng.randrange(2100)), words.no_word(rng)))
 
 
 # ---- Rounds
@@ -93,7 +99,7 @@ def rounds_about(scene, topics, rng, art):
         if rng.random() < FOLLOWED:
             rounds.append(follow_up(scene, answer, short, rng, art))
         if not art and rng.random() < ECHOED:
-            said = " ".join(rng.sample(OF_ART, rng.randint(1, 8)))
+            said = " ".join(echoed(word, rng) for word in rng.sample(OF_ART, rng.randint(1, 8)))
             rounds.append((f"{rng.choice(('Say', 'Repeat', 'Write'))}: {said}", said))
     return rounds
 

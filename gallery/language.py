@@ -29,10 +29,11 @@ NOISE = 0.05                        # the deviation of what is added to the vect
 
 
 def facts(scene, rng):
-    """What a picture shows, fact by fact, as words. The mood is told half of the time: a model then
-    learns to infer it from palette and style."""
-    told = [scene.subject, scene.composition, words.listed(scene.things or ("alone",)),
-            scene.setting, scene.style, scene.palette]
+    """What a picture shows, fact by fact, as words; its things are one fact or several. The mood is
+    told half of the time: a model then learns to infer it from palette and style."""
+    things = list(scene.things or ("alone",))
+    things = things if rng.random() < 0.5 else [words.listed(things)]
+    told = [scene.subject, scene.composition, *things, scene.setting, scene.style, scene.palette]
     return [*told, scene.mood] if rng.random() < 0.5 else told
 
 

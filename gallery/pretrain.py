@@ -41,7 +41,8 @@ TINY = Config(
     qformer_width=128, qformer_layers=4, qformer_heads=2, qformer_mlp_width=512, llama_width=192,
     llama_layers=4, llama_heads=4, llama_kv_heads=4, llama_mlp_width=512, context=1024,
     vocab_size=1248, adapter_width=48)
-VISION = ("vit.", "ln_vision.", "qformer.")
+SIDES = {"vision": ("vision.safetensors", ("vit", "ln_vision", "qformer")),
+         "language": ("llama.safetensors", ("llama",))}       # the file of each, and its parts
 
 
 def initialise(module):
@@ -57,12 +58,18 @@ def initialise(module):
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if linear else 0.2)
 
 
-def train(objective, steps, optimizers, warmup, what):
-    """A run with a warm-up and a cosine to zero. objective: ({name: parameter}, loss_of_step),
-    where loss_of_step(step) -> (loss, a note for the progress line, which is called `what`).
-    optimizers: each of one group, whose rate is the highest."""
+def train(objective, steps, what):
+    """A run with a warm-up of 2 % and a cosine to zero: Muon for the hidden matrices, AdamW for all
+    else. objective: ({name: parameter}, loss_of_step), where loss_of_step(step) -> (loss, a note
+    for the progress line, which is called `what`)."""
     parameters, loss_of_step = objective
-    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    hidden, others = [], []
+    for name, parameter in parameters.items():
+        is_hidden = parameter.ndim == 2 and not re.search("embed|head", name)
+        (hidden if is_hidden else others).append(parameter)
+    optimizers = {
+        8e-3: torch.optim.Muon(hidden, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        4e-3: torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.05)}
     progress = Progress(what, steps, "steps")
     for step in range(steps):
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
@@ -71,26 +78,20 @@ def train(objective, steps, optimizers, warmup, what):
             parameter.grad = None
         loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        for peak, optimizer in zip(peaks, optimizers, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * min((step + 1) / warmup, cosine)
+        for peak, optimizer in optimizers.items():
+            optimizer.param_groups[0]["lr"] = peak * min((step + 1) / (1 + steps // 50), cosine)
             optimizer.step()
         if step % 20 == 0 or step + 1 == steps:               # a GPU need not wait every step
             note_of_loss = f"loss {loss.item():.3f}{note}"
         progress.show(step + 1, note_of_loss)
 
 
-def adamw(parameters, lr):
-    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
-
-
 def save_pretrained(model, folder):
     """Write a weights folder: config.json, tokenizer.model and three files of tensors."""
     folder, state = Path(folder), model.state_dict()
-    llama = {name: tensor for name, tensor in state.items()
-             if name.startswith("llama.") and ".adapter." not in name}
-    vision = {name: tensor for name, tensor in state.items() if name.startswith(VISION)}
-    save_tensors(vision, folder / "vision.safetensors")
-    save_tensors(llama, folder / "llama.safetensors")
+    for file, parts in SIDES.values():
+        save_tensors({name: tensor for name, tensor in state.items()
+                      if name.split(".")[0] in parts and ".adapter." not in name}, folder / file)
     trainable = {name: state[name] for name in model.trainable_names()}
     save_tensors(trainable, folder / "adapter.safetensors")
     with written_beside(folder / "tokenizer.model") as path:
@@ -114,47 +115,37 @@ def pretrain_side(side, tokenizer, args):
     torch.manual_seed(args.seed)
     model = ArtGPT4(TINY, tokenizer)
     torch.manual_seed(args.seed)              # again, so that no size of the other side counts
+    file, parts = SIDES[side]
+    for part in parts:
+        initialise(model.get_submodule(part))
+    shrink_outputs(model)
+    if args.init:
+        model.load_state_dict(load_file(args.init / file), strict=False)
+    model.to(args.device)
     if side == "vision":
-        parts = VISION
-        initialise(model.vit)
-        initialise(model.qformer)
-        shrink_outputs(model)
         photographs = Photographs(TINY, args.pictures, args.seed, args.vision_steps,
                                   args.batch_size or 48)
-        objective = vision_objective(model.to(args.device), photographs, args.workers)
-        train(objective, args.vision_steps, [adamw(objective[0].values(), 1e-3)],
-              max(1, args.vision_steps // 20), side)
+        objective = vision_objective(model, photographs, args.workers)
     else:
-        parts = ("llama.",)
-        initialise(model.llama)
-        if args.init:
-            model.load_state_dict(load_file(args.init / "llama.safetensors"), strict=False)
         documents = Documents(tokenizer, args.batch_size or 16, TINY.queries, TINY.llama_width,
                               args.seed)
-        objective = language_objective(model.to(args.device), documents.batches(args.workers))
-        hidden, others = [], []           # Muon is for hidden matrices alone
-        for name, parameter in objective[0].items():
-            is_hidden = parameter.ndim == 2 and not re.search("embed|head", name)
-            (hidden if is_hidden else others).append(parameter)
-        muon = torch.optim.Muon(hidden, lr=8e-3, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
-        train(objective, args.language_steps, [muon, adamw(others, 4e-3)],
-              max(1, args.language_steps // 50), side)
+        objective = language_objective(model, documents.batches(args.workers))
+    train(objective, getattr(args, f"{side}_steps"), side)
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()
-            if name.startswith(parts)}
+            if name.split(".")[0] in parts}
 
 
 def main(args):
     torch.manual_seed(args.seed)
     if args.init:
         model = ArtGPT4.from_pretrained(args.init, dtype=torch.float32, adapter=False)
-        names = ("language",)
     else:
         model = ArtGPT4(TINY, gallery_tokenizer(args.seed, TINY.vocab_size))
-        names = ("vision", "language")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, spawn, end_with_parent) as pool:
-        for side in [pool.submit(pretrain_side, name, model.tokenizer, args) for name in names]:
-            model.load_state_dict(side.result(), strict=False)
+        for trained in [pool.submit(pretrain_side, side, model.tokenizer, args)
+                        for side in SIDES if getattr(args, f"{side}_steps")]:
+            model.load_state_dict(trained.result(), strict=False)
     trainable = model.trainable_names()                       # stays float32
     for name, parameter in model.named_parameters():
         if name not in trainable:
@@ -169,19 +160,16 @@ def main(args):
 def command_line():
     parser = argparse.ArgumentParser(prog="python -m gallery.pretrain",
                                      description=__doc__.partition("\n")[0])
-    count = number(int, 1, 10**6)
-    parser.add_argument("--init", type=Path, metavar="FOLDER",
-                        help="weights to go on from: their language side is trained further, the "
-                             "vision side stays as it is")
+    parser.add_argument("--init", type=Path, metavar="FOLDER", help="weights to go on from")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"),
                         help="weights folder to write (default: %(default)s)")
     for flag, default, what in (
-            ("--vision-steps", 2400, "of the vision side"),
-            ("--pictures", 10000, "plain scenes to draw"),
-            ("--language-steps", 6000, "of the language side")):
-        parser.add_argument(flag, type=count, default=default,
+            ("--vision-steps", 4500, "of the vision side; 0: it stays as it is"),
+            ("--language-steps", 6000, "of the language side; 0: it stays as it is"),
+            ("--pictures", 10000, "plain scenes to draw")):
+        parser.add_argument(flag, type=number(int, 0, 10**6), default=default,
                             help=f"{what} (default: %(default)s)")
-    parser.add_argument("--batch-size", type=count,
+    parser.add_argument("--batch-size", type=number(int, 1, 10**6),
                         help="of both sides (default: 48 pictures, 16 documents)")
     parser.add_argument("--device", type=device, default="cpu",
                         help="cuda, cuda:1, cpu, ... (default: %(default)s)")

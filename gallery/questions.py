@@ -91,8 +91,6 @@ def truths(scene):
     for topic in words.TOPICS:
         for seed in range(60 if topic in words.ABOUT else 4):
             told, slots = words.asked_about(topic, scene, random.Random(seed), rules)
-            if told == "not so":
-                del slots["kind"]
             if told not in DENIALS:
                 claims[repr((told, slots))] = told, slots
             shorts.add(words.question(topic, scene, random.Random(seed))[2])
@@ -104,9 +102,9 @@ def contradicts(text, scene, claims):
     denied, rules = " ".join(re.findall(r"\bno ([a-z ]+)", text.lower())), words.rules_of(scene)
     people = ("person", "people")[:2 * words.amount("people", scene)]
     shown = (scene.subject, *scene.things, *people, *rules["sky part"], *rules["ground part"])
-    first = re.match("[a-z]*", text.lower())[0]
+    said = re.findall(r"\b(?:yes|no)\b(?=[.,])", text.lower())
     return bool(words.mentioned(denied, shown)) or any(
-        {first, *words.PLAIN.get(f"short {told}", ())} == {"yes", "no"} for told, _ in claims)
+        {*said, *words.PLAIN.get(f"short {told}", ())} == {"yes", "no"} for told, _ in claims)
 
 
 def verdict(text, scene, claims):

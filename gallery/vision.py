@@ -72,11 +72,21 @@ def blotches(x, rng):
     spots = torch.randn(len(x), 3, 28, 28)
     return x + F.interpolate(spots, size=x.shape[2:], mode="bilinear") * rng.uniform(0.05, 0.2)
 
-def mosaic(x, rng):
-    """Square cells of one colour each."""
-    size, cell = x.shape[-1], rng.choice((3, 4, 5, 6, 7))
-    cells = F.avg_pool2d(x, cell, ceil_mode=True)
-    return F.interpolate(cells, scale_factor=cell)[..., :size, :size]
+def pieces(x, rng):
+    """Pieces, square or not, off in colour or of one colour each, with or without joints."""
+    flat, size = rng.random() < 0.4, x.shape[-1]
+    count = round(size / rng.uniform(4, 8 if flat else 18))
+    at, middles = torch.arange(size) + 0.5, (torch.arange(count) + 0.5) * size / count
+    middles = torch.cartesian_prod(middles, middles)
+    middles = middles + (torch.rand_like(middles) - 0.5) * rng.choice((0, 0.9)) * size / count
+    piece = torch.cdist(torch.cartesian_prod(at, at), middles).argmin(dim=1).view(size, size)
+    rows, columns = middles.long().T
+    off = torch.randn(len(x), 3, count**2)[:, :, piece] * rng.uniform(0, 0.15)
+    cut = (blur(x, 1)[:, :, rows, columns][:, :, piece] if flat else x) + off
+    joints = F.pad(piece, (0, 1, 0, 1))
+    joints = (joints[:-1, 1:] != piece) | (joints[1:, :-1] != piece)
+    joints = blur(joints.float().expand(1, 3, -1, -1), 0.7) * rng.uniform(0, 1.5)
+    return cut + (rng.choice((0, 0.1, 0.9)) - cut) * joints.clamp(max=1)
 
 def grille(x, rng):
     """Behind bars, dark or light, of any width, straight or bent."""
@@ -118,9 +128,14 @@ def rain(x, rng):
     return x + (rng.choice((0.1, 0.95)) - x) * streaks * rng.uniform(0.3, 0.8)
 
 def outlined(x, rng):
-    """Sharpened until every edge has a dark line."""
-    smooth = blur(x, rng.uniform(0.6, 2.0))
-    return x - (x - smooth).abs().mean(dim=1, keepdim=True) * rng.uniform(3, 8)
+    """Every edge has a line, thin or thick; what lies between may be blurred, moved, faded."""
+    edges = (x - blur(x, rng.uniform(0.6, 2.5))).abs().mean(dim=1, keepdim=True)
+    edges = (edges * rng.uniform(5, 25) - rng.uniform(0, 0.3)).clamp(0, 1)
+    fill = blur(x, rng.choice((0.4, 1.5, 3)))
+    if rng.random() < 0.4:
+        fill = fill + (rng.choice((0.1, 0.95, 0.95)) - fill) * rng.uniform(0.2, 0.8)
+    fill = fill.roll((rng.randint(-2, 2), rng.randint(-2, 2)), dims=(2, 3))
+    return fill + (rng.choice((0, 0.1, 0.1, 0.95)) - fill) * edges
 
 def confetti(x, rng):
     """Small cells, each a little off in its colour."""
@@ -145,15 +160,18 @@ def faded(x, rng):
     return gray(x) + (x - gray(x)) * rng.uniform(0, 0.4)
 
 # Pre-training is reproducible: the order is part of what a seed means. The first is none.
-EFFECTS = (None, soft, grain, blotches, mosaic, grille, halftone, scanlines, rippled_glass,
+EFFECTS = (None, soft, grain, blotches, pieces, grille, halftone, scanlines, rippled_glass,
            posterised, fog, rain, outlined, confetti, brushed, faded)
 
 def photograph(pictures, rng, share, groups=16):
     """Photographs of pictures, uint8 (B, S, S, 3) -> pixels (B, 3, S, S) in 0 .. 1, and two numbers
     of EFFECTS for each, (B, 2). All vary in exposure and tint. A share `share` gets one or two of
-    EFFECTS, drawn for each of `groups` groups of neighbours."""
+    EFFECTS, drawn for each of `groups` groups of neighbours; a third of it other colours."""
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-    negative = torch.rand(len(x)) < 0.2 * share               # shapes must do where colours mislead
+    mixed = torch.randn(len(x), 3, 3).mul(1.5).softmax(dim=2)
+    mixed[torch.rand(len(x)) >= 0.33 * share] = torch.eye(3)
+    x = (mixed @ x.flatten(2)).view_as(x)                     # shapes must do where colours mislead
+    negative = torch.rand(len(x)) < 0.2 * share
     x[negative] = 1 - x[negative]
     x = x * (0.7 + 0.6 * torch.rand(len(x), 3, 1, 1)) + 0.2 * torch.rand(len(x), 3, 1, 1) - 0.1
     x = x.clamp(0, 1)
@@ -186,7 +204,7 @@ TASKS = {
     "subject": Task(slice(0, 1), len(SUBJECTS), shares_loss, 1.5),
     "composition": Task(slice(1, 2), len(COMPOSITIONS), shares_loss, 0.5),
     "box": Task(slice(1, 2), 4, F.smooth_l1_loss, 9),        # the subject's centre and deviation
-    "things": Task(slice(2, 3), len(THINGS), F.binary_cross_entropy_with_logits, 3),
+    "things": Task(slice(2, 3), len(THINGS), F.binary_cross_entropy_with_logits, 6),
     "setting": Task(slice(3, 4), len(SETTINGS), shares_loss, 0.3),
     "effects": Task(slice(4, 5), len(EFFECTS), shares_loss, 1),
     "colours": Task(slice(5, 6), 4**3, shares_loss, 0.5),    # a histogram
@@ -345,7 +363,9 @@ def vision_objective(model, photographs, workers=0):
     def loss_of_step(step):
         nonlocal named_rightly
         pixels, targets, subject_shares = next(batches)
-        patches = model.ln_vision(model.vit(pixels.to(device)))         # (B, P, Dv)
+        with torch.autocast(device.type, torch.bfloat16):
+            patches = model.vit(pixels.to(device))
+        patches = model.ln_vision(patches.float())                      # (B, P, Dv)
         queries, attention = watched(model.qformer, patches)            # (B, Q, D), (B, Q, P)
         loss = POINTING * pointing_loss(attention, subject_shares.to(device))
         for name, task in TASKS.items():
@@ -357,5 +377,6 @@ def vision_objective(model, photographs, workers=0):
         named_rightly += 0.02 * (right.float().mean().item() - named_rightly)
         return loss, f", subject {named_rightly:.0%}"
 
-    modules = nn.ModuleList((model.vit, model.ln_vision, model.qformer, heads))
+    modules = nn.ModuleDict({"vit": model.vit, "ln_vision": model.ln_vision,
+                             "qformer": model.qformer, "heads": heads})
     return dict(modules.named_parameters()), loss_of_step

@@ -139,7 +139,7 @@ def amount(name, scene):
     return AMOUNTS.get(name, 1) if name in (scene.subject, *scene.things) else 0
 
 
-def absent(scene, rng, unknown=0.6):
+def absent(scene, rng, unknown=0.5):
     """A name of what the scene does not show: one of the gallery's, or with the share `unknown` one
     that it does not have, which may be no word at all."""
     if rng.random() < unknown:
@@ -182,9 +182,9 @@ def slots_of(name):
 def about_presence(scene, rng, rules):
     shown = [scene.subject, *scene.things, *("person", "people")[:PEOPLE.get(scene.subject, 0)]]
     form = rng.random()
-    if form < 0.1 and "also" in rules:
+    if form < 0.08 and "also" in rules:
         return "also", slots_of(rng.choice(rules["also"]))
-    if form < 0.5:
+    if form < 0.45:
         return "present", slots_of(rng.choice(shown))
     return "missing", slots_of(absent(scene, rng))
 
@@ -221,24 +221,24 @@ def about_count(scene, rng, rules):
     return "number" if number else "none", slots | {"number": (NUMBERS[number],), "is": ("are",)}
 
 
-def kind_of(attribute, value, rng):
+def kinds_of(attribute, value):
     """What a picture with that value of an attribute is: "a woodcut", "in rose colours"."""
     if attribute == "style":
-        return f"a {rng.choice(PHRASES[value]['work'])}"
-    return {"subject": f"a painting of a {value}", "palette": f"in {value} colours",
-            "mood": value}[attribute]
+        return tuple(some(work) for work in PHRASES[value]["work"])
+    return ({"subject": f"a painting of a {value}", "palette": f"in {value} colours",
+             "mood": value}[attribute],)
 
 
 def about_kind(scene, rng, rules):
     attribute, form = rng.choice(tuple(VALUES)), rng.random()
-    truth = scene.attributes[attribute]
+    value = scene.attributes[attribute]
+    truth = kinds_of(attribute, value)
     if form < 0.5:
-        return "so", {"kind": (kind_of(attribute, truth, rng),)}
-    other = rng.choice([value for value in VALUES[attribute] if value != truth])
-    kind = kind_of(attribute, other, rng)
+        return "so", {"kind": truth, "truth": truth}
+    kinds = kinds_of(attribute, rng.choice([one for one in VALUES[attribute] if one != value]))
     if form < 0.65:
-        kind = rng.choice(rules.get(f"foreign {attribute}", (kind,)))
-    return "not so", {"kind": (kind,), "truth": (kind_of(attribute, truth, rng),)}
+        kinds = rules.get(f"foreign {attribute}", kinds)
+    return "not so", {"kind": kinds, "truth": truth}
 
 
 ABOUT = {"presence": about_presence, "count": about_count, "spot": about_spot, "part": about_part,
@@ -297,7 +297,7 @@ def pair_question(topic, scenes, rng, art=True):
         matching = [rules for rules in (first, second) if rules[attribute] == (value,)]
         told = ("neither of them.", "{tell which}", "both of them.")[len(matching)]
         short = ("neither", "the {nth}", "both")[len(matching)]
-        own = (matching or [first])[0] | {"kind": (kind_of(attribute, value, rng),)}
+        own = (matching or [first])[0] | {"kind": kinds_of(attribute, value)}
     asked = ask(WORDINGS[topic], own, rng)
     return asked, sentences(fill(told, own, rng)), fill(short, own, rng)
 

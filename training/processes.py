@@ -15,9 +15,9 @@ UNDER_TORCHRUN = "RANK" in os.environ
 
 @contextlib.contextmanager
 def processes(device):
-    """Join the processes of torchrun, if there are any. Yields the device of this one. After a
-    block that succeeds, a process of torchrun ends here, at once: shutting Python down aborted one
-    now and then, after all was done. Raises ValueError if another process is lost."""
+    """Join the processes of torchrun, if there are any. Yields the device of this one. After the
+    block, or when another process is lost, a process of torchrun ends here, at once, with 0 or 1:
+    shutting Python down aborted one now and then, after all was done or said."""
     if not UNDER_TORCHRUN:
         yield device
         return
@@ -25,17 +25,19 @@ def processes(device):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    code = 0
     try:
         yield device
         dist.destroy_process_group()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise ValueError(f"rank {RANK} lost another process of this run and ends too; mend its "
-                         "error, then run the same command with --resume") from error
+        code = 1
+        print(f"train.py: rank {RANK} lost another process of this run and ends too; mend its "
+              "error, then run the same command with --resume", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def say(line, file=None):
