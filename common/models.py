@@ -83,7 +83,8 @@ def foreign_files_explained():
         if name.endswith("config.json"):
             reason += "; convert_weights.py makes a weights folder"
         elif os.path.isfile(name):
-            reason = what_it_is(name) or reason
+            with open(name, "rb") as file:
+                reason = what_it_is(file.read(300)) or reason
         raise ValueError(f"{name}: {reason}") from None
 
 
