@@ -16,13 +16,12 @@ from pathlib import Path
 
 from common.command_line import printable, run_command
 from common.files import open_image, written_beside
-from common.models import describe, load, model_flags
+from common.models import SAMPLES, describe, load, model_flags
 from common.page import page, paragraph
 from explanation.chapters import chapters, counts
 from explanation.figures import STYLE, drawings, picture_style
 from explanation.recording import Tour
 
-SAMPLES = Path(__file__).resolve().parent / "samples"
 DEFAULT_OUT = Path("runs/explain.html")
 QUESTION = "Describe this image in detail."
 

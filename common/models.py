@@ -12,7 +12,8 @@ from common.command_line import Progress
 from common.files import check_file, what_it_is
 from common.int8 import is_int8, pack, quantised
 
-TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
+ROOT = Path(__file__).resolve().parent.parent
+TINY, SAMPLES = ROOT / "weights" / "tiny", ROOT / "samples"
 WIDE = 1024         # from this width of LLaMA on, products are large enough for several threads
 
 
