@@ -11,7 +11,6 @@ from artgpt4 import (IMAGE_ID, IMAGE_SLOT, INSTRUCTIONS, KVCache, chat_prompt, i
 from common.int8 import is_int8
 from common.models import answers
 from gallery.attention import recorded_attention
-from gallery.familiarity import read_measure, unfamiliar
 from gallery.surgery import transplanted
 
 LONGEST = 120                                                 # tokens of an answer
@@ -48,7 +47,6 @@ class Tour:
 
     def __init__(self, args, model, images):
         self.model, self.folder, self.question = model, args.weights, args.prompt
-        self.measure = read_measure(args.weights, args.adapter)
         self.even_if_large = args.surgery                     # make the chapter that takes minutes
         self.image, self.other = images
         self.grid = model.config.image_size // model.config.patch_size   # patches along a side
@@ -100,10 +98,6 @@ class Tour:
                 if ended:
                     break
         self.text = self.text.strip()
-
-    def is_unfamiliar(self):
-        """Whether the picture is unlike those of the training; None if nobody can tell."""
-        return unfamiliar(self.model, self.measure, self.image_embeds[0])
 
     def looks_at_image(self):
         """(N, Q): the attention to each image vector, a mean over blocks and heads."""
