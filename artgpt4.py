@@ -217,17 +217,15 @@ class LlamaAttention(nn.Module):
 
     def __init__(self, config, layer):
         super().__init__()
-        self.layer, self.heads, self.kv_heads = layer, config.llama_heads, config.llama_kv_heads
-        d = config.llama_width // self.heads
-        self.widths = [self.heads * d, self.kv_heads * d, self.kv_heads * d]
-        self.qkv = nn.Linear(config.llama_width, sum(self.widths), bias=False)
+        self.layer, heads, kv_heads = layer, config.llama_heads, config.llama_kv_heads
+        self.heads = [heads, kv_heads, kv_heads]              # of queries, of keys, of values
+        d = config.llama_width // heads
+        self.qkv = nn.Linear(config.llama_width, sum(self.heads) * d, bias=False)
         self.out = nn.Linear(config.llama_width, config.llama_width, bias=False)
 
     def forward(self, x, cos, sin, cache):                    # (B, T, D) -> (B, T, D)
-        q, k, v = self.qkv(x).split(self.widths, dim=-1)
-        q = rotate(split_heads(q, self.heads), cos, sin)
-        k = rotate(split_heads(k, self.kv_heads), cos, sin)
-        v = split_heads(v, self.kv_heads)
+        q, k, v = split_heads(self.qkv(x), sum(self.heads)).split(self.heads, dim=1)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         new, total = q.shape[2], k.shape[2]
@@ -235,7 +233,7 @@ class LlamaAttention(nn.Module):
         if 1 < new < total:                                   # several, after those in the cache
             mask = torch.ones(new, total, dtype=torch.bool, device=x.device).tril(total - new)
         x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=new == total,
-                                           enable_gqa=self.kv_heads != self.heads)
+                                           enable_gqa=q.shape[1] != k.shape[1])
         return self.out(x.transpose(1, 2).flatten(2))
 
 class Adapter(nn.Module):

@@ -9,7 +9,6 @@ reads from memory in a second, since every weight is read once for a token.
 """
 import argparse
 import resource
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,7 @@ from benchmarks.costs import int8_error_table, memory_table, train_table
 from benchmarks.speed import SHAPES, model_table, peers_table, random_model
 from common.command_line import run_command
 from common.int8 import pack
-from common.models import describe, load, model_flags
+from common.models import SAMPLES, describe, load, model_flags
 
 
 def main(args):
@@ -26,8 +25,7 @@ def main(args):
     elif args.train:
         print(train_table(args.device))
     elif args.int8_error:
-        samples = Path(__file__).resolve().parent / "samples"
-        print(int8_error_table(args.weights, sorted(samples.glob("*.png"))))
+        print(int8_error_table(args.weights, sorted(SAMPLES.glob("*.png"))))
     else:
         if args.shape:
             model = random_model(SHAPES[args.shape], getattr(torch, args.dtype or "float32"),

@@ -22,7 +22,7 @@ import torch
 from artgpt4 import INSTRUCTIONS, preprocess
 from common.command_line import Misuse, Progress, number, printable, run_command
 from common.files import is_picture, open_image, pictures_below
-from common.models import describe, load, model_flags
+from common.models import SAMPLES, describe, load, model_flags
 from conversation.rounds import NO_TALK, SETTINGS, Conversation, plain, read_about, read_talk
 from conversation.terminal import Session, named_pictures, typed_path
 from gallery.familiarity import read_measure, unfamiliar
@@ -30,7 +30,6 @@ from gallery.painting import paint
 from gallery.scenes import SEEN_PAIRS, UNSEEN_PAIRS, random_scenes
 from gallery.words import named
 
-SAMPLES = Path(__file__).resolve().parent / "samples"
 STDIN = Path("-")
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from common.command_line import printable, run_command
 from common.files import open_image, written_beside
-from common.models import describe, load, model_flags
+from common.models import SAMPLES, describe, load, model_flags
 from common.page import page, paragraph
 from explanation.chapters import chapters, counts
 from explanation.figures import STYLE, drawings, picture_style
 from explanation.recording import Tour
+from gallery.familiarity import read_measure, unfamiliar
 
-SAMPLES = Path(__file__).resolve().parent / "samples"
 DEFAULT_OUT = Path("runs/explain.html")
 QUESTION = "Describe this image in detail."
 
@@ -31,8 +31,10 @@ def introduction(tour, args, links):
     """The head of the page: question and answer, links to the chapters, the model drawn."""
     parameters = counts(tour.model.config)["together"][0]
     about = f"{args.weights.resolve().name}, {parameters:,} parameters, {describe(tour.model)}"
-    warning = ('<p class="warning">This picture looks like no painting that the model knows; '
-               "its answers may be wrong.</p>" if tour.is_unfamiliar() else "")
+    warning, measure = "", read_measure(args.weights, args.adapter)
+    if unfamiliar(tour.model, measure, tour.image_embeds[0]):
+        warning = ('<p class="warning">This picture looks like no painting that the model knows; '
+                   "its answers may be wrong.</p>")
     drawn = "".join(drawings(tour.model.config))
     return (
         '<p>A picture goes in, words about it come out. This page follows one picture '

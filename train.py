@@ -27,7 +27,7 @@ from torch.nn.utils import clip_grad_norm_
 from artgpt4 import IGNORE, TRAINABLE, normalise
 from common.command_line import Misuse, number, run_command
 from common.files import check_file, read_json, save_tensors, written_beside
-from common.models import TINY, load, load_adapter, model_flags
+from common.models import TINY, load, model_flags
 from conversion.checkpoints import open_checkpoint, take_adapter
 from gallery import familiarity, score
 from gallery.album import contact_sheet, painted
@@ -232,10 +232,9 @@ def chosen_recipe(args):
         say(f"recipe {name}, chosen by the weights and flags")
     if (name, args.stage) not in RECIPES:
         raise Misuse(f"--recipe {name} has no stage {args.stage}")
-    recipe = RECIPES[name, args.stage]
-    for key in ("steps", "batch_size", "accumulate", "mode", "seed"):
-        if getattr(args, key) is not None:
-            recipe = replace(recipe, **{key: getattr(args, key)})
+    given = {key: getattr(args, key) for key in (
+        "steps", "batch_size", "accumulate", "mode", "seed") if getattr(args, key) is not None}
+    recipe = replace(RECIPES[name, args.stage], **given)
     if args.lr is not None:
         ratio = args.lr / recipe.lr
         recipe = replace(recipe, lr=args.lr, warmup_lr=recipe.warmup_lr * ratio,
@@ -254,10 +253,9 @@ def load_model(args, resume):
     if file:
         file = file / "adapter.safetensors" if file.is_dir() else file
         check_file(file)
+    args.adapter = file if file and file.suffix == ".safetensors" else None
     model = load(args, train=True)
-    if file and file.suffix == ".safetensors":
-        load_adapter(model, file)
-    elif file:
+    if file and not args.adapter:
         shapes = {name: model.get_parameter(name).shape for name in model.trainable_names()}
         stored = take_adapter(open_checkpoint(file, "adapter"), model.config, shapes)
         model.load_state_dict({name: one("cpu") for name, one in stored.items()}, strict=False)

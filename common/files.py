@@ -54,10 +54,14 @@ def open_image(path, stream=None, side=SIDE):
         stream = open(path, "rb")
     with errors_naming(path), stream:                         # a damaged file can raise anything
         content = io.BytesIO(stream.read())
-        image = identified(content)
+        try:
+            image = Image.open(content, formats=FORMATS)      # decodes nothing yet
+        except UnidentifiedImageError:
+            reason = what_it_is(content.getvalue()[:300]) or "no picture"
+            raise ValueError(f"{reason}; expected a PNG or JPEG") from None
         if image.format == "PNG":                             # decoding alone compares no checksums
             image.verify()
-            image = identified(content)
+            image = Image.open(content, formats=FORMATS)
         size, frames = image.size, getattr(image, "n_frames", 1)
         image.draft(None, [round(side / min(size) * length) for length in size])
         decoded = image.size
@@ -71,15 +75,6 @@ def open_image(path, stream=None, side=SIDE):
         upright.info = {"size": size if image.size == decoded else size[::-1],
                         "frames": 1 if image.format == "MPO" else frames}    # a JPEG's previews
         return upright
-
-
-def identified(content):
-    """The PIL image in a stream of bytes, not decoded. Raises ValueError for what is no picture."""
-    try:
-        return Image.open(content, formats=FORMATS)
-    except UnidentifiedImageError:
-        reason = foreign(content.getvalue()[:300]) or "no picture"
-        raise ValueError(f"{reason}; expected a PNG or JPEG") from None
 
 
 def to_rgb(image):
@@ -142,15 +137,9 @@ def read_json(file):
     return values
 
 
-def foreign(begin):
+def what_it_is(begin):
     """What a file is, by its first bytes, that was taken for another: in words, or None."""
     return next((what for pattern, what in FOREIGN if re.match(pattern, begin, re.DOTALL)), None)
-
-
-def what_it_is(file):
-    """What a regular file is that was taken for safetensors, in words, or None."""
-    with open(file, "rb") as opened:
-        return foreign(opened.read(300))
 
 
 @contextlib.contextmanager

@@ -38,17 +38,12 @@ def two_digits(x):
     return places[..., :2].permute(2, 0, 1).flatten(0, 1), unit
 
 
-def packed_matrix(weight, scale):
-    """What packed_product needs of a matrix int8 (out, in) and its scale (out,), on a CPU: the
-    order in which oneDNN reads it (what torch.compile uses for int8 models)."""
-    packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    return packed, scale.float(), torch.zeros(len(weight), dtype=torch.int64)
-
-
-def packed_product(digits, packed, scale, zeros):
-    """digits uint8 (N, in) times a matrix (out, in) -> float32 (N, out)."""
-    return torch.ops.onednn.qlinear_pointwise(
-        digits, 1.0, ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], "")
+def packed_product(digits, packed, scale):
+    """digits uint8 (N, in) times a matrix (out, in) -> float32 (N, out), on a CPU. packed: the
+    matrix in the order in which oneDNN reads it (what torch.compile uses for int8 models)."""
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    return torch.ops.onednn.qlinear_pointwise(digits, 1.0, ZERO, packed, scale.float(), zeros, None,
+                                              1.0, 0, torch.float32, "none", [], "")
 
 
 def plain_product(digits, weight, scale):
@@ -72,7 +67,8 @@ def exact():
     digits = torch.full((2, 256), 255, dtype=torch.uint8)
     weight = torch.full((32, 256), 127, dtype=torch.int8)
     try:
-        found = packed_product(digits, *packed_matrix(weight, torch.ones(32)))
+        packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        found = packed_product(digits, packed, torch.ones(32))
     except (AttributeError, RuntimeError):                    # a torch without oneDNN
         return False
     return bool((found == 127 * 127 * 256).all())
@@ -118,12 +114,12 @@ class Int8Linear(nn.Module):
         """Digits uint8 (N, in) times the matrix -> floats (N, out)."""
         if self.packed is None:
             return plain_product(digits, self.weight, self.scale)
-        return packed_product(digits, *self.packed)
+        return packed_product(digits, self.packed, self.scale)
 
     def pack(self):
         """Keep the weight in oneDNN's order alone, where that is possible: for answering only."""
         if self.packed is None and self.weight.device.type == "cpu" and exact():
-            self.packed = packed_matrix(self.weight.data, self.scale)
+            self.packed = torch.ops.onednn.qlinear_prepack(self.weight.data, None)
             self.weight.data = self.weight.new_empty(0)
 
 

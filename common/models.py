@@ -2,7 +2,6 @@
 import argparse
 import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,7 +11,8 @@ from common.command_line import Progress
 from common.files import check_file, what_it_is
 from common.int8 import is_int8, pack, quantised
 
-TINY = Path(__file__).resolve().parent.parent / "weights" / "tiny"
+ROOT = Path(__file__).resolve().parent.parent
+TINY, SAMPLES = ROOT / "weights" / "tiny", ROOT / "samples"
 WIDE = 1024         # from this width of LLaMA on, products are large enough for several threads
 
 
@@ -42,18 +42,28 @@ def model_flags(parser):
 
 def load(args, train=False):
     """The model that the flags of model_flags describe; to train: with the adapter as training
-    starts it, and nothing packed. Raises ValueError, naming the file."""
-    folder, adapter = args.weights, None if train else args.adapter
+    starts it unless a file is given, and nothing packed. Raises ValueError, naming the file and
+    what it is."""
+    folder, adapter = args.weights, args.adapter
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")        # large pages: read up to 1/4 faster
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
     if size > 2:                                              # less takes a few seconds
         print(f"loading {folder}, {size:.1f} GB", file=sys.stderr)
-    with foreign_files_explained():
+    try:
         model = ArtGPT4.from_pretrained(
             folder, args.device, args.dtype and getattr(torch, args.dtype), not (train or adapter),
             quantised(args.int8, args.vision_int8))
-    if adapter:
-        load_adapter(model, adapter)
+        if adapter:
+            check_file(adapter)
+            model.load_adapter(adapter)
+    except ValueError as error:
+        name, _, reason = str(error).partition(": ")
+        if name.endswith("config.json"):
+            reason += "; convert_weights.py makes a weights folder"
+        elif os.path.isfile(name):
+            with open(name, "rb") as file:
+                reason = what_it_is(file.read(300)) or reason
+        raise ValueError(f"{name}: {reason}") from None
     for name, parameter in model.named_parameters():
         if not (parameter.dtype == torch.int8 or all(map(torch.isfinite, parameter.aminmax()))):
             raise ValueError(f"{folder}: {name} holds NaN or infinity")
@@ -64,27 +74,6 @@ def load(args, train=False):
     if not train:
         pack(model, Progress if size > 2 else None)
     return model
-
-
-def load_adapter(model, file):
-    """ArtGPT4.load_adapter. Raises ValueError, naming the file and what it is."""
-    check_file(file)
-    with foreign_files_explained():
-        model.load_adapter(file)
-
-
-@contextmanager
-def foreign_files_explained():
-    """Within the block, an error that begins with a file's name says what a foreign one is."""
-    try:
-        yield
-    except ValueError as error:
-        name, _, reason = str(error).partition(": ")
-        if name.endswith("config.json"):
-            reason += "; convert_weights.py makes a weights folder"
-        elif os.path.isfile(name):
-            reason = what_it_is(name) or reason
-        raise ValueError(f"{name}: {reason}") from None
 
 
 def fits_as_float32(model):

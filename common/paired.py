@@ -6,20 +6,18 @@ import numpy as np
 FEWEST_ITEMS = 8                                              # with fewer there is no interval
 LEAN = 0.2          # items: how much a group's scatter leans on that of all; most where it has two
 HEADING = ("difference", "95 % interval", "wins, ties, losses")
-
-
 Difference = namedtuple("Difference", "mean low high wins ties losses")    # of the first model
 
 
-def paired_difference(first, second, groups=None, level=0.95):
-    """The Difference of two models: the mean of first minus second, its interval (None for fewer
-    than FEWEST_ITEMS items, or if all differ alike), and how many items each won. None if a group
-    has no item with scores of both.
+def paired_difference(first, second, groups=None):
+    """The Difference of two models: the mean of first minus second, its interval of 95 % (None for
+    fewer than FEWEST_ITEMS items, or if all differ alike), by Student's t over items and, where
+    there are several, over seeds, and how many items each won. None if a group has no item with
+    scores of both.
 
     first, second: (S, N) scores of N items, a row for each training seed; the models may have
     different S. Repeats of a judge are no seeds: average them first. NaN or None is no score.
-    groups: N names, each an equal part of the mean; None: every item counts alike. level: of the
-    interval, by Student's t over items and, where there are several, over seeds.
+    groups: N names, each an equal part of the mean; None: every item counts alike.
     """
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     groups = np.zeros(first.shape[1]) if groups is None else np.asarray(groups)
@@ -33,7 +31,7 @@ def paired_difference(first, second, groups=None, level=0.95):
     mean, low, high = float(weights @ differences), None, None
     variance, freedom = uncertainty(first, second, weights, place)
     if len(differences) >= FEWEST_ITEMS and variance > 1e-12:
-        reach = student(level, freedom) * variance ** 0.5
+        reach = student(0.95, freedom) * variance ** 0.5
         low, high = mean - reach, mean + reach
     signs = np.sign(differences.round(12)).tolist()
     return Difference(mean, low, high, *(signs.count(sign) for sign in (1, 0, -1)))

@@ -26,9 +26,9 @@ def open_file(file):
     Raises ValueError, naming it, for what is no whole file of tensors."""
     check_file(file)
     with open(file, "rb") as opened:
-        head = opened.read(9)
+        head = opened.read(300)
     try:
-        if head[8:] == b"{":
+        if head[8:9] == b"{":
             loaded = load_file(file)                          # safetensors
         else:
             mapped = zipfile.is_zipfile(file)                 # else of torch before 1.6
@@ -44,7 +44,7 @@ def open_file(file):
         if code:
             problem = f"holds {code[1]}, which is no plain value; nothing of it was run"
         elif not head.startswith((b"PK", b"\x80")):
-            problem = what_it_is(file) or problem
+            problem = what_it_is(head) or problem
         raise ValueError(f"{file}: {problem}") from None
 
 

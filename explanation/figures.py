@@ -52,7 +52,6 @@ figcaption { font-size: .82rem; color: var(--faint); margin: .25rem 0 .4rem; }
 .case > figure, .case > img { flex: 0 0 6rem; width: 6rem; } .case p { margin: 0; }
 mark { background: rgb(200 100 27/.3); color: inherit; }
 """
-BLUE, ORANGE = (40, 104, 168), (200, 100, 27)
 
 
 def picture_style(image, size=336):
@@ -132,8 +131,8 @@ def bars(rows):
 def heat(value):
     """A value from 0 to 1 as a background that text can be read on, light or dark."""
     if value is None:
-        return "background:rgb({} {} {}/.45)".format(*ORANGE)
-    return "background:rgb({} {} {}/{:.2f})".format(*BLUE, 0.65 * min(max(value, 0), 1))
+        return "background:rgb(200 100 27/.45)"               # orange
+    return f"background:rgb(40 104 168/{0.65 * min(max(value, 0), 1):.2f})"        # blue
 
 
 def token_strip(tokens):

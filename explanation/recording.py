@@ -11,7 +11,6 @@ from artgpt4 import (IMAGE_ID, IMAGE_SLOT, INSTRUCTIONS, KVCache, chat_prompt, i
 from common.int8 import is_int8
 from common.models import answers
 from gallery.attention import recorded_attention
-from gallery.familiarity import read_measure, unfamiliar
 from gallery.surgery import transplanted
 
 LONGEST = 120                                                 # tokens of an answer
@@ -21,20 +20,15 @@ MINIGPT4 = "minigpt4.safetensors"                             # beside adapter.s
 
 
 @contextlib.contextmanager
-def hooked(*pairs):
-    """Forward hooks while the block runs. pairs: (module, function (module, inputs, output))."""
-    handles = [module.register_forward_hook(function) for module, function in pairs]
+def without_adapters(model):
+    """While the block runs, every adapter gives back what it is given."""
+    handles = [block.adapter.register_forward_hook(lambda module, inputs, output: inputs[0])
+               for block in model.llama.blocks]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def without_adapters(model):
-    """While the block runs, every adapter gives back what it is given."""
-    return hooked(*((block.adapter, lambda module, inputs, output: inputs[0])
-                    for block in model.llama.blocks))
 
 
 @torch.inference_mode()
@@ -53,7 +47,6 @@ class Tour:
 
     def __init__(self, args, model, images):
         self.model, self.folder, self.question = model, args.weights, args.prompt
-        self.measure = read_measure(args.weights, args.adapter)
         self.even_if_large = args.surgery                     # make the chapter that takes minutes
         self.image, self.other = images
         self.grid = model.config.image_size // model.config.patch_size   # patches along a side
@@ -68,18 +61,13 @@ class Tour:
         """Encode a PIL image -> its image vectors (1, Q, D). Kept: `pixels` (3, S, S), normalised;
         where patches look, `patch_looks` (L of the ViT, P, P), and queries, `query_looks` (layers
         with cross-attention, Q, P), both means over the heads."""
-        model, crosses = self.model, []
-        layers = [layer for layer in model.qformer.layers if layer.cross_attn is not None]
-
-        def keep(module, inputs, output):                     # its weights are the latest
-            crosses.append(weights[-1])
-
-        self.pixels = preprocess(image, model.config.image_size)
-        with recorded_attention() as weights, hooked(*((each.cross_attn, keep) for each in layers)):
-            image_embeds = model.encode_image(self.pixels[None])
-        blocks = weights[:len(model.vit.blocks)]
-        self.patch_looks, self.query_looks = (
-            torch.cat(looks).mean(dim=1).cpu() for looks in (blocks, crosses))
+        self.pixels = preprocess(image, self.model.config.image_size)
+        with recorded_attention() as weights:
+            image_embeds = self.model.encode_image(self.pixels[None])
+        blocks = self.model.config.vit_layers                 # then, of each two layers of the
+        self.patch_looks, self.query_looks = (                # Q-Former: self, cross, self
+            torch.cat(looks).mean(dim=1).cpu()
+            for looks in (weights[:blocks], weights[blocks + 1::3]))
         return image_embeds
 
     @torch.inference_mode()
@@ -110,10 +98,6 @@ class Tour:
                 if ended:
                     break
         self.text = self.text.strip()
-
-    def is_unfamiliar(self):
-        """Whether the picture is unlike those of the training; None if nobody can tell."""
-        return unfamiliar(self.model, self.measure, self.image_embeds[0])
 
     def looks_at_image(self):
         """(N, Q): the attention to each image vector, a mean over blocks and heads."""

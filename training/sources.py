@@ -15,7 +15,7 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -83,13 +83,6 @@ class Gallery:
         self.scenes = random_scenes(count, "training")
         self.album = painted(self.scenes).filename            # named by what it holds
 
-    @cached_property
-    def paintings(self):                                      # uint8 (N, S, S, 3)
-        return np.load(self.album, mmap_mode="r")
-
-    def __getstate__(self):                                   # a worker maps the file itself
-        return {name: value for name, value in vars(self).items() if name != "paintings"}
-
     def __len__(self):
         return len(self.scenes)
 
@@ -97,7 +90,7 @@ class Gallery:
         return f"painting {i}"
 
     def picture(self, i):
-        return Image.fromarray(self.paintings[i])
+        return Image.fromarray(np.load(self.album, mmap_mode="r")[i])    # reads one of all
 
     def fingerprint(self):
         return zlib.crc32(Path(self.album).name.encode())

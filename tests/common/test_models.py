@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from artgpt4 import ArtGPT4
 from common import models
 from common.int8 import Int8Linear
-from common.models import answers, describe, load, load_adapter, model_flags
+from common.models import answers, describe, load, model_flags
 
 
 def flags(*arguments):
@@ -75,7 +75,7 @@ def test_an_adapter_from_elsewhere_takes_the_place_of_the_folders(weights, tmp_p
     assert all(torch.equal(t, expected.state_dict()[n]) for n, t in loaded.state_dict().items())
     for wrong in (tmp_path / "none", tmp_path, weights["artgpt4"] / "llama.safetensors"):
         with pytest.raises(ValueError, match=str(wrong)):
-            load_adapter(loaded, wrong)
+            load(flags("--weights", weights["artgpt4"], "--adapter", wrong))
 
 
 def test_int8_is_of_the_parts_that_are_asked_for_and_packed_unless_they_train(weights):
