@@ -76,7 +76,8 @@ def test_answers_about_names_are_true():
         if re.search(r"(?i)\bbirds\b", question):
             assert "four birds" in answer and short == "four"
         question, answer, _ = words.question("part", TREE, rng)
-        assert bool(re.search(r"(?i)\b(sky|background|upper|top)\b", question)) == ("pale pink" in answer)
+        about_the_sky = re.search(r"(?i)\b(sky|background|upper|top)\b", question)
+        assert bool(about_the_sky) == ("pale pink" in answer)
 
 
 def test_questions_about_two_pictures_are_answered_from_the_right_one():
