@@ -100,13 +100,13 @@ class Gallery:
         if self.stage == 1:
             return [self.picture(i)], IMAGE_MARK, clean_caption(words.caption(scene, rng))
         kind, other = rng.random(), (7 * i + 1) % len(self)
-        if kind < 0.35 or self.config.prompt != "vicuna_v0":  # conversations have its format alone
+        if kind < 0.30 or self.config.prompt != "vicuna_v0":  # conversations have its format alone
             prompt = instruction_prompt(rng.choice(INSTRUCTIONS), self.config.prompt)
             return [self.picture(i)], prompt, words.description(scene, rng, self.art)
-        if kind < 0.42:
+        if kind < 0.37:
             rounds, shown = about_two(self.scenes[other], scene, rng, self.art), [other, i]
         else:
-            [topic] = some_topics(1, rng) if kind > 0.65 else rng.choices(APPRECIATED)
+            [topic] = some_topics(1, rng) if kind > 0.52 else rng.choices(APPRECIATED)
             rounds, shown = about_one(scene, rng, topic, rng.choice((1, 2, 3, 6)), self.art), [i]
         return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)
 
