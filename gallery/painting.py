@@ -52,8 +52,8 @@ class Plate:
     sun: tuple           # x, y of the light in the picture
 
     def per_shape(self, value):
-        """(n, n) map of value(shape) for the visible shape."""
-        return np.take(np.array([value(shape) for shape in self.shapes], np.float32), self.labels)
+        """(n, n) map of value(shape), a number or several, for the visible shape."""
+        return np.array([value(shape) for shape in self.shapes], np.float32)[self.labels]
 
 # ---- geometry ----
 
@@ -706,13 +706,13 @@ def paper_grain(n):
 def stamp(top, first, centres, brush):
     """Lay S stamps over each other, numbered from `first` on, in `top` (n, n), which has the number
     of the topmost at each pixel, or 0. centres: (S, 2) as x, y. brush: the stamps' pixels relative
-    to these, one after the other; each is (2,), or (S, 2) where the stamps differ."""
-    n, flat = len(top), top.reshape(-1)
+    to these, one after the other; each is (2,), or (S, 2) where the stamps differ. Returns the
+    number after the last."""
     order = np.arange(first, first + len(centres), dtype=np.int32)
     for offset in brush:
-        x, y = np.clip((centres + offset).astype(np.int32), 0, n - 1).T
-        spot = y * n + x
-        flat[spot] = np.maximum(flat[spot], order)
+        x, y = np.clip((centres + offset).astype(np.int32), 0, len(top) - 1).T
+        top[y, x] = np.maximum(top[y, x], order)
+    return first + len(centres)
 
 def jittered_grid(rng, n, spacing, jitter=0.5):
     """(S, 2) points x, y in shuffled order, about `spacing` pixels apart."""
@@ -740,7 +740,7 @@ def ink_wash(plate, rng):
     tone *= 1 + 0.2 * noise(rng, n, 6) + 0.08 * noise(rng, n, 24) + 0.08 * paper_grain(n)
     pigment = {role: np.clip(saturate(mix(c[role], c["main"], 0.5), 0.62), 0.04, 0.9)
                for role in ROLES}
-    absorbed = np.array([-np.log(pigment[s.role]) for s in plate.shapes], np.float32)[plate.labels]
+    absorbed = plate.per_shape(lambda s: -np.log(pigment[s.role]))
     absorbed = 3.3 * blur(absorbed / 3.3, 2 * unit) * (1.35 * tone)[..., None]
     # The wash does not quite keep to the contour.
     shifted = np.maximum(np.arange(n) - int(2 * unit), 0)
@@ -785,8 +785,7 @@ def pointillism(plate, rng):
         reach = radius * unit * scale
         offsets = np.arange(-int(reach), int(reach) + 1)
         disc = np.stack(np.meshgrid(offsets, offsets), -1).reshape(-1, 2)
-        stamp(top, first, centres * scale, disc[(disc ** 2).sum(-1) <= reach ** 2])
-        first += len(centres)
+        first = stamp(top, first, centres * scale, disc[(disc ** 2).sum(-1) <= reach ** 2])
     return to_image(np.take(colour.astype(np.float32), top, axis=0))
 
 def stained_glass(plate, rng):
@@ -836,8 +835,8 @@ def woodcut(plate, rng):
     ink = np.maximum(ink, smoothstep(0.2, 0.3, outline))
     lift = {role: np.clip(0.5 - luma(c[role]), 0, 0.35) * 2 for role in ROLES}
     tint_of = {role: mix(mix(c[role], c["main"], lift[role]), c["accent"], 0.12) for role in ROLES}
-    tint = [tint_of["ground" if s.role == "dark" else s.role] for s in plate.shapes]
-    return mix(np.array(tint, np.float32)[plate.labels], c["dark"] * 0.8, ink[..., None])
+    tint = plate.per_shape(lambda s: tint_of["ground" if s.role == "dark" else s.role])
+    return mix(tint, c["dark"] * 0.8, ink[..., None])
 
 def stroke_flow(image, rng, cells):
     """(cells, cells): the angle of strokes that follow the outlines, from the structure tensor.
@@ -880,8 +879,7 @@ def oil(plate, rng):
         touching = (u < lifted[:, None]) & (u > 0.9 * half - length * (1 - 0.3 * (v / half) ** 2))
         uv = np.stack([u[touching], v[touching]], -1).astype(np.float32)
         brush = (u * along[own] + (v + u * u * bend[own, None]) * across[own] for u, v in uv)
-        stamp(top, first, points, brush)
-        first += len(points)
+        first = stamp(top, first, points, brush)
     grid = np.arange(n, dtype=np.float32)
     dx, dy = grid - np.take(centres[:, 0], top), grid[:, None] - np.take(centres[:, 1], top)
     along_x, along_y = (np.take(part, top) for part in along.T)
