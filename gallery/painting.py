@@ -89,22 +89,17 @@ def mountain(rng):
     shapes = []
     for u, top in peaks:
         half, snow = top * rng.uniform(0.5, 0.62), rng.uniform(0.3, 0.42)
-        down = (0.22, 0.5, 0.75)
-        left = [(u - half * t + rng.uniform(-0.02, 0.02), top * (1 - t)) for t in down]
-        right = [(u + half * t + rng.uniform(-0.02, 0.02), top * (1 - t)) for t in down]
+        left, right = ([(u + side * half * t + rng.uniform(-0.02, 0.02), top * (1 - t))
+                        for t in (0.22, 0.5, 0.75)] for side in (-1, 1))
         ridge = [(u + rng.uniform(-0.03, 0.08) * top, top * (1 - t)) for t in (0.3, 0.55, 0.8)]
         ridge.append((u + 0.1 * half, 0))
         shapes.append(Shape([[(u, top), *left, (u - half, 0), *ridge[::-1]]], "main", 0.12))
         shapes.append(Shape([[(u, top), *right, (u + half, 0), *ridge[::-1]]], "main", -0.4, 0.1))
-        edge = [(u - half * snow, top * (1 - snow)),
-                (u - half * snow * 0.55, top * (1 - snow * 1.15)),
-                (u - half * snow * 0.25, top * (1 - snow * 0.75)),
-                (u + 0.03, top * (1 - snow * 1.3))]
-        away = [(u + half * snow * 0.3, top * (1 - snow * 0.8)),
-                (u + half * snow * 0.62, top * (1 - snow * 1.15)),
-                (u + half * snow, top * (1 - snow))]
-        shapes.append(Shape([[(u, top), *edge]], "accent", 0.5, 0.1))
-        shapes.append(Shape([[(u, top), edge[-1], *away]], "accent", -0.2, 0.1))
+        edge = [(u + half * snow * across, top * (1 - snow * down)) for across, down in (
+            (-1, 1), (-0.55, 1.15), (-0.25, 0.75), (0.3, 0.8), (0.62, 1.15), (1, 1))]
+        edge.insert(3, (u + 0.03, top * (1 - snow * 1.3)))
+        shapes.append(Shape([[(u, top), *edge[:4]]], "accent", 0.5, 0.1))
+        shapes.append(Shape([[(u, top), *edge[3:]]], "accent", -0.2, 0.1))
     return shapes
 
 def lighthouse(rng):
@@ -132,10 +127,8 @@ def sailing_boat(rng):
     big = [(mast + 0.02, 0.25)]
     for t in (1, 0.75, 0.5, 0.25, 0):
         big.append((mast + 0.02 + reach * t + lean * sin(pi * t), 0.25 + 0.7 * (1 - t) - 0.04 * t))
-    jib = [(mast - 0.03, 0.88)]
-    for t in (0.25, 0.5, 0.75, 1):
-        jib.append((mast - 0.03 - 0.38 * t - lean * sin(pi * t), 0.88 - 0.62 * t))
-    jib.append((mast - 0.06, 0.25))
+    jib = [(mast - 0.03 - 0.38 * t - lean * sin(pi * t), 0.88 - 0.62 * t)
+           for t in (0, 0.25, 0.5, 0.75, 1)] + [(mast - 0.06, 0.25)]
     shapes = [Shape([line(mast, deck, mast, 1, 0.022)], "dark"),
               Shape([big], "accent", 0.3, 0.25, (1, 0)),
               Shape([jib], rng.choice(["accent", "main"]), 0.1, 0.2)]
@@ -274,8 +267,7 @@ def cat(rng):
     tail += [oval(u, v, 0.043, steps=10) for u, v in path]
     body = oval(0, 0.2, 0.29, 0.2, LOWER)
     body += [(0.25, 0.34), (0.17, 0.56), (-0.17, 0.56), (-0.25, 0.34)]
-    ears = [[(-0.215, head + 0.07), (-0.19, 1.0), (-0.03, head + 0.17)],
-            [(0.215, head + 0.07), (0.19, 1.0), (0.03, head + 0.17)]]
+    ears = [[(s * 0.215, head + 0.07), (s * 0.19, 1.0), (s * 0.03, head + 0.17)] for s in (-1, 1)]
     inner = [[(u * 0.78 + s * 0.025, v * 0.8 + 0.165) for u, v in ear]
              for ear, s in zip(ears, (-1, 1), strict=True)]
     eyes = [oval(s * 0.09, head + 0.03, 0.048, 0.04, steps=14) for s in (-1, 1)]
