@@ -52,8 +52,8 @@ class Plate:
     sun: tuple           # x, y of the light in the picture
 
     def per_shape(self, value):
-        """(n, n) map of value(shape) for the visible shape."""
-        return np.take(np.array([value(shape) for shape in self.shapes], np.float32), self.labels)
+        """(n, n) map of value(shape), a number or several, for the visible shape."""
+        return np.array([value(shape) for shape in self.shapes], np.float32)[self.labels]
 
 # ---- geometry ----
 
@@ -89,22 +89,17 @@ def mountain(rng):
     shapes = []
     for u, top in peaks:
         half, snow = top * rng.uniform(0.5, 0.62), rng.uniform(0.3, 0.42)
-        down = (0.22, 0.5, 0.75)
-        left = [(u - half * t + rng.uniform(-0.02, 0.02), top * (1 - t)) for t in down]
-        right = [(u + half * t + rng.uniform(-0.02, 0.02), top * (1 - t)) for t in down]
+        left, right = ([(u + side * half * t + rng.uniform(-0.02, 0.02), top * (1 - t))
+                        for t in (0.22, 0.5, 0.75)] for side in (-1, 1))
         ridge = [(u + rng.uniform(-0.03, 0.08) * top, top * (1 - t)) for t in (0.3, 0.55, 0.8)]
         ridge.append((u + 0.1 * half, 0))
         shapes.append(Shape([[(u, top), *left, (u - half, 0), *ridge[::-1]]], "main", 0.12))
         shapes.append(Shape([[(u, top), *right, (u + half, 0), *ridge[::-1]]], "main", -0.4, 0.1))
-        edge = [(u - half * snow, top * (1 - snow)),
-                (u - half * snow * 0.55, top * (1 - snow * 1.15)),
-                (u - half * snow * 0.25, top * (1 - snow * 0.75)),
-                (u + 0.03, top * (1 - snow * 1.3))]
-        away = [(u + half * snow * 0.3, top * (1 - snow * 0.8)),
-                (u + half * snow * 0.62, top * (1 - snow * 1.15)),
-                (u + half * snow, top * (1 - snow))]
-        shapes.append(Shape([[(u, top), *edge]], "accent", 0.5, 0.1))
-        shapes.append(Shape([[(u, top), edge[-1], *away]], "accent", -0.2, 0.1))
+        edge = [(u + half * snow * across, top * (1 - snow * down)) for across, down in (
+            (-1, 1), (-0.55, 1.15), (-0.25, 0.75), (0.3, 0.8), (0.62, 1.15), (1, 1))]
+        edge.insert(3, (u + 0.03, top * (1 - snow * 1.3)))
+        shapes.append(Shape([[(u, top), *edge[:4]]], "accent", 0.5, 0.1))
+        shapes.append(Shape([[(u, top), *edge[3:]]], "accent", -0.2, 0.1))
     return shapes
 
 def lighthouse(rng):
@@ -132,10 +127,8 @@ def sailing_boat(rng):
     big = [(mast + 0.02, 0.25)]
     for t in (1, 0.75, 0.5, 0.25, 0):
         big.append((mast + 0.02 + reach * t + lean * sin(pi * t), 0.25 + 0.7 * (1 - t) - 0.04 * t))
-    jib = [(mast - 0.03, 0.88)]
-    for t in (0.25, 0.5, 0.75, 1):
-        jib.append((mast - 0.03 - 0.38 * t - lean * sin(pi * t), 0.88 - 0.62 * t))
-    jib.append((mast - 0.06, 0.25))
+    jib = [(mast - 0.03 - 0.38 * t - lean * sin(pi * t), 0.88 - 0.62 * t)
+           for t in (0, 0.25, 0.5, 0.75, 1)] + [(mast - 0.06, 0.25)]
     shapes = [Shape([line(mast, deck, mast, 1, 0.022)], "dark"),
               Shape([big], "accent", 0.3, 0.25, (1, 0)),
               Shape([jib], rng.choice(["accent", "main"]), 0.1, 0.2)]
@@ -274,8 +267,7 @@ def cat(rng):
     tail += [oval(u, v, 0.043, steps=10) for u, v in path]
     body = oval(0, 0.2, 0.29, 0.2, LOWER)
     body += [(0.25, 0.34), (0.17, 0.56), (-0.17, 0.56), (-0.25, 0.34)]
-    ears = [[(-0.215, head + 0.07), (-0.19, 1.0), (-0.03, head + 0.17)],
-            [(0.215, head + 0.07), (0.19, 1.0), (0.03, head + 0.17)]]
+    ears = [[(s * 0.215, head + 0.07), (s * 0.19, 1.0), (s * 0.03, head + 0.17)] for s in (-1, 1)]
     inner = [[(u * 0.78 + s * 0.025, v * 0.8 + 0.165) for u, v in ear]
              for ear, s in zip(ears, (-1, 1), strict=True)]
     eyes = [oval(s * 0.09, head + 0.03, 0.048, 0.04, steps=14) for s in (-1, 1)]
@@ -706,13 +698,13 @@ def paper_grain(n):
 def stamp(top, first, centres, brush):
     """Lay S stamps over each other, numbered from `first` on, in `top` (n, n), which has the number
     of the topmost at each pixel, or 0. centres: (S, 2) as x, y. brush: the stamps' pixels relative
-    to these, one after the other; each is (2,), or (S, 2) where the stamps differ."""
-    n, flat = len(top), top.reshape(-1)
+    to these, one after the other; each is (2,), or (S, 2) where the stamps differ. Returns the
+    number after the last."""
     order = np.arange(first, first + len(centres), dtype=np.int32)
     for offset in brush:
-        x, y = np.clip((centres + offset).astype(np.int32), 0, n - 1).T
-        spot = y * n + x
-        flat[spot] = np.maximum(flat[spot], order)
+        x, y = np.clip((centres + offset).astype(np.int32), 0, len(top) - 1).T
+        top[y, x] = np.maximum(top[y, x], order)
+    return first + len(centres)
 
 def jittered_grid(rng, n, spacing, jitter=0.5):
     """(S, 2) points x, y in shuffled order, about `spacing` pixels apart."""
@@ -740,7 +732,7 @@ def ink_wash(plate, rng):
     tone *= 1 + 0.2 * noise(rng, n, 6) + 0.08 * noise(rng, n, 24) + 0.08 * paper_grain(n)
     pigment = {role: np.clip(saturate(mix(c[role], c["main"], 0.5), 0.62), 0.04, 0.9)
                for role in ROLES}
-    absorbed = np.array([-np.log(pigment[s.role]) for s in plate.shapes], np.float32)[plate.labels]
+    absorbed = plate.per_shape(lambda s: -np.log(pigment[s.role]))
     absorbed = 3.3 * blur(absorbed / 3.3, 2 * unit) * (1.35 * tone)[..., None]
     # The wash does not quite keep to the contour.
     shifted = np.maximum(np.arange(n) - int(2 * unit), 0)
@@ -785,8 +777,7 @@ def pointillism(plate, rng):
         reach = radius * unit * scale
         offsets = np.arange(-int(reach), int(reach) + 1)
         disc = np.stack(np.meshgrid(offsets, offsets), -1).reshape(-1, 2)
-        stamp(top, first, centres * scale, disc[(disc ** 2).sum(-1) <= reach ** 2])
-        first += len(centres)
+        first = stamp(top, first, centres * scale, disc[(disc ** 2).sum(-1) <= reach ** 2])
     return to_image(np.take(colour.astype(np.float32), top, axis=0))
 
 def stained_glass(plate, rng):
@@ -836,8 +827,8 @@ def woodcut(plate, rng):
     ink = np.maximum(ink, smoothstep(0.2, 0.3, outline))
     lift = {role: np.clip(0.5 - luma(c[role]), 0, 0.35) * 2 for role in ROLES}
     tint_of = {role: mix(mix(c[role], c["main"], lift[role]), c["accent"], 0.12) for role in ROLES}
-    tint = [tint_of["ground" if s.role == "dark" else s.role] for s in plate.shapes]
-    return mix(np.array(tint, np.float32)[plate.labels], c["dark"] * 0.8, ink[..., None])
+    tint = plate.per_shape(lambda s: tint_of["ground" if s.role == "dark" else s.role])
+    return mix(tint, c["dark"] * 0.8, ink[..., None])
 
 def stroke_flow(image, rng, cells):
     """(cells, cells): the angle of strokes that follow the outlines, from the structure tensor.
@@ -880,8 +871,7 @@ def oil(plate, rng):
         touching = (u < lifted[:, None]) & (u > 0.9 * half - length * (1 - 0.3 * (v / half) ** 2))
         uv = np.stack([u[touching], v[touching]], -1).astype(np.float32)
         brush = (u * along[own] + (v + u * u * bend[own, None]) * across[own] for u, v in uv)
-        stamp(top, first, points, brush)
-        first += len(points)
+        first = stamp(top, first, points, brush)
     grid = np.arange(n, dtype=np.float32)
     dx, dy = grid - np.take(centres[:, 0], top), grid[:, None] - np.take(centres[:, 1], top)
     along_x, along_y = (np.take(part, top) for part in along.T)
