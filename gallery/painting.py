@@ -707,11 +707,11 @@ def jittered_grid(rng, n, spacing, jitter=0.5):
     points = (points + rng.uniform(-jitter, jitter, points.shape)) * (n / count)
     return np.clip(rng.permutation(points), 0, n - 1).astype(np.float32)
 
-# ---- styles ----
+# ---- styles: of a plate of n x n pixels, `unit` of which are one at WORK_SIZE ----
 
-def ink_wash(plate, rng):
+def ink_wash(plate, n, unit, rng):
     """A few soft tones of diluted ink, a brush contour, a seal, and much empty paper."""
-    n, unit, c = len(plate.labels), len(plate.labels) / WORK_SIZE, plate.colours
+    c = plate.colours
     ink_of = {"sky": 0.03 + 0.3 * (1 - luma(c["sky"])), "ground": 0.28, "main": 0.6,
               "accent": 0.08, "dark": 1.0}
     tone = plate.per_shape(lambda s: ink_of[s.role] - s.light * (0.2 if s.role == "sky" else 0.45))
@@ -749,9 +749,9 @@ def ink_wash(plate, rng):
     painting[y:y + side, x:x + side] *= mix(1, seal, 0.9)
     return painting
 
-def pointillism(plate, rng):
+def pointillism(plate, n, unit, rng):
     """Round dots of pure colour on a toned ground, smaller along the outlines."""
-    n, unit, scale = len(plate.labels), len(plate.labels) / WORK_SIZE, 2
+    scale = 2
     outline = blur(borders(plate.labels), 1.5 * unit)
     crowd = jittered_grid(rng, n, 3.4 * unit, 0.4)
     crowd = crowd[outline[tuple(crowd.astype(int).T[::-1])] > 0.1]
@@ -774,9 +774,8 @@ def pointillism(plate, rng):
         first = stamp(top, first, centres * scale, disc[(disc ** 2).sum(-1) <= reach ** 2])
     return np.take(colour.astype(np.float32), top, axis=0)
 
-def stained_glass(plate, rng):
+def stained_glass(plate, n, unit, rng):
     """Pieces of luminous glass, cut so that they respect the shapes, in black lead."""
-    n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
     grid = np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).astype(np.float32)
     seeds = jittered_grid(rng, n, 30 * unit, 0.42)
     seed_label = plate.labels[tuple(seeds.astype(int).T[::-1])]
@@ -797,10 +796,10 @@ def stained_glass(plate, rng):
     image = np.clip(glass, 0.03, 0.93).astype(np.float32)[piece] * shine[..., None]
     return mix(image, plate.colours["dark"] * 0.25, smoothstep(0.13, 0.22, lead)[..., None])
 
-def woodcut(plate, rng):
+def woodcut(plate, n, unit, rng):
     """Carved lines of dark ink that swell with the tone, over flat tints. The lines of the sky are
     rings around the light."""
-    n, unit, c = len(plate.labels), len(plate.labels) / WORK_SIZE, plate.colours
+    c = plate.colours
     grid = np.arange(n, dtype=np.float32)
     angle = plate.per_shape(lambda s: rng.choice([0.5, 0.9, 2.3, 2.7]) if s.subject else pi / 2)
     across = np.cos(angle) * grid + np.sin(angle) * grid[:, None]
@@ -834,10 +833,9 @@ def stroke_flow(image, rng, cells):
     double_cos, double_sin = (np.asarray(part.resize((cells, cells), smooth)) for part in coarse)
     return 0.5 * np.arctan2(double_sin, double_cos)
 
-def oil(plate, rng):
+def oil(plate, n, unit, rng):
     """Short loaded strokes that follow the shapes, finer along the outlines. Ridges of paint catch
     the light."""
-    n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
     outline = blur(borders(plate.labels), 2 * unit)
     is_subject = plate.per_shape(lambda s: s.subject)
     layers = []   # the strokes' centres, half their length, half their width
@@ -881,9 +879,8 @@ def oil(plate, rng):
     layer = layer * (1 + 0.025 * bristles[..., None])
     return layer * (1 + 0.75 * relief + weave) + 0.25 * relief
 
-def watercolour(plate, rng):
+def watercolour(plate, n, unit, rng):
     """Transparent washes that pool at their edges, run together and leave paper between them."""
-    n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
     grid = np.arange(n)
     columns = np.clip(grid + noise(rng, n, 14) * 1.5 * unit, 0, n - 1).astype(int)
     rows = np.clip(grid[:, None] + noise(rng, n, 14) * 1.5 * unit, 0, n - 1).astype(int)
@@ -922,5 +919,5 @@ def paint(scene, size=224):
     seed = [scene.seed, STYLES.index(scene.style), COMPOSITIONS.index(scene.composition)]
     rng = np.random.default_rng(seed)
     plate = render(scene, n, fine=scene.style != "stained glass")
-    painting = to_image(STYLE_PAINTERS[scene.style](plate, rng))
+    painting = to_image(STYLE_PAINTERS[scene.style](plate, n, n / WORK_SIZE, rng))
     return painting.resize((size, size), Image.Resampling.BOX)
