@@ -559,7 +559,7 @@ def scenery(rng, setting, horizon, sun, night):
     return [*shapes, Shape([rolling(rng, horizon + 0.11, 0.025, 3)], "ground", -0.08, 0.15, down)]
 
 def compose(scene):
-    """(shapes from back to front, sun (x, y), the subject's foot y, whether on water)."""
+    """(shapes from back to front, sun (x, y), the subject's foot y)."""
     rng = random.Random(scene.seed)
     far = scene.composition == "far away"
     x = {"to the left": 0.3, "to the right": 0.7}.get(scene.composition, 0.5)
@@ -573,17 +573,14 @@ def compose(scene):
     sun = (0.5 + side * rng.uniform(0.2, 0.34), rng.uniform(0.14, 0.27))
     shapes = scenery(rng, scene.setting, horizon, sun, night=scene.palette == "moonlight")
     places = thing_places(x, foot, horizon, side, taken=0.38 if not far else 0.29)
-    around = {thing: placed(thing, rng, *places[thing], side)
-              for thing in scene.things}
+    around = {thing: placed(thing, rng, *places[thing], side) for thing in scene.things}
     for thing in ("rainbow", "balloon", "birds", "firs"):     # behind the subject
         shapes += around.pop(thing, ())
     if scene.setting != "water":
         shadow = oval(x - side * height * 0.12, foot, height * 0.5, height * 0.045)
         shapes.append(Shape([shadow], "ground", -0.45, 0.1, fine=True))
     shapes += placed(scene.subject, rng, x, foot, height, side)
-    for thing in around.values():
-        shapes += thing
-    return shapes, sun, foot, scene.setting == "water"
+    return shapes + [shape for thing in around.values() for shape in thing], sun, foot
 
 def scene_colours(scene):
     """role -> (3,) RGB in 0 .. 1: the palette's colours, varied a little by the seed."""
@@ -598,7 +595,7 @@ def scene_colours(scene):
 def render(scene, n, fine=True):
     """The scene as a Plate of n x n pixels, without anti-aliasing. fine=False leaves out the
     thinnest shapes."""
-    shapes, sun, foot, on_water = compose(scene)
+    shapes, sun, foot = compose(scene)
     shapes = [shape for shape in shapes if fine or not shape.fine]
     colours = scene_colours(scene)
     canvas = Image.new("L", (n, n))
@@ -627,7 +624,7 @@ def render(scene, n, fine=True):
     glow_x, glow_y = (np.exp((grid - place) ** 2 / -0.05) for place in sun)
     glow = plate.per_shape(lambda s: 0.6 * s.is_sky) * (glow_x * glow_y[:, None])
     image += glow[..., None] * (highlight.astype(np.float32) - image)
-    if on_water:
+    if scene.setting == "water":
         add_reflection(image, plate.per_shape(lambda s: s.subject) > 0, int(foot * n))
     return plate
 
