@@ -11,12 +11,13 @@ import argparse
 import os
 import textwrap
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from common.command_line import Progress, run_command
 from common.files import written_beside
@@ -24,43 +25,35 @@ from gallery.painting import paint
 from gallery.scenes import SAMPLES, SEEN_PAIRS, STYLES, SUBJECTS, UNSEEN_PAIRS, random_scenes
 
 
-class Paintings(Dataset):
-    """Item i is the painting of the i-th scene, uint8 (size, size, 3)."""
-
-    def __init__(self, scenes, size):
-        self.scenes, self.size = scenes, size
-
-    def __len__(self):
-        return len(self.scenes)
-
-    def __getitem__(self, i):
-        return np.array(paint(self.scenes[i], self.size))
+def pixels_of(scene, size):
+    """The painting of a scene, uint8 (size, size, 3): a tensor, which workers share."""
+    return torch.from_numpy(np.array(paint(scene, size)))
 
 
-def fits(file, paintings):
+def fits(file, scenes, size):
     """Whether the pixels in a file have the checksum in its name, and the first painting of every
     subject is what is painted now."""
     try:
         pixels = np.load(file, mmap_mode="r")                 # numpy unpickles nothing
     except (OSError, ValueError):
         return False
-    first = {scene.subject: i for i, scene in reversed(list(enumerate(paintings.scenes)))}
-    return (file.stem.endswith(f"-{zlib.crc32(pixels):08x}") and len(pixels) == len(paintings)
-            and all(np.array_equal(pixels[i], paintings[i]) for i in first.values()))
+    first = {scene.subject: i for i, scene in reversed(list(enumerate(scenes)))}
+    return (file.stem.endswith(f"-{zlib.crc32(pixels):08x}") and len(pixels) == len(scenes)
+            and all(np.array_equal(pixels[i], pixels_of(scenes[i], size)) for i in first.values()))
 
 
 def painted(scenes, folder="runs/gallery", size=224):
     """Paintings of the scenes, uint8 (N, size, size, 3), mapped from a file in `folder`; its path
     is their `filename`. They are painted if no file there fits: a painting takes tens of
     milliseconds, longer than a training step can wait for it."""
-    paintings = Paintings(scenes, size)
     name = f"{len(scenes)}-{zlib.crc32(repr((scenes, size)).encode()):08x}"
     for file in Path(folder).glob(f"{name}-*.npy"):
-        if fits(file, paintings):
+        if fits(file, scenes, size):
             return np.load(file, mmap_mode="r")
         file.unlink(missing_ok=True)
     progress, file = Progress("painting", len(scenes), "pictures"), Path(folder, f"{name}.npy")
-    loader = DataLoader(paintings, batch_size=None, num_workers=min(os.cpu_count(), len(scenes)),
+    loader = DataLoader(scenes, batch_size=None, collate_fn=partial(pixels_of, size=size),
+                        num_workers=min(os.cpu_count(), len(scenes)),
                         generator=torch.Generator())          # torch's own chance stays untouched
     with written_beside(file) as path:
         pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (len(scenes), size, size, 3))

@@ -67,18 +67,21 @@ def oval(u, v, ru, rv=None, arc=WHOLE, steps=24):
     angles = [start + (stop - start) * i / steps for i in range(steps + 1)]
     return [(u + ru * cos(a), v + rv * sin(a)) for a in angles]
 
-def taper(v0, half0, v1, half1, u=0.0):
+def taper(v0, half0, v1, half1):
     """A tower's trapezium: half the width at height v0 and at height v1."""
-    return [(u - half0, v0), (u + half0, v0), (u + half1, v1), (u - half1, v1)]
+    return [(-half0, v0), (half0, v0), (half1, v1), (-half1, v1)]
 
 def line(u0, v0, u1, v1, width):
     length = ((u1 - u0) ** 2 + (v1 - v0) ** 2) ** 0.5
     du, dv = (v0 - v1) / length * width / 2, (u1 - u0) / length * width / 2
     return [(u0 + du, v0 + dv), (u1 + du, v1 + dv), (u1 - du, v1 - dv), (u0 - du, v0 - dv)]
 
-def battlements(u0, u1, v, height, teeth):
-    step = (u1 - u0) / (2 * teeth - 1)
-    return [box(u0 + 2 * i * step, v, u0 + (2 * i + 1) * step, v + height) for i in range(teeth)]
+def tower(u, half, top, v, height, teeth):
+    """A wall up to v, and battlements; half the width of the one and of the others."""
+    left, right = u - top, u + top
+    step = (right - left) / (2 * teeth - 1)
+    return [box(u - half, 0, u + half, v)] + [
+        box(left + 2 * i * step, v, left + (2 * i + 1) * step, v + height) for i in range(teeth)]
 
 # ---- subjects: each function returns shapes in the subject's own frame ----
 
@@ -287,17 +290,13 @@ def cat(rng):
 def castle(rng):
     wall, keep, tall = rng.uniform(0.34, 0.42), rng.uniform(0.7, 0.78), rng.uniform(0.52, 0.64)
     cones = rng.random() < 0.5
-    shapes = [Shape([box(-0.17, 0, 0.17, keep), *battlements(-0.19, 0.19, keep, 0.06, 4)],
-                    "main", -0.2, 0.15, (1, 0)),
+    shapes = [Shape(tower(0, 0.17, 0.19, keep, 0.06, 4), "main", -0.2, 0.15, (1, 0)),
               Shape([line(0, keep, 0, 1, 0.018)], "dark"),
               Shape([[(0, 1), (0.22, 0.96), (0, 0.9)]], "accent", 0.0),
-              Shape([box(-0.42, 0, 0.42, wall), *battlements(-0.42, 0.42, wall, 0.05, 8)],
-                    "main", 0.05, 0.15)]
+              Shape(tower(0, 0.42, 0.42, wall, 0.05, 8), "main", 0.05, 0.15)]
     for side in (-1, 1):
         middle, height = side * 0.45, tall * rng.uniform(0.9, 1.1)
-        shapes.append(Shape([box(middle - 0.11, 0, middle + 0.11, height),
-                             *battlements(middle - 0.13, middle + 0.13, height, 0.06, 3)],
-                            "main", 0.18, 0.3, (1, 0)))
+        shapes.append(Shape(tower(middle, 0.11, 0.13, height, 0.06, 3), "main", 0.18, 0.3, (1, 0)))
         if cones:
             cone = [(middle - 0.14, height), (middle + 0.14, height), (middle, height + 0.26)]
             shapes.append(Shape([cone], "dark", 0.25, 0.15, (1, 0)))
@@ -474,15 +473,14 @@ SHAPES_OF = {shapes.__name__.replace("_", " "): shapes for shapes in (
     castle, dancer, mourner, wanderer, couple, birds, balloon, rainbow, firs, fence, rowboat,
     candle, apples)}
 
-def placed(name, rng, x, y, height, mirrored):
+def placed(name, rng, x, y, height, side):
     """The shapes of a subject or thing in the picture: middle at x, foot at y, `height` tall. They
-    are mirrored when the light comes from the right."""
-    side = -1 if mirrored else 1
+    are mirrored when the light comes from the right (side = 1)."""
     shapes = []
     for shape in SHAPES_OF[name](rng):
         across, down = shape.towards
-        parts = [[(x + u * side * height, y - v * height) for u, v in part] for part in shape.parts]
-        shapes.append(replace(shape, name=name, towards=(side * across, down), parts=parts))
+        parts = [[(x - u * side * height, y - v * height) for u, v in part] for part in shape.parts]
+        shapes.append(replace(shape, name=name, towards=(-side * across, down), parts=parts))
     return shapes
 
 def thing_places(x, foot, horizon, side, taken):
@@ -514,8 +512,8 @@ def rolling(rng, y, height, phase_step=4.0):
 def cloud(rng, x, y, size):
     puffs = ((-0.6, 0.3), (-0.15, rng.uniform(0.4, 0.55)), (0.35, rng.uniform(0.3, 0.45)),
              (0.75, 0.22))
-    lobes = [(x + size * d, y - size * r * 0.35, size * r) for d, r in puffs]
-    return [oval(u, v, r * 1.15, r * 0.62, steps=16) for u, v, r in lobes]
+    return [oval(x + size * d, y - size * r * 0.35, size * r * 1.15, size * r * 0.62, steps=16)
+            for d, r in puffs]
 
 def scenery(rng, setting, horizon, sun, night):
     """The shapes behind the subject, from the sky to the ground."""
@@ -561,7 +559,7 @@ def scenery(rng, setting, horizon, sun, night):
     return [*shapes, Shape([rolling(rng, horizon + 0.11, 0.025, 3)], "ground", -0.08, 0.15, down)]
 
 def compose(scene):
-    """(shapes from back to front, sun (x, y), the subject's foot y, whether on water)."""
+    """(shapes from back to front, sun (x, y), the subject's foot y)."""
     rng = random.Random(scene.seed)
     far = scene.composition == "far away"
     x = {"to the left": 0.3, "to the right": 0.7}.get(scene.composition, 0.5)
@@ -575,25 +573,21 @@ def compose(scene):
     sun = (0.5 + side * rng.uniform(0.2, 0.34), rng.uniform(0.14, 0.27))
     shapes = scenery(rng, scene.setting, horizon, sun, night=scene.palette == "moonlight")
     places = thing_places(x, foot, horizon, side, taken=0.38 if not far else 0.29)
-    around = {thing: placed(thing, rng, *places[thing], mirrored=side > 0)
-              for thing in scene.things}
+    around = {thing: placed(thing, rng, *places[thing], side) for thing in scene.things}
     for thing in ("rainbow", "balloon", "birds", "firs"):     # behind the subject
         shapes += around.pop(thing, ())
     if scene.setting != "water":
         shadow = oval(x - side * height * 0.12, foot, height * 0.5, height * 0.045)
         shapes.append(Shape([shadow], "ground", -0.45, 0.1, fine=True))
-    shapes += placed(scene.subject, rng, x, foot, height, mirrored=side > 0)
-    for thing in around.values():
-        shapes += thing
-    return shapes, sun, foot, scene.setting == "water"
+    shapes += placed(scene.subject, rng, x, foot, height, side)
+    return shapes + [shape for thing in around.values() for shape in thing], sun, foot
 
 def scene_colours(scene):
     """role -> (3,) RGB in 0 .. 1: the palette's colours, varied a little by the seed."""
     rng = random.Random(scene.seed + 1)
-    palette = PALETTES[scene.palette]
     colours = {}
-    for role in ROLES:
-        rgb = np.array(ImageColor.getrgb(getattr(palette, role))) / 255
+    for role, colour in vars(PALETTES[scene.palette]).items():
+        rgb = np.array(ImageColor.getrgb(colour)) / 255
         shift = np.array([rng.uniform(-0.025, 0.025) for _ in range(3)])
         colours[role] = np.clip(rgb + (shift + rng.uniform(-0.025, 0.025)), 0, 1)
     return colours
@@ -601,30 +595,27 @@ def scene_colours(scene):
 def render(scene, n, fine=True):
     """The scene as a Plate of n x n pixels, without anti-aliasing. fine=False leaves out the
     thinnest shapes."""
-    shapes, sun, foot, on_water = compose(scene)
+    shapes, sun, foot = compose(scene)
     shapes = [shape for shape in shapes if fine or not shape.fine]
     colours = scene_colours(scene)
     canvas = Image.new("L", (n, n))
     pen = ImageDraw.Draw(canvas)
-    for label, shape in enumerate(shapes):
-        for part in shape.parts:
-            pen.polygon([(x * n, y * n) for x, y in part], fill=label)
-    labels = np.asarray(canvas)
-
     # A shape's colour runs over 32 steps from its lit edge to its shaded edge:
     # step = slope . (x, y, 1)
     highlight = 0.55 * colours["accent"] + 0.45
     steps = np.empty((len(shapes), 32, 3), np.float32)
     slopes = np.empty((len(shapes), 3), np.float32)
     for label, shape in enumerate(shapes):
+        for part in shape.parts:
+            pen.polygon([(x * n, y * n) for x, y in part], fill=label)
         light = shape.light + shape.shading * np.linspace(1, -1, 32)[:, None]
         end = np.where(light > 0, highlight, colours["dark"])
-        steps[label] = colours[shape.role] + np.abs(light) * (end - colours[shape.role])
+        steps[label] = mix(colours[shape.role], end, np.abs(light))
         dx, dy = shape.towards
         along = [x * dx + y * dy for part in shape.parts for x, y in part]
         first, last = min(along), max(along)
         slopes[label] = np.array([dx, dy, -first]) * (31.99 / max(last - first, 1e-6))
-    grid = (np.arange(n, dtype=np.float32) + 0.5) / n
+    labels, grid = np.asarray(canvas), (np.arange(n, dtype=np.float32) + 0.5) / n
     across, down, start = (np.take(column, labels) for column in slopes.T)
     step = np.clip(across * grid + down * grid[:, None] + start, 0, 31).astype(np.int32)
     image = np.take(steps.reshape(-1, 3), labels * np.int32(32) + step, axis=0)
@@ -633,7 +624,7 @@ def render(scene, n, fine=True):
     glow_x, glow_y = (np.exp((grid - place) ** 2 / -0.05) for place in sun)
     glow = plate.per_shape(lambda s: 0.6 * s.is_sky) * (glow_x * glow_y[:, None])
     image += glow[..., None] * (highlight.astype(np.float32) - image)
-    if on_water:
+    if scene.setting == "water":
         add_reflection(image, plate.per_shape(lambda s: s.subject) > 0, int(foot * n))
     return plate
 
@@ -713,11 +704,11 @@ def jittered_grid(rng, n, spacing, jitter=0.5):
     points = (points + rng.uniform(-jitter, jitter, points.shape)) * (n / count)
     return np.clip(rng.permutation(points), 0, n - 1).astype(np.float32)
 
-# ---- styles ----
+# ---- styles: of a plate of n x n pixels, `unit` of which are one at WORK_SIZE ----
 
-def ink_wash(plate, rng):
+def ink_wash(plate, n, unit, rng):
     """A few soft tones of diluted ink, a brush contour, a seal, and much empty paper."""
-    n, unit, c = len(plate.labels), len(plate.labels) / WORK_SIZE, plate.colours
+    c = plate.colours
     ink_of = {"sky": 0.03 + 0.3 * (1 - luma(c["sky"])), "ground": 0.28, "main": 0.6,
               "accent": 0.08, "dark": 1.0}
     tone = plate.per_shape(lambda s: ink_of[s.role] - s.light * (0.2 if s.role == "sky" else 0.45))
@@ -755,9 +746,9 @@ def ink_wash(plate, rng):
     painting[y:y + side, x:x + side] *= mix(1, seal, 0.9)
     return painting
 
-def pointillism(plate, rng):
+def pointillism(plate, n, unit, rng):
     """Round dots of pure colour on a toned ground, smaller along the outlines."""
-    n, unit, scale = len(plate.labels), len(plate.labels) / WORK_SIZE, 2
+    scale = 2
     outline = blur(borders(plate.labels), 1.5 * unit)
     crowd = jittered_grid(rng, n, 3.4 * unit, 0.4)
     crowd = crowd[outline[tuple(crowd.astype(int).T[::-1])] > 0.1]
@@ -778,11 +769,10 @@ def pointillism(plate, rng):
         offsets = np.arange(-int(reach), int(reach) + 1)
         disc = np.stack(np.meshgrid(offsets, offsets), -1).reshape(-1, 2)
         first = stamp(top, first, centres * scale, disc[(disc ** 2).sum(-1) <= reach ** 2])
-    return to_image(np.take(colour.astype(np.float32), top, axis=0))
+    return np.take(colour.astype(np.float32), top, axis=0)
 
-def stained_glass(plate, rng):
+def stained_glass(plate, n, unit, rng):
     """Pieces of luminous glass, cut so that they respect the shapes, in black lead."""
-    n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
     grid = np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).astype(np.float32)
     seeds = jittered_grid(rng, n, 30 * unit, 0.42)
     seed_label = plate.labels[tuple(seeds.astype(int).T[::-1])]
@@ -792,9 +782,7 @@ def stained_glass(plate, rng):
         where = plate.labels == label
         distance = (own ** 2).sum(1) - 2 * grid[where] @ own.T
         piece[where] = 256 * (1 + np.argmin(distance, 1)) + label
-    _, piece = np.unique(piece, return_inverse=True)
-    piece = piece.reshape(n, n)
-    area = np.bincount(piece.ravel())
+    _, piece, area = np.unique(piece, return_inverse=True, return_counts=True)
     sums = [np.bincount(piece.ravel(), plate.image[..., i].ravel()) for i in range(3)]
     glass = saturate(np.stack(sums, -1) / area[:, None] * 0.92, 1.6)
     glass = glass * rng.uniform(0.8, 1.1, (len(glass), 1)) + rng.normal(0, 0.02, glass.shape)
@@ -805,10 +793,10 @@ def stained_glass(plate, rng):
     image = np.clip(glass, 0.03, 0.93).astype(np.float32)[piece] * shine[..., None]
     return mix(image, plate.colours["dark"] * 0.25, smoothstep(0.13, 0.22, lead)[..., None])
 
-def woodcut(plate, rng):
+def woodcut(plate, n, unit, rng):
     """Carved lines of dark ink that swell with the tone, over flat tints. The lines of the sky are
     rings around the light."""
-    n, unit, c = len(plate.labels), len(plate.labels) / WORK_SIZE, plate.colours
+    c = plate.colours
     grid = np.arange(n, dtype=np.float32)
     angle = plate.per_shape(lambda s: rng.choice([0.5, 0.9, 2.3, 2.7]) if s.subject else pi / 2)
     across = np.cos(angle) * grid + np.sin(angle) * grid[:, None]
@@ -842,10 +830,9 @@ def stroke_flow(image, rng, cells):
     double_cos, double_sin = (np.asarray(part.resize((cells, cells), smooth)) for part in coarse)
     return 0.5 * np.arctan2(double_sin, double_cos)
 
-def oil(plate, rng):
+def oil(plate, n, unit, rng):
     """Short loaded strokes that follow the shapes, finer along the outlines. Ridges of paint catch
     the light."""
-    n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
     outline = blur(borders(plate.labels), 2 * unit)
     is_subject = plate.per_shape(lambda s: s.subject)
     layers = []   # the strokes' centres, half their length, half their width
@@ -889,9 +876,8 @@ def oil(plate, rng):
     layer = layer * (1 + 0.025 * bristles[..., None])
     return layer * (1 + 0.75 * relief + weave) + 0.25 * relief
 
-def watercolour(plate, rng):
+def watercolour(plate, n, unit, rng):
     """Transparent washes that pool at their edges, run together and leave paper between them."""
-    n, unit = len(plate.labels), len(plate.labels) / WORK_SIZE
     grid = np.arange(n)
     columns = np.clip(grid + noise(rng, n, 14) * 1.5 * unit, 0, n - 1).astype(int)
     rows = np.clip(grid[:, None] + noise(rng, n, 14) * 1.5 * unit, 0, n - 1).astype(int)
@@ -930,7 +916,5 @@ def paint(scene, size=224):
     seed = [scene.seed, STYLES.index(scene.style), COMPOSITIONS.index(scene.composition)]
     rng = np.random.default_rng(seed)
     plate = render(scene, n, fine=scene.style != "stained glass")
-    painting = STYLE_PAINTERS[scene.style](plate, rng)
-    if not isinstance(painting, Image.Image):
-        painting = to_image(painting)
+    painting = to_image(STYLE_PAINTERS[scene.style](plate, n, n / WORK_SIZE, rng))
     return painting.resize((size, size), Image.Resampling.BOX)
