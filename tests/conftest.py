@@ -3,6 +3,7 @@ import json
 import math
 import shutil
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,14 @@ from safetensors.torch import load_file, save_file
 
 import convert_weights
 from artgpt4 import ArtGPT4
+from common.command_line import run_command
+from common.models import TINY
+from tests.training.kill_and_resume import small_data
 
 GOLDEN = Path(__file__).parent / "golden"
 RELEASED = json.loads((GOLDEN / "manifest.json").read_text())
 HUB = json.loads((GOLDEN / "manifest_hf.json").read_text())
-VICUNA_SHARDS = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
+DEVICES = [name for name in ("cpu", "cuda") if name == "cpu" or torch.cuda.is_available()]
 torch.set_num_threads(1)                                      # the matrices are tiny
 
 
@@ -26,21 +30,34 @@ def close(found, expected, tolerance=2e-5):
     return found.shape == expected.shape and (found - expected).abs().max().item() <= tolerance
 
 
-def golden_tensor(seed, spec):
-    """One weight, float32, from standard normal numbers."""
-    random = np.random.RandomState(zlib.crc32(f"{seed}:{spec['seed_name']}".encode()))
-    shape = spec["shape"]
-    normal = random.standard_normal(tuple(shape))
+def run(main, parser, *flags):
+    """Run a command in this process, with flags that its parser reads -> the exit code."""
+    try:
+        run_command(main, parser, list(map(str, flags)))
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def json_lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@cache
+def golden_tensor(seed, name, kind, shape):
+    """One weight, float32, from standard normal numbers; not to be changed."""
+    normal = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(shape)
     fan_in = shape[-1] if len(shape) == 2 else math.prod(shape[1:])
     values = {"norm": 1 + 0.2 * normal, "bias": 0.1 * normal, "embed": 0.5 * normal,
               "linear": normal / math.sqrt(fan_in)}
-    return torch.tensor(values[spec["kind"]], dtype=torch.float32)
+    return torch.tensor(values[kind], dtype=torch.float32)
 
 
 def golden_tensors(manifest, file):
     """{name: tensor} of one file that a manifest lists."""
-    specs = manifest["files"][file]
-    return {name: golden_tensor(manifest["seed"], spec) for name, spec in specs.items()}
+    return {name: golden_tensor(manifest["seed"], spec["seed_name"], spec["kind"],
+                                tuple(spec["shape"]))
+            for name, spec in manifest["files"][file].items()}
 
 
 def released(file):
@@ -48,19 +65,29 @@ def released(file):
     return golden_tensors(RELEASED, file)
 
 
-def save_llama(folder, config, tensors, shards=VICUNA_SHARDS):
-    """Write a language model in transformers' format: config.json, tokenizer.model, and .bin shards
-    with their index."""
+def save_llama(folder, config, tensors):
+    """Write a language model in transformers' format: config.json, tokenizer.model, and two .bin
+    shards with their index."""
     folder.mkdir()
     names, where = list(tensors), {}
-    for i, shard in enumerate(shards):
-        part = names[i * len(names) // len(shards):(i + 1) * len(names) // len(shards)]
+    half = len(names) // 2
+    for i, part in enumerate((names[:half], names[half:]), start=1):
+        shard = f"pytorch_model-0000{i}-of-00002.bin"
         torch.save({name: tensors[name] for name in part}, folder / shard)
         where |= dict.fromkeys(part, shard)
     index = json.dumps({"metadata": {}, "weight_map": where})
     (folder / "pytorch_model.bin.index.json").write_text(index)
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(GOLDEN / "tokenizer.model", folder)
+
+
+def save_folder(folder, tensors, config):
+    """A model's folder as transformers writes it, with a tokenizer."""
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(GOLDEN / "tokenizer.model", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -97,21 +124,14 @@ def checkpoints(tmp_path_factory):
     configs = {"blip2-hf": HUB["blip2_config"] | {"model_type": "blip-2"},
                "llama-gqa": HUB["llama_gqa_config"]}
     for name, config in configs.items():
-        (folder / name).mkdir()
-        save_file(golden_tensors(HUB, f"{name}/model.safetensors"),
-                  folder / name / "model.safetensors")
-        (folder / name / "config.json").write_text(json.dumps(config))
-    shutil.copy(GOLDEN / "tokenizer.model", folder / "llama-gqa")
+        save_folder(folder / name, golden_tensors(HUB, f"{name}/model.safetensors"), config)
     return folder
 
 
 @pytest.fixture(scope="session")
 def convert(checkpoints):
-    """convert(out, flag=value, ...): run convert_weights.py on the golden released files.
-
-    flag=value changes or adds a flag. A value is a path, a name in the checkpoints folder, True
-    for a flag without a value, or None to leave the flag out.
-    """
+    """convert(out, flag=value, ...): run convert_weights.py on the golden released files. A value
+    is a path, a name in the checkpoints folder, True for a flag without one, None for no flag."""
     def run(out, **changes):
         flags = {"vit": "eva_vit_g.pth", "qformer": "blip2_pretrained_flant5xxl.pth",
                  "llm": "vicuna", "adapter": "ArtGPT-4.pth", "out": out} | changes
@@ -141,3 +161,15 @@ def weights(convert, tmp_path_factory):
 def model(weights):
     """The golden ArtGPT-4, to be read only; a test that changes one loads its own."""
     return ArtGPT4.from_pretrained(weights["artgpt4"])
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The model of weights/tiny in float32, to be read only."""
+    return ArtGPT4.from_pretrained(TINY, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """A folder of small pictures with their captions, not to be changed."""
+    return small_data(tmp_path_factory.mktemp("data") / "pairs")

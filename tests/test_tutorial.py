@@ -1,4 +1,4 @@
-"""ArtGPT-4 in a dozen facts, on the included tiny model. Read these tests first."""
+"""ArtGPT-4 in a dozen facts, on the included model, `tiny`. Read these tests first."""
 from pathlib import Path
 
 import pytest
@@ -11,11 +11,6 @@ from artgpt4 import (
 
 ROOT = Path(__file__).parent.parent
 PROMPT = chat_prompt([f"{IMAGE_SLOT} What is this?"])
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return ArtGPT4.from_pretrained(ROOT / "weights" / "tiny", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +64,14 @@ def test_a_token_sees_only_those_before_it(tiny, embeds):
 
 @torch.no_grad()
 def test_a_cached_decode_gives_the_logits_of_a_full_pass(tiny, embeds):
-    cache = KVCache(tiny.llama)
-    tiny.llama(embeds[:, :-1], cache)                         # prefill
+    cache, full = KVCache(tiny.llama), tiny.llama(embeds)
+    tiny.llama(embeds[:, :-9], cache)                         # prefill
+    tiny.llama(embeds[:, -9:-1], cache)                       # what a next question adds
     last = tiny.llama(embeds[:, -1:], cache)                  # decode
-    assert torch.allclose(last, tiny.llama(embeds)[:, -1:], atol=1e-4)
+    assert torch.allclose(last, full[:, -1:], atol=1e-4)
     assert cache.length == embeds.shape[1]
+    cache.length -= 9                                         # what followed is forgotten
+    assert torch.allclose(tiny.llama(embeds[:, -9:], cache), full[:, -9:], atol=1e-4)
 
 
 def test_an_untrained_adapter_is_the_identity():

@@ -1,7 +1,6 @@
 """int8.py: its error, its gradient, and the models that compute with it."""
 import json
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +9,9 @@ import torch
 from artgpt4 import ArtGPT4, Config
 from common import int8
 from common.int8 import Int8Linear, exact, is_int8, pack, quantise, quantised, two_digits
+from common.models import TINY
+from tests.conftest import DEVICES
 
-TINY = Path(int8.__file__).parent.parent / "weights" / "tiny"
-DEVICES = [name for name in ("cpu", "cuda") if name == "cpu" or torch.cuda.is_available()]
 on_every_device = pytest.mark.parametrize("device", DEVICES)
 
 
@@ -99,9 +98,6 @@ def test_the_gradient_to_the_input_is_that_of_the_matrix(dtype, device):
     assert y.untyped_storage().nbytes() == y.nbytes           # what the backward pass would keep
     right = grad.float() @ (made.weight.float() * made.scale[:, None])
     assert error(x.grad.float(), right) < (1e-6 if dtype == torch.float32 else 5e-3)
-
-
-# ---- Models
 
 
 def load(llama=False, vit=False, device="cpu"):
