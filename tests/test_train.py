@@ -15,20 +15,13 @@ from artgpt4 import IMAGE_SLOT, INSTRUCTIONS, ArtGPT4, chat_prompt, preprocess
 from common.models import answers
 from gallery import words
 from gallery.familiarity import read_measure, unfamiliar
-from tests.training.kill_and_resume import log_of, small_data
-from tests.training.small_files import TINY, tiny_model, train_py, write_files
+from tests.training.small_files import TINY, log_of, tiny_model, train_py, write_files
 from training import optimizer
 
 SHORT = ["--stage", 1, "--batch-size", 4, "--steps", 3, "--workers", 0]
 
 
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    return small_data(tmp_path_factory.mktemp("data") / "pairs")
-
-
 # ---- Recipes and rates
-
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_paper_s_rates_are_those_of_the_released_code(expected, stage):
@@ -37,11 +30,11 @@ def test_the_paper_s_rates_are_those_of_the_released_code(expected, stage):
         assert train.learning_rate(int(step), recipe) == pytest.approx(rate, rel=1e-9)
 
 
-def test_a_recipe_suits_the_weights_and_the_flags(convert, tmp_path):
+def test_a_recipe_suits_the_weights_and_the_flags(weights):
     def recipe(*flags):
         return train.chosen_recipe(train.train_parser().parse_args(list(map(str, flags))))
 
-    other = ["--weights", convert(tmp_path / "weights")]
+    other = ["--weights", weights["artgpt4"]]
     tiny, paper, finetune = (train.RECIPES[name, 2] for name in ("tiny", "paper", "finetune"))
     assert recipe("--stage", 2) == tiny and recipe("--stage", 2, *other) == paper
     assert recipe("--stage", 2, "--data", "x") == train.RECIPES["mine", 2]
@@ -58,9 +51,6 @@ def test_epochs_become_steps_and_evaluations_are_spread_over_them():
     assert len(after) == 3 and after[-1] == 154
     short = replace(train.RECIPES["paper", 1], steps=6).for_pairs(10)
     assert short.warmup_steps == 3 and all(map(short.evaluates_after, range(1, 7)))
-
-
-# ---- The optimizer
 
 
 def test_weight_decay_is_on_matrices_alone():
@@ -92,15 +82,6 @@ def test_moments_of_bfloat16_take_the_steps_of_float32_and_are_the_same_every_ti
 
 # ---- Short runs
 
-
-def moved(adapter):
-    """The names of the tensors that differ from those that training starts from."""
-    torch.manual_seed(42)
-    start = ArtGPT4.from_pretrained(TINY, dtype=torch.float32, adapter=False)
-    return {name for name, tensor in load_file(adapter).items()
-            if not torch.equal(tensor, start.get_parameter(name))}
-
-
 def test_every_step_takes_its_rate_and_a_clipped_gradient(tmp_path, pairs, monkeypatch):
     rates, norms = [], []
 
@@ -126,17 +107,19 @@ def exact(tmp_path_factory, pairs):
     return out
 
 
-@pytest.mark.parametrize("flags, trained, tolerance", [
-    (["--mode", "minigpt4"], ["proj.weight", "proj.bias"], 0.3),
-    (["--accumulate", 4, "--checkpointing"], tiny_model().trainable_names(), 1e-5),
-    (["--dtype", "bfloat16", "--int8", "--vision-int8", "--moments", "bfloat16"],
-     tiny_model().trainable_names(), 0.03)])
+@pytest.mark.parametrize("flags, mode, tolerance", [
+    (["--mode", "minigpt4"], "minigpt4", 0.3),
+    (["--accumulate", 4, "--checkpointing"], "artgpt4", 1e-5),
+    (["--dtype", "bfloat16", "--int8", "--vision-int8", "--moments", "bfloat16"], "artgpt4", 0.03)])
 def test_a_run_moves_every_trainable_tensor_and_has_the_losses_of_float32(
-        tmp_path, pairs, exact, flags, trained, tolerance):
+        tmp_path, pairs, exact, flags, mode, tolerance):
     out = tmp_path / "run"
     assert train_py(*SHORT, *flags, "--data", pairs, "--out", out) == 0
-    assert moved(out / "adapter.safetensors") == set(trained)
+    torch.manual_seed(42)
+    start = ArtGPT4.from_pretrained(TINY, dtype=torch.float32, adapter=False)
     saved = load_file(out / "adapter.safetensors")
+    moved = {name for name in saved if not torch.equal(saved[name], start.get_parameter(name))}
+    assert moved == set(start.trainable_names(mode))
     assert all(tensor.dtype == torch.float32 for tensor in saved.values())
     assert Image.open(out / "samples.png").width > 4 * 112
     for entry, other in zip(log_of(out), log_of(exact), strict=True):
@@ -144,8 +127,7 @@ def test_a_run_moves_every_trainable_tensor_and_has_the_losses_of_float32(
         assert entry["grad_norm"] == pytest.approx(other["grad_norm"], rel=10 * tolerance)
 
 
-def test_stage_2_starts_with_the_adapter_of_stage_1_and_scores_the_gallery(
-        tmp_path, monkeypatch, capsys):
+def test_stage_2_starts_with_stage_1_and_scores_the_gallery(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shares = {"seen pairs": {"all": 1}}
     monkeypatch.setattr(train.score, "score", lambda *_: shares)
@@ -157,28 +139,36 @@ def test_stage_2_starts_with_the_adapter_of_stage_1_and_scores_the_gallery(
     assert capsys.readouterr().out.count("| all | 100.0 % |") == 2
 
 
-def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tmp_path, monkeypatch):
+def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     args = train.train_parser().parse_args(["--stage", "2", "--data", "14"])
     for mode in ("artgpt4", "minigpt4"):
         recipe = replace(train.RECIPES["tiny", 2], mode=mode)
-        source = train.training_sets(args, recipe, tiny_model())[0].source
+        source = train.training_sets(args, recipe, tiny)[0].source
         source.config = replace(source.config, prompt="vicuna_v1")   # which descriptions alone have
         for i in range(14):
             text = source.example(i, random.Random(i), random.Random(1))[2]
             assert (words.named(text)["mood"] is None) == (mode == "minigpt4"), text
 
 
-def test_training_starts_from_public_checkpoints_too(tmp_path, convert, checkpoints, pairs):
-    for name, only in (("ArtGPT-4.pth", ""), ("pretrained_minigpt4.pth", "proj.")):
-        weights = convert(tmp_path / f"weights-{name}", adapter=name)
-        expected = load_file(weights / "adapter.safetensors")
-        for init in (checkpoints / name, weights):
-            out = tmp_path / f"{name}-{init.name}"
-            assert train_py("--stage", 2, "--weights", weights, "--init", init, "--data", pairs,
-                            "--workers", 0, "--steps", 1, "--lr", 0, "--out", out) == 0
-            for key, tensor in load_file(out / "adapter.safetensors").items():
-                assert torch.equal(tensor, expected[key]) or not key.startswith(only)
+@pytest.mark.parametrize("name, file, part", [
+    ("artgpt4", "ArtGPT-4.pth", ""), ("minigpt4", "pretrained_minigpt4.pth", "proj.")])
+def test_training_starts_from_public_checkpoints_too(weights, checkpoints, name, file, part):
+    for init in (checkpoints / file, weights[name]):
+        flags = ["--stage", "2", "--weights", str(weights[name]), "--init", str(init)]
+        model = train.load_model(train.train_parser().parse_args(flags), resume=False)
+        for key, tensor in load_file(weights[name] / "adapter.safetensors").items():
+            assert torch.equal(model.get_parameter(key), tensor) or not key.startswith(part)
+
+
+def test_converted_weights_are_trained_without_a_measure_of_familiarity(weights, pairs, tmp_path):
+    flags = ["--weights", weights["artgpt4"], "--init", weights["artgpt4"], "--workers", 0]
+    assert train_py("--stage", 2, *flags, "--data", pairs, "--steps", 1, "--lr", 0,
+                    "--out", tmp_path) == 0
+    trained, before = (load_file(folder / "adapter.safetensors")
+                       for folder in (tmp_path, weights["artgpt4"]))
+    assert all(torch.equal(trained[key], tensor) for key, tensor in before.items())
+    assert not (tmp_path / "familiarity.safetensors").exists()
 
 
 CAPTIONS = ("A bicycle leans against the bakery in Ghent.", "Dumplings with chilli oil.",
@@ -208,7 +198,6 @@ def test_pictures_of_one_s_own_are_told_in_the_words_of_their_captions_and_known
 
 # ---- What is refused
 
-
 WRONG = [               # flags, what is named, the exit code
     (["--stage", 2, "--recipe", "minigpt4"], "minigpt4", 2), (["--steps", "many"], "--steps", 2),
     (["--batch-size", 4, "--accumulate", 3], "--accumulate", 2), (["--fsdp"], "--fsdp", 2),
@@ -217,8 +206,8 @@ WRONG = [               # flags, what is named, the exit code
     (["--device", "cuda:99"], "--device", 2), (["--stage", 2], "stage1/adapter.safetensors", 1),
     (["--data", "nowhere"], "nowhere", 1), (["--weights", "nowhere"], "nowhere", 1),
     (["--val", 3], "--val", 1), *((["--init", name], name, 1) for name in (
-        "page.safetensors", "empty.safetensors", "lfs.safetensors", "other.safetensors",
-        "none.safetensors", "none.pth", "text.pth", "module.pth", "lightning.ckpt")),
+        "page.safetensors", "other.safetensors", "none.safetensors", "none.pth", "text.pth",
+        "module.pth", "lightning.ckpt")),
 ]
 
 
@@ -226,8 +215,7 @@ WRONG = [               # flags, what is named, the exit code
 def test_what_is_wrong_or_missing_is_named_before_anything_is_written(
         tmp_path, monkeypatch, capsys, flags, named, code):
     monkeypatch.chdir(tmp_path)
-    write_files(tmp_path, {"page.safetensors": b"<!doctype html>", "empty.safetensors": b"",
-                           "lfs.safetensors": b"version https://git-lfs", "text.pth": b"text"})
+    write_files(tmp_path, {"page.safetensors": b"<!doctype html>", "text.pth": b"text"})
     shutil.copy(TINY / "vision.safetensors", "other.safetensors")
     torch.save({"module.proj.weight": torch.ones(2), "module.proj.bias": torch.ones(2)},
                "module.pth")

@@ -2,8 +2,8 @@
 
     python tests/training/kill_and_resume.py KILLS
 
-A kill is SIGKILL, of which the process hears nothing before. Every second kill comes while a
-checkpoint is half-written; the others come at a random moment after the start of the command.
+A kill is SIGKILL, of which the process hears nothing before. The first kill and every second one
+after it come while a checkpoint is half-written, the others at a random moment.
 """
 import contextlib
 import json
@@ -46,10 +46,10 @@ def run_and_kill(flags, out, kills):
         process = subprocess.Popen(
             [sys.executable, "-c", SAVING, *flags, "--resume"], env=ENVIRONMENT,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if number % 2 == 0:
+        if number % 2 == 1:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(rng.uniform(0, 4))
-        old, seen, wanted = set(out.glob(PART)), set(), number % 2 * rng.randrange(1, 6)
+        old, seen, wanted = set(out.glob(PART)), set(), (1 - number % 2) * rng.randrange(1, 6)
         while process.poll() is None and len(seen) < wanted:
             seen.update(set(out.glob(PART)) - old)
         process.kill()
@@ -62,14 +62,10 @@ def run_and_kill(flags, out, kills):
         print(f"kill {number + 1}:", *saved[-1:], *half)
 
 
-def log_of(out):
-    """The entries of a run's log."""
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
 def losses(out):
     """(step, loss) of every line of a run's log."""
-    return [(entry["step"], entry["loss"]) for entry in log_of(out)]
+    entries = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return [(entry["step"], entry["loss"]) for entry in entries]
 
 
 def same_files(one, other):

@@ -2,18 +2,17 @@
 import io
 import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from PIL import Image
 
 import train
-from artgpt4 import ArtGPT4
+from artgpt4 import ArtGPT4, Config
+from common.files import read_json
+from common.models import TINY
+from tests.conftest import json_lines, run
 from training.data import Examples
 from training.sources import open_source
-
-ROOT = Path(__file__).parent.parent.parent
-TINY = ROOT / "weights" / "tiny"
 
 
 def jpeg(*size):
@@ -46,7 +45,7 @@ def tiny_model():
 
 
 def source_of(spec, stage=2, config=None):
-    return open_source(str(spec), stage, config or tiny_model().config)
+    return open_source(str(spec), stage, config or Config(**read_json(TINY / "config.json")))
 
 
 def examples_of(source, model, **changes):
@@ -57,8 +56,9 @@ def examples_of(source, model, **changes):
 
 def train_py(*flags):
     """train.py with flags, in this process. Returns its exit code."""
-    try:
-        train.run_command(train.main, train.train_parser(), list(map(str, flags)))
-    except SystemExit as end:
-        return end.code
-    return 0
+    return run(train.main, train.train_parser(), *flags)
+
+
+def log_of(out):
+    """The entries of a run's log."""
+    return json_lines(out / "log.jsonl")

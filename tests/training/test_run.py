@@ -8,14 +8,20 @@ import pytest
 import torch
 
 import train
-from tests.training.kill_and_resume import log_of, losses, same_files, small_data
-from tests.training.small_files import TINY, train_py
+from common.models import answers
+from gallery import score
+from tests.training.kill_and_resume import losses, same_files
+from tests.training.small_files import TINY, log_of, train_py
 from training.run import Run, checkpoints
 
 
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    return small_data(tmp_path_factory.mktemp("data") / "pairs")
+@pytest.fixture(scope="module", autouse=True)
+def short_answers():
+    """samples.png shows the first words alone of what the model says, so that a run is short."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(score, "answers", lambda model, embeds, longest, **sampling: answers(
+            model, embeds, 6, **sampling))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +64,7 @@ ODD_LOG = (b'{"step": 4, "loss": 9}\n\xff\xfe\n[1]\n' + b"[" * 10000 + b'\n{"ste
            b'{"step": NaN}\n{"step": 1e999}\nnull\n{"step": -1}\n{}\n{"step"')
 
 
-def test_an_interrupted_run_ends_with_the_same_bits_whatever_is_added_to_its_log(
-        finished, unfinished, flags):
+def test_an_interrupted_run_ends_with_the_same_bits_for_any_log(finished, unfinished, flags):
     log = unfinished / "log.jsonl"
     log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:3]) + ODD_LOG)
     (unfinished / ".checkpoint-0000004-of-0000004.pt.aa.part").write_bytes(b"half")
@@ -78,8 +83,7 @@ CHANGES = [["--seed", 7], ["--steps", 5], ["--val", 3], ["--dtype", "bfloat16"],
            ["--mode", "minigpt4"], ["--moments", "bfloat16"], ["--int8"], ["--batch-size", 2]]
 
 
-def test_a_run_with_other_flags_or_weights_is_not_resumed_and_they_are_named(
-        tmp_path, unfinished, flags, capsys):
+def test_other_flags_or_weights_are_named_and_not_resumed(tmp_path, unfinished, flags, capsys):
     other, config = (shutil.copytree(TINY, tmp_path / name) for name in ("values", "config"))
     flipped(other / "llama.safetensors")
     (config / "config.json").write_text(
@@ -111,8 +115,7 @@ DAMAGES = {
 }
 
 
-def test_a_damaged_checkpoint_is_named_and_without_it_the_one_before_is_used(
-        tmp_path, finished, flags, capsys):
+def test_without_a_damaged_checkpoint_the_one_before_is_used(tmp_path, finished, flags, capsys):
     out = shutil.copytree(finished, tmp_path / "run")
     last = checkpoints(out)[-1]
     whole = last.read_bytes()
@@ -148,8 +151,7 @@ def test_a_folder_with_a_run_is_only_replaced_with_overwrite(tmp_path, finished,
     assert not same_files(finished, begun) and len(checkpoints(begun)) == 1
 
 
-def test_a_second_command_in_a_folder_is_refused_and_removes_nothing(
-        tmp_path, unfinished, flags, capsys):
+def test_a_second_command_is_refused_and_removes_nothing(tmp_path, unfinished, flags, capsys):
     new = tmp_path / "new"
     new.mkdir()
     for out, more in ((new, []), (unfinished, ["--resume"]), (unfinished, ["--overwrite"])):
@@ -161,39 +163,26 @@ def test_a_second_command_in_a_folder_is_refused_and_removes_nothing(
             assert before == {file.name for file in out.iterdir()}
 
 
-def after_step_2(monkeypatch, act):
-    """From now on call act() after the second step of a run."""
-    log = Run.log
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_ends_a_run_and_the_resumed_one_has_the_same_bits(
+        tmp_path, finished, flags, monkeypatch, capsys, number):
+    out, handler, log = tmp_path / "run", signal.getsignal(number), Run.log
 
-    def acting(self, *arguments):
+    def signalled(self, *arguments):
         log(self, *arguments)
         if self.step == 2:
-            act()
+            signal.raise_signal(number)
 
-    monkeypatch.setattr(Run, "log", acting)
-
-
-def test_a_run_whose_folder_is_removed_saves_all_the_same(tmp_path, finished, flags, monkeypatch):
-    out = tmp_path / "run"
-    after_step_2(monkeypatch, lambda: shutil.rmtree(out))
-    assert train_py(*flags, "--out", out) == 0
-    assert same_files(finished, out)
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_ends_a_run_and_the_resumed_one_has_the_same_bits(
-        tmp_path, finished, flags, monkeypatch, number, code):
-    out, handler = tmp_path / "run", signal.getsignal(number)
-    after_step_2(monkeypatch, lambda: signal.raise_signal(number))
-    assert train_py(*flags, "--out", out) == code and signal.getsignal(number) is handler
+    monkeypatch.setattr(Run, "log", signalled)
+    assert train_py(*flags, "--out", out) == 128 + number and signal.getsignal(number) is handler
     assert [file.name[11:18] for file in checkpoints(out)] == ["0000003"]
+    assert "--resume" in capsys.readouterr().err
     monkeypatch.undo()
     assert train_py(*flags, "--out", out, "--resume") == 0
     assert same_files(finished, out) and losses(out) == losses(finished)
 
 
-def test_steps_without_a_finite_loss_change_nothing_and_too_many_end_the_run(
-        tmp_path, flags, monkeypatch, capsys):
+def test_steps_without_a_finite_loss_change_nothing(tmp_path, flags, monkeypatch, capsys):
     def broken(at):
         loss = iter(range(100))
         return lambda model, _, summed: summed * math.nan if next(loss) in at else summed

@@ -107,9 +107,6 @@ def test_a_fingerprint_of_the_gallery_is_that_of_its_paintings(tmp_path, monkeyp
     assert not {(scene.subject, scene.style) for scene in gallery.scenes} & set(UNSEEN_PAIRS)
 
 
-# ---- Tar files
-
-
 def img2dataset(first, count):
     """The members of a tar file of img2dataset, with `count` samples."""
     members = {}
