@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from tests.conftest import GOLDEN, HUB, RELEASED, golden_tensors, released
+from tests.conftest import GOLDEN, HUB, RELEASED, golden_tensors, released, save_folder
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def refused(convert, tmp_path, capfd):
 
 @pytest.fixture
 def changed(checkpoints, tmp_path):
-    """changed(name, {tensor: value}, {setting: value}): a golden checkpoint with other tensors and
-    settings; None leaves one out. A folder then holds one safetensors file."""
+    """changed(name, {tensor: value}, {setting: value}): a golden checkpoint with other tensors, of
+    which None leaves one out, and settings. A folder then holds one safetensors file."""
     def make(name, tensors=None, config=None):
         source, path = checkpoints / name, tmp_path / name
         held = released(name) if name in RELEASED["files"] else load_file(
@@ -40,18 +40,10 @@ def changed(checkpoints, tmp_path):
         if source.is_file():
             torch.save({"model": held}, path)
             return path
-        path.mkdir(exist_ok=True)
-        save_file(held, path / "model.safetensors")
         values = json.loads((source / "config.json").read_text()) | (config or {})
         values = {key: value for key, value in values.items() if value != "absent"}
-        (path / "config.json").write_text(json.dumps(values))
-        if (source / "tokenizer.model").exists():
-            shutil.copy(source / "tokenizer.model", path)
-        return path
+        return save_folder(path, held, values)
     return make
-
-
-# ---- Layouts
 
 
 def interleaved(weight, head_dim):
@@ -133,15 +125,6 @@ def save_instructblip(folder):
     for part, kind in {"vision": "vision_model", "qformer": "qformer"}.items():
         config[f"{part}_config"] = config[f"{part}_config"] | {"model_type": f"instructblip_{kind}"}
     return save_folder(folder, tensors, config)
-
-
-def save_folder(folder, tensors, config):
-    """A folder as transformers writes it, with a tokenizer."""
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config))
-    shutil.copy(GOLDEN / "tokenizer.model", folder)
-    return folder
 
 
 def save_delta(folder, tokens):

@@ -16,11 +16,7 @@ from common.int8 import quantised
 from conversion.checkpoints import half_split
 from tests.conftest import HUB, RELEASED, close, golden_tensors, released, save_llama
 from tests.conversion.conftest import (
-    interleaved,
-    save_delta,
-    save_instructblip,
-    save_itm,
-    save_meta,
+    interleaved, save_delta, save_instructblip, save_itm, save_meta,
 )
 
 
@@ -34,11 +30,9 @@ def config_of(folder):
 
 # ---- Layouts
 
-
 @torch.no_grad()
 @pytest.mark.parametrize("layout", ["blip2-hf", "itm", "instructblip", "eps"])
-def test_the_picture_side_of_transformers_reaches_the_golden_data(
-        convert, changed, tmp_path, expected_hf, layout):
+def test_vision_of_transformers_is_golden(convert, changed, tmp_path, expected_hf, layout):
     folder = layout
     if layout == "eps":                                       # an old default: not of the weights
         vision = HUB["blip2_config"]["vision_config"] | {"layer_norm_eps": 1e-5}
@@ -52,8 +46,7 @@ def test_the_picture_side_of_transformers_reaches_the_golden_data(
     assert close(model.qformer(features), expected_hf["qformer"])
 
 
-def test_the_vicuna_of_instructblip_keeps_its_rows_and_speaks_v1(
-        convert, weights, tmp_path, capsys):
+def test_instructblips_vicuna_keeps_its_rows_and_speaks_v1(convert, weights, tmp_path, capsys):
     out = convert(tmp_path / "out", llm=save_instructblip(tmp_path / "instructblip"))
     config, made = config_of(out), load_file(out / "llama.safetensors")
     assert (config["vocab_size"], config["context"], config["prompt"]) == (323, 2048, "vicuna_v1")
@@ -63,8 +56,7 @@ def test_the_vicuna_of_instructblip_keeps_its_rows_and_speaks_v1(
 
 
 @torch.no_grad()
-def test_grouped_queries_tied_embeddings_and_rope_theta_reach_the_golden_data(
-        convert, tmp_path, expected_hf):
+def test_grouped_queries_tied_heads_and_rope_theta_are_golden(convert, tmp_path, expected_hf):
     tensors = golden_tensors(HUB, "llama-gqa/model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     meta = save_meta(tmp_path / "meta", HUB["llama_gqa_config"], tensors)
@@ -147,8 +139,7 @@ def test_dtypes_may_differ_between_files_and_within_q_k_v(convert, changed, tmp_
         assert (logits - expected["chat_logits_last_8"]).abs().max() < 0.1
 
 
-def test_shards_and_formats_that_are_not_read_need_not_be_there(
-        convert, checkpoints, weights, tmp_path):
+def test_shards_that_are_not_read_need_not_be_there(convert, checkpoints, weights, tmp_path):
     tensors, folder = load_file(checkpoints / "blip2-hf/model.safetensors"), tmp_path / "parts"
     shutil.copytree(checkpoints / "blip2-hf", folder)
     (folder / "model.safetensors").unlink()
@@ -169,7 +160,6 @@ def test_shards_and_formats_that_are_not_read_need_not_be_there(
 
 
 # ---- The command
-
 
 def test_sizes_follow_from_the_files(weights):
     assert config_of(weights["artgpt4"]) == {
@@ -221,8 +211,7 @@ def test_int8_keeps_each_row_within_half_a_step_and_answers_nearly_the_same(
     assert (found - full).norm() / full.norm() < 0.05
 
 
-def test_shards_of_the_language_model_load_as_one_file_does(
-        convert, weights, tmp_path, monkeypatch):
+def test_shards_of_the_language_model_load_as_one_file(convert, weights, tmp_path, monkeypatch):
     monkeypatch.setattr("convert_weights.SHARD", 300_000)
     out = convert(tmp_path / "shards")
     assert len(list(out.glob("llama-*.safetensors"))) == 6

@@ -11,7 +11,6 @@ import pytest
 import sentencepiece
 import torch
 
-import convert_weights
 from tests.conftest import GOLDEN, HUB, RELEASED, golden_tensors, released, save_llama
 from tests.conversion.conftest import save_delta, save_meta
 
@@ -57,11 +56,9 @@ def test_what_contradicts_another_setting_is_refused(refused, changed):
     ("qformer_config", "position_embedding_type", "relative_key"),
     ("num_query_tokens", None, 7), ("model_type", None, "llava"), ("image_grid", None, [1, 2]),
 ])
-def test_a_blip2_config_that_differs_from_the_tensors_is_refused(
-        refused, changed, part, key, value):
+def test_a_blip2_config_unlike_the_tensors_is_refused(refused, changed, part, key, value):
     if key is not None:
-        inner = HUB["blip2_config"][part] | {key: value}
-        value = {name: old for name, old in inner.items() if old != "absent"}
+        value = HUB["blip2_config"][part] | {key: value}
     folder = changed("blip2-hf", config={part: value})
     line = refused(vit=folder, qformer=folder)
     assert "blip2-hf/config.json: " in line and (key or part) in line
@@ -119,7 +116,6 @@ def test_q_and_k_that_are_swapped_are_noticed_with_grouped_queries(refused, chan
 
 # ---- What belongs together: tokenizers, shards, deltas
 
-
 def test_a_tokenizer_of_another_model_is_refused(refused, changed):
     folder = changed("vicuna")
     for content in (b"", b"text"):
@@ -171,19 +167,16 @@ def test_a_delta_is_added_to_its_own_llama_alone(refused, changed, tmp_path):
     assert "context is 256, but 4096" in refused(llm=llama, delta=delta)     # as of LLaMA 2
 
 
-@pytest.mark.parametrize("shard", ["../elsewhere.bin", "/etc/passwd", "", "..", 7, None, ["a"],
-                                   "nowhere.bin"])
-def test_an_index_that_is_wrong_is_refused(refused, tmp_path, shard):
-    save_llama(tmp_path / "shards", RELEASED["llama_config"], released("vicuna"))
-    index = tmp_path / "shards" / "pytorch_model.bin.index.json"
-    where = json.loads(index.read_text())["weight_map"] | {"lm_head.weight": shard}
-    index.write_text(json.dumps({"weight_map": where}))
-    assert str(tmp_path / "shards") in refused(llm=tmp_path / "shards")
-
-
-def test_shards_that_are_missing_or_overlap_are_refused(refused, tmp_path):
+def test_shards_that_are_missing_elsewhere_or_overlap_are_refused(refused, tmp_path):
     folder = tmp_path / "shards"
     save_llama(folder, RELEASED["llama_config"], released("vicuna"))
+    index = folder / "pytorch_model.bin.index.json"
+    whole = index.read_text()
+    for shard in ("../elsewhere.bin", "/etc/passwd", "", "..", 7, None, ["a"], "nowhere.bin"):
+        where = json.loads(whole)["weight_map"] | {"lm_head.weight": shard}
+        index.write_text(json.dumps({"weight_map": where}))
+        assert str(folder) in refused(llm=folder)
+    index.write_text(whole)
     first, second = sorted(folder.glob("*.bin"))
     assert first.name in refused(llm=first)                   # a shard is no model
     held = torch.load(second, weights_only=True)
@@ -194,7 +187,6 @@ def test_shards_that_are_missing_or_overlap_are_refused(refused, tmp_path):
 
 
 # ---- Files
-
 
 class RunsCode:
     """Creates a file when it is unpickled."""
@@ -213,8 +205,6 @@ def damaged(kind, content):
     place = content.index(released(MINIGPT4)["llama_proj.weight"].numpy().tobytes()) + 500
     if kind == "a flipped bit":
         return content[:place] + bytes([content[place] ^ 1]) + content[place + 1:]
-    if kind == "zeros":
-        return content[:place] + bytes(4096) + content[place + 4096:]
     packed = io.BytesIO()                                     # compressed
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(packed, "w", 8) as new:
         for member in old.infolist():
@@ -222,7 +212,7 @@ def damaged(kind, content):
     return packed.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["cut", "a flipped bit", "zeros", "compressed"])
+@pytest.mark.parametrize("kind", ["cut", "a flipped bit", "compressed"])
 def test_a_damaged_archive_is_refused(refused, checkpoints, tmp_path, kind):
     (tmp_path / "bad.pth").write_bytes(damaged(kind, (checkpoints / MINIGPT4).read_bytes()))
     assert "bad.pth: " in refused(adapter=tmp_path / "bad.pth")
@@ -277,10 +267,3 @@ def test_offsets_in_a_safetensors_header_are_checked(refused, changed, start, en
     content = struct.pack("<Q", len(text)) + text + content[8 + size:]
     (folder / "model.safetensors").write_bytes(content)
     assert "model.safetensors: " in refused(llm=folder, adapter=None)
-
-
-def test_a_full_disk_leaves_nothing(refused, tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(convert_weights, "save_tensors", fail)
-    assert "No space left" in refused()
