@@ -10,10 +10,10 @@ from PIL import Image
 import artgpt4
 import chat
 from artgpt4 import ArtGPT4
-from common.command_line import run_command
 from common.models import TINY, load
 from conversation import rounds
 from conversation.rounds import Conversation
+from tests.conftest import run
 
 
 def draw():
@@ -21,12 +21,6 @@ def draw():
     colours = np.array([[200, 30, 30], [20, 120, 40], [250, 240, 200], [0, 0, 90]], dtype=np.uint8)
     places = np.add.outer(np.arange(30) // 7, np.arange(40) // 11)
     return Image.fromarray(colours[places % 4])
-
-
-@pytest.fixture(scope="session")
-def tiny():
-    """The model of weights/tiny, to be read only."""
-    return ArtGPT4.from_pretrained(TINY, dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")
@@ -45,34 +39,25 @@ def white(tmp_path):
 
 @pytest.fixture
 def run_chat(tiny, monkeypatch, capsys):
-    """run_chat(*arguments, lines=b""): run chat.py in this process, with `lines` on its stdin and
-    without measures of familiarity. Returns exit code, stdout and stderr.
-
-    typed: whether stdin says that it is a terminal. Unless --weights is given, nothing is loaded.
-    """
+    """run_chat(*arguments, lines=b"", typed=False): chat.py with the tiny model, without measures
+    of familiarity, with `lines` on its stdin, which says whether it is a terminal -> exit code,
+    stdout and stderr."""
     monkeypatch.setenv("HOME", "/dev/null")                   # no history
 
-    def run(*arguments, lines=b"", typed=False):
+    def run_chat(*arguments, lines=b"", typed=False):
         stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO(lines)))
         monkeypatch.setattr(stdin, "isatty", lambda: typed, raising=False)
         monkeypatch.setattr(sys, "stdin", stdin)
         monkeypatch.setattr(chat, "read_measure", lambda *_: None)
         monkeypatch.setattr(chat, "load", lambda args: tiny if args.weights == TINY else load(args))
-        code = 0
-        try:
-            run_command(chat.main, chat.command_line(), list(map(str, arguments)))
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, *capsys.readouterr()
-    return run
+        return run(chat.main, chat.command_line(), *arguments), *capsys.readouterr()
+    return run_chat
 
 
 @pytest.fixture
 def script(monkeypatch):
-    """script(*answers): what the model answers, each a list of pieces and of exceptions to raise.
-
-    Returns a list that fills with the messages of each prompt that was answered.
-    """
+    """script(*answers): what the model answers, each a list of pieces and of exceptions to raise
+    -> a list that fills with the messages of each prompt that was answered."""
     def script(*answers):
         asked, built, left, said = [], [], list(answers), []
 

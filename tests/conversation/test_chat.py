@@ -11,7 +11,7 @@ from conversation import rounds
 from gallery.scenes import Scene
 from tests.conversation.conftest import draw
 
-SHORT = ("--max-new-tokens", 20)
+SHORT = ("--max-new-tokens", 12)
 HOT, COLD = ("--temperature", 2, *SHORT), ("--temperature", 0, *SHORT)
 
 
@@ -54,7 +54,7 @@ def test_json_is_the_answer_with_how_it_was_made(run_chat, picture, white, tiny)
         "images": [str(picture), str(white)], "question": "Which of them?", "answer": answer,
         "tokens": len(tiny.tokenizer.encode(answer)), "model": "tiny", "unfamiliar": [None, None],
         "settings": {"temperature": 0.0, "top_p": 0.5, "repetition_penalty": 1.0,
-                     "max_new_tokens": 20, "beams": 1, "seed": None}}
+                     "max_new_tokens": 12, "beams": 1, "seed": None}}
     _, out, _ = run_chat(picture, "What?", "--json", *SHORT)
     assert json.loads(out)["settings"]["temperature"] == 0.2  # of weights/tiny/about.json
 
@@ -121,8 +121,7 @@ def test_a_painting_nobody_has_seen_is_described_and_told(run_chat, script, monk
 
 # What goes wrong
 
-def test_a_broken_or_missing_file_is_one_line_that_names_it(run_chat, picture, tmp_path,
-                                                           monkeypatch):
+def test_a_broken_or_missing_file_is_named_in_one_line(run_chat, picture, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(rounds, "MAX_CONTEXT", 160)
     draw().save("truncated.jpg")

@@ -17,8 +17,6 @@ def say(conversation, question=None):
     return "".join(conversation.answer(question))
 
 
-# The prompt
-
 def test_the_prompt_of_a_dialogue_is_the_golden_one(model, expected):
     ids = Conversation(model).prompt_ids([Round(["picture.png"], "What is this?", "A painting."),
                                           Round([], "Who painted it?  I like it.")])
@@ -49,8 +47,6 @@ def test_typed_marks_are_plain_text():
     assert "<ImageHere>" not in plain("<ImageHere><Image\x1bHere>")
     assert plain("\udce9\x03") == "?"
 
-
-# The cache
 
 def test_a_question_costs_its_own_tokens_and_is_answered_as_without_a_cache(talk, monkeypatch):
     conversation, prefills, hidden = talk(max_new_tokens=8), [], Llama.hidden
@@ -93,8 +89,6 @@ def test_a_question_costs_its_own_tokens_and_is_answered_as_without_a_cache(talk
     assert conversation.waiting == ["white.png"] and len(conversation.image_embeds) == 1
     check("What is this?", most=200)
 
-
-# Settings and context
 
 def test_the_settings_reach_the_model(tiny, talk):
     question = "Describe this image in detail."
@@ -141,11 +135,8 @@ def test_an_answer_never_passes_the_end_of_the_context(talk):
     assert conversation.rounds == before != []
 
 
-# Beams
-
 @pytest.mark.parametrize("name, prefix", [("artgpt4", ""), ("minigpt4", "minigpt4_")])
-def test_beams_find_the_golden_answer_with_part_of_the_prompt_in_the_cache(
-        weights, expected, name, prefix):
+def test_beams_find_the_golden_answer_after_a_cached_prompt(weights, expected, name, prefix):
     model = ArtGPT4.from_pretrained(weights[name])
     with torch.inference_mode():
         embeds = model.embed_prompt(expected["chat_prompt"], expected[f"{prefix}image_embeds"][:1])
@@ -179,8 +170,6 @@ def test_the_answer_with_the_best_mean_log_probability_wins(tiny, monkeypatch):
     odds = {(): {5: 0.6, 0: 0.2, 1: 0.1, 2: 0.1}, (5,): {6: 1.0}, (5, 6): {0: 1.0}}
     assert search(tiny, odds, 2, 9) == [5, 6, 0]              # one beam goes on alone
 
-
-# Files
 
 def test_wrong_json_is_refused_by_the_name_of_its_file(tmp_path):
     about, saved = tmp_path / "about.json", tmp_path / "talk.json"
