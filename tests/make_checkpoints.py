@@ -2,9 +2,8 @@
 
     python -m tests.make_checkpoints OUT --size 13b     26 GB in OUT/vicuna, 2.5 GB beside it
 
-The values are noise of the right magnitude. Sizes, names, dtypes and files are those of the
-released checkpoints, except that each shard holds one block, which needs little memory to write,
-and that the embedding has 321 rows, as the small tokenizer needs.
+The values are noise. Sizes, names, dtypes and files are those of the released checkpoints, but a
+shard holds one block, to be written in little memory, and the embedding has 321 rows.
 """
 import argparse
 import json

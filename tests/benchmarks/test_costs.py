@@ -88,9 +88,6 @@ def test_shares_are_of_the_machines_limits(monkeypatch):
     assert f"{4 * weights * 100 / 4e9:.0%} of 4.0 G/s, bytes read" in decode
 
 
-# ---- Memory of training
-
-
 @pytest.mark.parametrize("layers", [1, 3])
 def test_activations_are_those_that_the_backward_pass_keeps(layers, monkeypatch):
     """Counted without numbers and, here, in a real step."""

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from common import files
 from common.files import open_image, pictures_below, read_json, read_text, written_beside
 
-# Pictures
+# ---- Pictures
 
 
 @pytest.mark.parametrize("make", [
@@ -76,8 +76,7 @@ def test_a_png_is_read_from_a_pipe_too_and_a_damaged_one_is_not_described_as_if_
             open_image("a.png", io.BytesIO(damaged))
 
 
-def test_too_many_pixels_are_refused_and_a_large_jpeg_is_decoded_at_reduced_size(
-        tmp_path, monkeypatch):
+def test_too_many_pixels_are_refused_but_of_a_jpeg_decoded_smaller(tmp_path, monkeypatch):
     picture = Image.linear_gradient("L").resize((1000, 801)).convert("RGB")
     for name in ("a.jpg", "a.png"):
         picture.save(tmp_path / name)
@@ -110,8 +109,7 @@ def test_pictures_of_a_folder_are_found_below_it_and_the_rest_is_counted(tmp_pat
     assert left_out == {".txt": 1, "hidden": 1}
 
 
-# Texts and weights
-
+# ---- Texts and weights
 
 def test_texts_are_utf_8_with_or_without_a_byte_order_mark(tmp_path):
     file = tmp_path / "a.json"
@@ -139,10 +137,11 @@ def test_only_a_file_is_replaced_and_only_by_a_whole_one(tmp_path):
     (tmp_path / "file").write_text("old")
     (tmp_path / "link").symlink_to("file")
     os.mkfifo(tmp_path / "pipe")
-    for name in ("link", "pipe"):
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "pipe", "folder", "/dev/null"):
         with pytest.raises(ValueError, match=name), written_beside(tmp_path / name):
             pass
     with pytest.raises(KeyError), written_beside(tmp_path / "file") as path:
         path.write_text("half")
         raise KeyError
-    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 3
+    assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 4

@@ -55,8 +55,7 @@ def first_is(value):
     ("adapter.safetensors", changed("proj.bias", torch.Tensor.long), "adapter"),
     ("adapter.safetensors", changed("proj.bias", lambda bias: bias[1:]), "adapter"),
     ("adapter.safetensors", changed("llama.norm.weight", lambda _: torch.ones(96)), "adapter")])
-def test_a_wrong_file_in_a_weights_folder_is_named_with_what_it_is(weights, tmp_path, file, change,
-                                                                   said):
+def test_a_wrong_file_is_named_with_what_it_is(weights, tmp_path, file, change, said):
     folder = shutil.copytree(weights["artgpt4"], tmp_path / "w")
     if callable(change):
         change(folder / file)

@@ -3,7 +3,6 @@ import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +10,9 @@ from PIL import Image
 
 import evaluate
 from evaluation import answers, judges
+from tests import conftest
 
 KEY = "Sk-secret-0123456789"
-TINY = Path(evaluate.__file__).parent / "weights" / "tiny"
 
 
 def gives(score, **others):
@@ -25,10 +24,6 @@ def gives(score, **others):
 
 def says(content):
     return 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]})
-
-
-def json_lines(file):
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -91,11 +86,8 @@ def server(monkeypatch):
 def run(benchmark_folder, tmp_path, capsys):
     """run(*flags): evaluate.py on the benchmark folder -> exit code, stdout, stderr."""
     def run(*flags):
-        arguments, code = map(str, (benchmark_folder, *flags, "--out", tmp_path / "run")), 0
-        try:
-            evaluate.run_command(evaluate.main, evaluate.command_line(), list(arguments))
-        except SystemExit as end:
-            code = end.code
+        code = conftest.run(evaluate.main, evaluate.command_line(), benchmark_folder, *flags,
+                            "--out", tmp_path / "run")
         return code, *capsys.readouterr()
     return run
 

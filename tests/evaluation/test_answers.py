@@ -7,8 +7,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from common.models import TINY
 from evaluation.answers import QUESTIONS, read_items
-from tests.evaluation.conftest import TINY, gives, json_lines
+from tests.conftest import json_lines
+from tests.evaluation.conftest import gives
 
 
 def test_items_are_the_numbered_pictures_of_any_type_in_order(benchmark_folder, tmp_path):
@@ -48,8 +50,7 @@ def test_a_folder_with_a_fault_is_refused_by_its_file(benchmark_folder, file, te
 
 # ---- Answers of models
 
-def test_models_answer_side_by_side_and_each_round_is_its_own_question(
-        run, benchmark_folder, tmp_path):
+def test_models_answer_side_by_side_each_question_a_round(run, benchmark_folder, tmp_path):
     tensors = load_file(TINY / "adapter.safetensors")
     tensors["proj.weight"] = torch.zeros_like(tensors["proj.weight"])
     save_file(tensors, tmp_path / "blind.safetensors")
