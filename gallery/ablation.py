@@ -13,7 +13,6 @@ import argparse
 import multiprocessing
 import random
 import re
-import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
@@ -105,9 +104,9 @@ PROMPTS = {"training's prompt": instruction_prompt,
 
 def one_run(run, weights, paintings, steps):
     """Train and score a run in one thread. Returns what is kept, where a painting is a hexadecimal
-    digit (the sum of 8 for the right subject, 4 for the style, 2 for the palette, 1 for the mood),
-    and the CPU seconds of training and of scoring. paintings: of prepared()."""
-    (arm, level, rate, seed), began, right = run.split(" | "), time.process_time(), {}
+    digit: the sum of 8 for the right subject, 4 for the style, 2 for the palette, 1 for the mood.
+    paintings: of prepared()."""
+    (arm, level, rate, seed), right = run.split(" | "), {}
     torch.set_num_threads(1)
     torch.manual_seed(int(seed))
     model = ArtGPT4.from_pretrained(weights, dtype=torch.float32, adapter=False)
@@ -128,7 +127,6 @@ def one_run(run, weights, paintings, steps):
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.param_groups[0]["lr"] = float(rate) * min(20 * (step + 1), steps - step) / steps
         optimizer.step()
-    trained = time.process_time()
     scenes, queries = paintings["validation" if seed == "0" else "pair by pair"]
     for name, prompt in PROMPTS.items():
         said = []
@@ -140,8 +138,7 @@ def one_run(run, weights, paintings, steps):
         found = rightly(scenes, map(backwards, texts) if level == "new words too" else texts)
         digits = sum(found[name].astype(int) << 3 - i for i, name in enumerate(ATTRIBUTES))
         right[name] = "".join(f"{digit:x}" for digit in digits)
-    kept = {"weights": sum(parameter.numel() for parameter in parameters), "right": right}
-    return kept, (trained - began, time.process_time() - trained)
+    return {"weights": sum(parameter.numel() for parameter in parameters), "right": right}
 
 def prepared(args):
     """{name: (scenes, their queries, which no arm changes)}, and a checksum of all that makes the
@@ -179,15 +176,11 @@ def make_all(kept, args):
     sweep = [f"{arm} | {SWEEP_LEVEL} | {rate} | 0" for arm in ARMS for rate in RATES]
     total = len(sweep) + args.seeds * len(LEVELS) * len(ARMS)
     progress = Progress("ablation", total, "runs", before=len(runs))
-    if len(runs) < total:
-        _, (training, scoring) = make(sweep[0], steps=3)      # a trial
-        hours = total * (training * args.steps / 3 + scoring) / 3600
-        progress.say(f"{total} runs, about {hours:.2g} h of CPU time; {len(runs)} are there")
     for plan in (lambda: sweep, lambda: planned(runs, args.seeds).flatten().tolist()):
         left = [run for run in plan() if run not in runs]
         with (ProcessPoolExecutor(args.jobs, spawn, end_with_parent) as pool,
               closing(pool.map(make, left)) as made):         # after an error, start no more
-            for run, (found, _) in zip(left, made, strict=True):
+            for run, found in zip(left, made, strict=True):
                 runs[run] = found
                 write_json(kept, args.scores)
                 progress.show(len(runs))

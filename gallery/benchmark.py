@@ -83,9 +83,8 @@ def make(folder, items=27):
         with written_beside(folder / benchmark / f"{number}.png") as path:
             paint(scene).save(path, format="PNG")
         truths.setdefault(benchmark, {})[number] = asdict(scene)
-    questions = {benchmark: QUESTIONS[benchmark] for benchmark in truths}
-    for name, content in (("questions.json", questions), ("truth.json", truths)):
-        write_json(content, folder / name)
+    write_json(QUESTIONS, folder / "questions.json")
+    write_json(truths, folder / "truth.json")
 
 
 def truth(folder):
@@ -269,9 +268,8 @@ RULES = {"IDC": idc, "ISAC": isac, "ICRC": icrc, "MDIUC": mdiuc}
 
 def main(args):
     make(args.folder, args.items)
-    count = len(truth(args.folder))
-    print(f"wrote {args.folder}: {count} items; judge answers to them with python evaluate.py "
-          f"{args.folder} --judge gallery")
+    print(f"wrote {args.folder}: {len(truth(args.folder))} items; judge answers to them with "
+          f"python evaluate.py {args.folder} --judge gallery")
 
 
 if __name__ == "__main__":

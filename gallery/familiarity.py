@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from artgpt4 import preprocess
+from artgpt4 import errors_naming, preprocess
 from common.command_line import run_command
 from common.files import open_image, save_tensors
 from common.models import load, model_flags
@@ -39,7 +38,7 @@ def placed(measure, queries):
 
 
 def distance(measure, queries):
-    """How far mean queries (N, width) are from what is known, (N,). measure: of `fit`."""
+    """How far mean queries (N, width) are from what is known, (N,). measure: of `fitted`."""
     away = placed(measure, queries)[:, None] - measure["centres"]            # (N, C, 32)
     return away.square().sum(dim=-1).amin(dim=-1)
 
@@ -52,12 +51,10 @@ def read_measure(folder, adapter=None):
     file = next(filter(Path.exists, files), None)
     if file is None:
         return None
-    try:
+    with errors_naming(file):
         measure = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: {error}") from None
-    if measure.keys() != {"directions", "centres", "threshold"}:
-        raise ValueError(f"{file}: expected directions, centres and a threshold")
+        if measure.keys() != {"directions", "centres", "threshold"}:
+            raise ValueError("expected directions, centres and a threshold")
     return measure
 
 
@@ -67,18 +64,6 @@ def unfamiliar(model, measure, image_vectors):
     if measure is None:
         return None
     return bool(distance(measure, mean_query(model, image_vectors)[None]) > measure["threshold"])
-
-
-def fit(trained, held_out):
-    """The measure, from mean queries (N, width) of training pictures and of others."""
-    centre = trained.mean(dim=0)
-    variances, axes = torch.linalg.eigh(torch.cov((trained - centre).T))
-    # From the second on: LayerNorm leaves no variance at all along one direction.
-    scaled = (axes / variances.clamp(min=1e-8).sqrt())[:, 1:DIRECTIONS + 1].T
-    measure = {"directions": scaled.half()}
-    measure["centres"] = placed(measure, centre[None])
-    threshold = distance(measure, held_out).quantile(0.98).item()
-    return measure | {"threshold": torch.tensor([round(threshold, 1)])}
 
 
 def knowing(model, measure, images):
@@ -99,9 +84,18 @@ def fitted(model, paintings=3000):
     """(the measure of a model, mean queries of held-out paintings to which it was not fitted)."""
     def seen(every, scenes):
         return mean_queries(model, map(Image.fromarray, painted(scenes)[::every]))
+
+    trained = seen(3, random_scenes(paintings, "training"))
+    centre = trained.mean(dim=0)
+    variances, axes = torch.linalg.eigh(torch.cov((trained - centre).T))
+    # From the second on: LayerNorm leaves no variance at all along one direction.
+    scaled = (axes / variances.clamp(min=1e-8).sqrt())[:, 1:DIRECTIONS + 1].T
+    measure = {"directions": scaled.half()}
+    measure["centres"] = placed(measure, centre[None])
     held_out = torch.cat([seen(1, random_scenes(max(2, paintings // 15), "held out", pairs))
                           for pairs in (SEEN_PAIRS, UNSEEN_PAIRS)])
-    return fit(seen(3, random_scenes(paintings, "training")), held_out[::2]), held_out[1::2]
+    threshold = distance(measure, held_out[::2]).quantile(0.98).item()
+    return measure | {"threshold": torch.tensor([round(threshold, 1)])}, held_out[1::2]
 
 
 def main(args):
