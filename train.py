@@ -253,7 +253,7 @@ def load_model(args, resume):
     if file:
         file = file / "adapter.safetensors" if file.is_dir() else file
         check_file(file)
-    args.adapter = file if file and file.suffix == ".safetensors" else None
+    args.adapter = file if file and file.suffix == ".safetensors" else None    # what load() reads
     model = load(args, train=True)
     if file and not args.adapter:
         shapes = {name: model.get_parameter(name).shape for name in model.trainable_names()}

@@ -67,9 +67,9 @@ def train(objective, steps, what):
     for name, parameter in parameters.items():
         is_hidden = parameter.ndim == 2 and not re.search("embed|head", name)
         (hidden if is_hidden else others).append(parameter)
-    optimizers = {
-        8e-3: torch.optim.Muon(hidden, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        4e-3: torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.05)}
+    optimizers = (                                            # each after its highest rate
+        (8e-3, torch.optim.Muon(hidden, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")),
+        (4e-3, torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.05)))
     progress = Progress(what, steps, "steps")
     for step in range(steps):
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
@@ -78,7 +78,7 @@ def train(objective, steps, what):
             parameter.grad = None
         loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        for peak, optimizer in optimizers.items():
+        for peak, optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = peak * min((step + 1) / (1 + steps // 50), cosine)
             optimizer.step()
         if step % 20 == 0 or step + 1 == steps:               # a GPU need not wait every step
@@ -109,8 +109,8 @@ def end_with_parent():
     threading.Thread(target=wait, daemon=True).start()
 
 
-def pretrain_side(side, tokenizer, args):
-    """Train one side, in one thread of this process -> {name: tensor} of its parts."""
+def pretrain_side(side, steps, tokenizer, args):
+    """Train one of SIDES, in one thread of this process -> {name: tensor} of its parts."""
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     model = ArtGPT4(TINY, tokenizer)
@@ -118,19 +118,19 @@ def pretrain_side(side, tokenizer, args):
     file, parts = SIDES[side]
     for part in parts:
         initialise(model.get_submodule(part))
-    shrink_outputs(model)
+    if side == "vision":
+        shrink_outputs(model)
     if args.init:
         model.load_state_dict(load_file(args.init / file), strict=False)
     model.to(args.device)
     if side == "vision":
-        photographs = Photographs(TINY, args.pictures, args.seed, args.vision_steps,
-                                  args.batch_size or 48)
+        photographs = Photographs(TINY, args.pictures, args.seed, steps, args.batch_size or 48)
         objective = vision_objective(model, photographs, args.workers)
     else:
         documents = Documents(tokenizer, args.batch_size or 16, TINY.queries, TINY.llama_width,
                               args.seed)
         objective = language_objective(model, documents.batches(args.workers))
-    train(objective, getattr(args, f"{side}_steps"), side)
+    train(objective, steps, side)
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()
             if name.split(".")[0] in parts}
 
@@ -142,9 +142,10 @@ def main(args):
     else:
         model = ArtGPT4(TINY, gallery_tokenizer(args.seed, TINY.vocab_size))
     spawn = multiprocessing.get_context("spawn")
+    steps = {"vision": args.vision_steps, "language": args.language_steps}
     with ProcessPoolExecutor(2, spawn, end_with_parent) as pool:
-        for trained in [pool.submit(pretrain_side, side, model.tokenizer, args)
-                        for side in SIDES if getattr(args, f"{side}_steps")]:
+        for trained in [pool.submit(pretrain_side, side, steps[side], model.tokenizer, args)
+                        for side in SIDES if steps[side]]:
             model.load_state_dict(trained.result(), strict=False)
     trainable = model.trainable_names()                       # stays float32
     for name, parameter in model.named_parameters():
@@ -163,11 +164,11 @@ def command_line():
     parser.add_argument("--init", type=Path, metavar="FOLDER", help="weights to go on from")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"),
                         help="weights folder to write (default: %(default)s)")
-    for flag, default, what in (
-            ("--vision-steps", 4500, "of the vision side; 0: it stays as it is"),
-            ("--language-steps", 6000, "of the language side; 0: it stays as it is"),
-            ("--pictures", 10000, "plain scenes to draw")):
-        parser.add_argument(flag, type=number(int, 0, 10**6), default=default,
+    for flag, least, default, what in (
+            ("--vision-steps", 0, 4500, "of the vision side; 0: it stays as it is"),
+            ("--language-steps", 0, 6000, "of the language side; 0: it stays as it is"),
+            ("--pictures", 1, 10000, "plain scenes to draw")):
+        parser.add_argument(flag, type=number(int, least, 10**6), default=default,
                             help=f"{what} (default: %(default)s)")
     parser.add_argument("--batch-size", type=number(int, 1, 10**6),
                         help="of both sides (default: 48 pictures, 16 documents)")

@@ -80,7 +80,7 @@ def pieces(x, rng):
     middles = torch.cartesian_prod(middles, middles)
     middles = middles + (torch.rand_like(middles) - 0.5) * rng.choice((0, 0.9)) * size / count
     piece = torch.cdist(torch.cartesian_prod(at, at), middles).argmin(dim=1).view(size, size)
-    rows, columns = middles.long().T
+    rows, columns = middles.long().T                          # of the pixel that gives its colour
     off = torch.randn(len(x), 3, count**2)[:, :, piece] * rng.uniform(0, 0.15)
     cut = (blur(x, 1)[:, :, rows, columns][:, :, piece] if flat else x) + off
     joints = F.pad(piece, (0, 1, 0, 1))

@@ -222,7 +222,8 @@ def about_count(scene, rng, rules):
 
 
 def kinds_of(attribute, value):
-    """What a picture with that value of an attribute is: "a woodcut", "in rose colours"."""
+    """What a picture with that value of an attribute is, in all wordings: ("a woodcut", "a woodcut
+    print"), ("in rose colours",)."""
     if attribute == "style":
         return tuple(some(work) for work in PHRASES[value]["work"])
     return ({"subject": f"a painting of a {value}", "palette": f"in {value} colours",

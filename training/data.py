@@ -96,8 +96,8 @@ def in_parts(count, examples):
         examples = sorted(examples, key=lambda example: len(example[1]))
     size, parts = len(examples) // count, []
     for start in range(0, len(examples), size):
-        pixels, *texts, _ = zip(*examples[start:start + size], strict=True)
-        parts.append((torch.cat(pixels), *pad_examples(zip(*texts, strict=True))))
+        pixels, ids, targets, _ = zip(*examples[start:start + size], strict=True)
+        parts.append((torch.cat(pixels), *pad_examples(zip(ids, targets, strict=True))))
     return parts, [fault for *_, faults in examples for fault in faults]
 
 

@@ -138,7 +138,8 @@ def test_only_a_file_is_replaced_and_only_by_a_whole_one(tmp_path):
     (tmp_path / "link").symlink_to("file")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
-    for name in ("link", "pipe", "folder", "/dev/null"):
+    _, terminal = os.openpty()                                # a device that no error can replace
+    for name in ("link", "pipe", "folder", os.ttyname(terminal)):
         with pytest.raises(ValueError, match=name), written_beside(tmp_path / name):
             pass
     with pytest.raises(KeyError), written_beside(tmp_path / "file") as path:

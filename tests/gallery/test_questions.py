@@ -41,6 +41,13 @@ def test_all_that_the_gallery_says_is_right_and_in_another_talk_it_is_not():
     assert others == {FALSE}
 
 
+def test_the_truth_with_the_wrong_yes_or_no_is_false():
+    truth = words.kinds_of("style", "oil")
+    found = [verdict(f"It is an oil, so {last}.", TREE, [(told, {"kind": truth, "truth": truth})])
+             for told in ("so", "not so") for last in ("yes", "no")]
+    assert found == [RIGHT, FALSE, FALSE, RIGHT]
+
+
 def test_each_wording_has_an_answer_that_is_right_and_fallbacks_only_where_no_picture_tells():
     before = ([("style", {})], "It is an oil.")
     fallback = "I do not know that. Ask me about its mood or its technique."
