@@ -199,8 +199,8 @@ def surgery(tour):
         "What does an image vector say? Take another picture (the last one below), put one of "
         "its vectors in the place of ours, and ask again. What changes in the answer is marked; … "
         "stands for sentences that stay. That is what this vector says for these two pictures: an "
-        "observation, not a law. <code>python -m gallery.surgery</code> counts it over many pairs."
-        "\n\nBeside each answer is where the query of that number looks in our picture.")
+        "observation, not a law.\n\nBeside each answer is where the query of that number looks in "
+        "our picture.")
     if not tour.even_if_large and counts(tour.model.config)["together"][0] > LARGE:
         return beside(text, "Not computed for a model of this size: it takes minutes. The flag "
                       "--surgery asks for it."), artgpt4.ArtGPT4.embed_ids

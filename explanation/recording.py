@@ -11,7 +11,6 @@ from artgpt4 import (IMAGE_ID, IMAGE_SLOT, INSTRUCTIONS, KVCache, chat_prompt, i
 from common.int8 import is_int8
 from common.models import answers
 from gallery.attention import recorded_attention
-from gallery.surgery import transplanted
 
 LONGEST = 120                                                 # tokens of an answer
 ROWS = 17                                                     # answers at once
@@ -145,9 +144,10 @@ class Tour:
     def transplants(self):
         """Answers with each image vector in turn replaced by the other picture's, and with all of
         them: Q + 1 texts."""
-        every = list(range(self.model.config.queries))
-        rows = transplanted(self.image_embeds[0], self.other_embeds[0],
-                            [*([i] for i in every), every])
+        queries = self.model.config.queries
+        replaced = torch.cat((torch.eye(queries), torch.ones(1, queries))).bool()[..., None]
+        rows = torch.where(replaced.to(self.other_embeds.device), self.other_embeds,
+                           self.image_embeds)                 # (Q + 1, Q, D)
         texts = []
         for part in rows.split(ROWS):
             embeds = self.model.embed_ids([self.prompt_ids] * len(part), part)

@@ -15,6 +15,7 @@ import convert_weights
 from artgpt4 import ArtGPT4
 from common.command_line import run_command
 from common.models import TINY
+from tests.parallel import pytest_runtestloop  # noqa: F401
 from tests.training.kill_and_resume import small_data
 
 GOLDEN = Path(__file__).parent / "golden"
