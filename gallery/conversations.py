@@ -9,9 +9,9 @@ from gallery import words
 
 # How often a question is about a topic: the harder ones more often.
 OFTEN = {"description": 2, "presence": 6, "kind": 4, "count": 3, "spot": 2, "part": 2, "subject": 3,
-         "around": 3, "composition": 2, "style": 2, "mood": 2, "unknown": 6, "page": 0.6}
-# What [art] has answers to; the longest of them twice as often.
-APPRECIATED = ("description", "why", "emotions", "emotions", "situation")
+         "around": 3, "composition": 2, "style": 2, "mood": 2, "unknown": 6, "poem": 2,
+         "page": 0.8}
+APPRECIATED = ("description", "why", "situation")              # what [art] has answers to
 FOLLOWED, BRIEF = 0.2, 0.1          # shares of rounds: with a follow-up; that ask for a word or two
 ECHOED = 0.1                        # of plain rounds: followed by words to be repeated
 SHORTHAND = {r"\bwhat is\b": ("what's", "whats"), r"\bis not\b": ("isn't",), r"\byou\b": ("u",),
@@ -24,8 +24,8 @@ KNOWN = set(re.findall("[a-z]{4,}", " ".join(sum(
 LONG_WORDS = sorted(KNOWN)
 SMALL_WORDS = r"(?i)\b(?:is|are|was|the|a|an|of|do|does|did|you|it|this|that|in|me|i|to|for)\b ?"
 # The words of the language of appreciation. The frozen side knows them, but in no sentence.
-OF_ART = sorted(set(re.findall(r"\b[a-z]+\b(?!})", " ".join(
-    " ".join(texts) for row in (words.ART, *words.PHRASES.values()) for texts in row.values()))))
+OF_ART = sorted({*words.EMOTION_OF.values(), *re.findall(r"\b[a-z]+\b(?!})", " ".join(
+    " ".join(texts) for row in (words.ART, *words.PHRASES.values()) for texts in row.values()))})
 
 # ---- As people type
 

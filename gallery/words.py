@@ -231,15 +231,14 @@ def kinds_of(attribute, value):
 
 
 def about_kind(scene, rng, rules):
+    """Whether it is of some kind: the answer says of which it is."""
     attribute, form = rng.choice(tuple(VALUES)), rng.random()
     value = scene.attributes[attribute]
     truth = kinds_of(attribute, value)
-    if form < 0.5:
-        return "so", {"kind": truth, "truth": truth}
-    kinds = kinds_of(attribute, rng.choice([one for one in VALUES[attribute] if one != value]))
-    if form < 0.65:
-        kinds = rules.get(f"foreign {attribute}", kinds)
-    return "not so", {"kind": kinds, "truth": truth}
+    other = rng.choice([one for one in VALUES[attribute] if one != value])
+    foreign = rules.get(f"foreign {attribute}", truth)
+    kinds = truth if form < 0.5 else foreign if form < 0.65 else kinds_of(attribute, other)
+    return "kind", {"kind": kinds, "truth": truth}
 
 
 ABOUT = {"presence": about_presence, "count": about_count, "spot": about_spot, "part": about_part,

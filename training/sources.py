@@ -31,7 +31,7 @@ from common.files import is_picture, open_image, pictures_below, read_text
 from gallery import words
 from gallery.album import painted
 from gallery.conversations import APPRECIATED, about_one, about_two, prompt_and_answer, some_topics
-from gallery.scenes import random_scenes
+from gallery.scenes import FIGURES, random_scenes
 from training.data import load_data
 
 QUESTIONS = (           # with INSTRUCTIONS: what one's own pictures are asked
@@ -106,7 +106,8 @@ class Gallery:
         if kind < 0.37:
             rounds, shown = about_two(self.scenes[other], scene, rng, self.art), [other, i]
         else:
-            [topic] = some_topics(1, rng) if kind > 0.52 else rng.choices(APPRECIATED)
+            taught = ("emotions",) if scene.subject in FIGURES else APPRECIATED
+            [topic] = some_topics(1, rng) if kind > 0.52 else rng.choices(taught)
             rounds, shown = about_one(scene, rng, topic, rng.choice((1, 2, 3, 6)), self.art), [i]
         return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)
 
