@@ -2,7 +2,8 @@
 
 A talk about a new painting of a seen pair asks nine of the wordings of strange.ini, or of a file
 written like it, and in round 7 the first of them again. After every fourth talk comes one about two
-paintings. Every answer is judged by what the painting shows:
+paintings; and a poem, a title and a web page are asked for. Every answer is judged by what the
+painting shows:
 
 - right or fair: it answers truly, in a word or two where that was asked for; or it says that it
   cannot know what no picture tells
@@ -185,6 +186,17 @@ def about_two(conversation, scenes, rng):
     return judged
 
 
+def written(conversation, topic, scene, rng):
+    """The same of a poem, a title or a web page, asked for in the wordings of phrases.ini: right if
+    it is whole and about the subject, whatever else it says."""
+    question, _, _ = words.question(topic, scene, rng)
+    text = "".join(conversation.answer(question))
+    is_whole = re.fullmatch({"poem": r"(.+\n){3}.+", "title": r'.*"[^"]+"\.',
+                             "page": r"```html\n<!doctype html>\n(.+\n)+```"}[topic], text.strip())
+    is_right = is_whole and words.named(text)["subject"] == scene.subject
+    return None, f"{topic}: whole", question, text, VERDICTS[0 if is_right else -1]
+
+
 def table(judged):
     """Shares of the verdicts, by rounds and by the first of a key's words, as a Markdown table."""
     groups = {"all rounds": [row for row in judged if row[0]],
@@ -224,6 +236,7 @@ def main(args):
         judged += talk(about(scene), scene, some, rng)
         if i % 4 == 3:
             judged += about_two(about(scenes[i - 1], scene), (scenes[i - 1], scene), rng)
+        judged += [written(about(scene), topic, scene, rng) for topic in ("poem", "title", "page")]
         progress.show(i + 1)
     print(table(judged))
     for i, key, question, text, found in judged if args.talks else ():

@@ -114,3 +114,16 @@ def test_questions_about_two_paintings_are_judged_by_the_one_that_is_meant(monke
     for seed in range(20):
         judged = questions.about_two(Knows(), (TREE, CAT), random.Random(seed))
         assert {row[4] for row in judged} == {RIGHT}, judged
+
+
+@pytest.mark.parametrize("topic", ["poem", "title", "page"])
+def test_what_is_written_is_right_if_it_is_whole_and_about_the_subject(topic):
+    class Says:
+        def answer(self, question):
+            return [self.text]
+
+    says, found = Says(), []
+    for scene, length in ((TREE, None), (TREE, -30), (CAT, None)):
+        says.text = words.question(topic, scene, random.Random(1))[1][:length]
+        found.append(questions.written(says, topic, TREE, random.Random(1))[-1])
+    assert found == [RIGHT, FALSE, FALSE]
