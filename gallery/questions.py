@@ -191,7 +191,7 @@ def written(conversation, topic, scene, rng):
     it is whole and about the subject, whatever else it says."""
     question, _, _ = words.question(topic, scene, rng)
     text = "".join(conversation.answer(question))
-    is_whole = re.fullmatch({"poem": r"(.+\n){3}.+", "title": r'.*"[^"]+"\.',
+    is_whole = re.fullmatch({"poem": r"(.+\n){3}.+\.", "title": r'.*"[^"]+"\.',
                              "page": r"```html\n<!doctype html>\n(.+\n)+```"}[topic], text.strip())
     is_right = is_whole and words.named(text)["subject"] == scene.subject
     return None, f"{topic}: whole", question, text, VERDICTS[0 if is_right else -1]
