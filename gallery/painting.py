@@ -21,13 +21,12 @@ from gallery.scenes import COMPOSITIONS, PALETTES, STYLES
 
 # Of what a style paints, in pixels: strokes and dots are sized for it.
 SIZE = 224
-ROLES = ("sky", "ground", "main", "accent", "dark")
 
 @dataclass(frozen=True)
 class Shape:
     """Polygons of one colour that make one region."""
     parts: list               # polygons, each a list of (x, y)
-    role: str                 # of ROLES
+    role: str                 # a colour of the Palette
     light: float = 0.0        # -1: the palette's dark, 0: the role's colour, 1: the highlight
     shading: float = 0.16     # how much lighter the lit side is, and how much darker the other
     towards: tuple = (1, 0.5) # the direction of the shading, from light to dark
@@ -590,22 +589,21 @@ def render(scene, n, fine=True):
     # A shape's colour runs over 32 steps from its lit edge to its shaded edge:
     # step = slope . (x, y, 1)
     highlight = 0.55 * colours["accent"] + 0.45
-    steps = np.empty((len(shapes), 32, 3), np.float32)
-    slopes = np.empty((len(shapes), 3), np.float32)
+    steps, slopes = [], []
     for label, shape in enumerate(shapes):
         for part in shape.parts:
             pen.polygon([(x * n, y * n) for x, y in part], fill=label)
         light = shape.light + shape.shading * np.linspace(1, -1, 32)[:, None]
         end = np.where(light > 0, highlight, colours["dark"])
-        steps[label] = mix(colours[shape.role], end, np.abs(light))
+        steps.append(mix(colours[shape.role], end, np.abs(light)))
         dx, dy = shape.towards
         along = [x * dx + y * dy for part in shape.parts for x, y in part]
         first, last = min(along), max(along)
-        slopes[label] = np.array([dx, dy, -first]) * (31.99 / max(last - first, 1e-6))
+        slopes.append(np.array([dx, dy, -first]) * (31.99 / max(last - first, 1e-6)))
     labels, grid = np.asarray(canvas), (np.arange(n, dtype=np.float32) + 0.5) / n
-    across, down, start = (np.take(column, labels) for column in slopes.T)
+    across, down, start = np.take(np.float32(slopes).T, labels, axis=1)
     step = np.clip(across * grid + down * grid[:, None] + start, 0, 31).astype(np.int32)
-    image = np.take(steps.reshape(-1, 3), labels * np.int32(32) + step, axis=0)
+    image = np.take(np.reshape(np.float32(steps), (-1, 3)), labels * np.int32(32) + step, axis=0)
 
     plate = Plate(image, labels, shapes, colours, sun)
     glow_x, glow_y = (np.exp((grid - place) ** 2 / -0.05) for place in sun)
@@ -666,7 +664,7 @@ def borders(labels, weight=None):
     edge[:-1] = np.maximum(edge[:-1], down)
     return edge
 
-PIXELS = np.stack(np.meshgrid(*2 * [np.arange(SIZE, dtype=np.float32)]), -1)   # x, y of each
+PIXELS = np.flip(np.indices((SIZE, SIZE), np.float32), 0)     # (2, SIZE, SIZE): x and y of each
 
 @functools.cache
 def paper_grain():
@@ -710,8 +708,8 @@ def ink_wash(plate, rng):
     tone = mix(tone, np.round(tone * 4) / 4, flatness)
     tone = mix(blur(tone, 3.5), blur(tone, 1), 0.4 + 0.4 * is_subject)
     tone *= 1 + 0.2 * noise(rng, 6) + 0.08 * noise(rng, 24) + 0.08 * paper_grain()
-    pigment = {role: np.clip(saturate(mix(c[role], c["main"], 0.5), 0.62), 0.04, 0.9)
-               for role in c}
+    pigment = {role: np.clip(saturate(mix(colour, c["main"], 0.5), 0.62), 0.04, 0.9)
+               for role, colour in c.items()}
     absorbed = plate.per_shape(lambda s: -np.log(pigment[s.role]))
     absorbed = 3.3 * blur(absorbed / 3.3, 2) * (1.35 * tone)[..., None]
     # The wash does not quite keep to the contour.
@@ -728,10 +726,10 @@ def ink_wash(plate, rng):
     painting = paper * np.exp(-absorbed) * (1 + 0.02 * paper_grain()[..., None])
 
     sun_x, _ = plate.sun                                      # the seal is on the light's side
-    x, y, side = 197 if sun_x > 0.5 else 13, 192, 13
-    seal = saturate(c["main"], 1.5) * np.ones((side, side, 1))
-    seal[side // 4:-side // 4:3, side // 4:-side // 4] = paper
-    painting[y:y + side, x:x + side] *= mix(1, seal, 0.9)
+    x = 197 if sun_x > 0.5 else 13
+    seal = saturate(c["main"], 1.5) * np.ones((13, 13, 1))
+    seal[3:-4:3, 3:-4] = paper
+    painting[192:205, x:x + 13] *= mix(1, seal, 0.9)
     return painting
 
 def pointillism(plate, rng):
@@ -767,7 +765,7 @@ def stained_glass(plate, rng):
     for label in np.unique(seed_label):
         own = seeds[seed_label == label]
         where = plate.labels == label
-        distance = (own ** 2).sum(1) - 2 * PIXELS[where] @ own.T
+        distance = (own ** 2).sum(1) - 2 * PIXELS[:, where].T @ own.T
         piece[where] = 256 * (1 + np.argmin(distance, 1)) + label
     _, piece, area = np.unique(piece, return_inverse=True, return_counts=True)
     sums = [np.bincount(piece.ravel(), plate.image[..., i].ravel()) for i in range(3)]
@@ -775,7 +773,8 @@ def stained_glass(plate, rng):
     glass = glass * rng.uniform(0.8, 1.1, (len(glass), 1)) + rng.normal(0, 0.02, glass.shape)
     lead = blur(np.maximum(0.75 * borders(piece), borders(plate.labels)), 1.5)
     shine = 1.12 - 0.6 * blur(lead, 5) + 0.05 * noise(rng, 10) + 0.03 * noise(rng, 50)
-    shine += 0.1 * np.exp(((PIXELS / SIZE - plate.sun) ** 2).sum(-1) / -0.06)
+    away = PIXELS / SIZE - np.reshape(plate.sun, (2, 1, 1))
+    shine += 0.1 * np.exp((away ** 2).sum(0) / -0.06)
     image = np.clip(glass, 0.03, 0.93).astype(np.float32)[piece] * shine[..., None]
     return mix(image, plate.colours["dark"] * 0.25, smoothstep(0.13, 0.22, lead)[..., None])
 
@@ -783,11 +782,11 @@ def woodcut(plate, rng):
     """Carved lines of dark ink that swell with the tone, over flat tints. The lines of the sky are
     rings around the light."""
     c = plate.colours
-    grid = np.arange(SIZE, dtype=np.float32)
     angle = plate.per_shape(lambda s: rng.choice([0.5, 0.9, 2.3, 2.7]) if s.subject else pi / 2)
-    across = np.cos(angle) * grid + np.sin(angle) * grid[:, None]
+    x, y = PIXELS
+    across = np.cos(angle) * x + np.sin(angle) * y
     sun_x, sun_y = plate.sun
-    rings = np.hypot(grid - sun_x * SIZE, grid[:, None] - sun_y * SIZE)
+    rings = np.hypot(x - sun_x * SIZE, y - sun_y * SIZE)
     across = np.where(plate.per_shape(lambda s: s.is_sky) > 0, rings * 0.85, across)
     across += 1.6 * noise(rng, 6) + 0.3 * noise(rng, 30)
     ridge = np.abs(across / 5.2 % 1 - 0.5) * 2
@@ -799,8 +798,8 @@ def woodcut(plate, rng):
     ink = smoothstep(-0.16, 0.16, np.clip(tone, -0.2, 1.2) - ridge)
     outline = blur(borders(plate.labels, plate.per_shape(lambda s: s.subject or 0.6)), 1.2)
     ink = np.maximum(ink, smoothstep(0.2, 0.3, outline))
-    lift = {role: np.clip(0.5 - luma(c[role]), 0, 0.35) * 2 for role in ROLES}
-    tint_of = {role: mix(mix(c[role], c["main"], lift[role]), c["accent"], 0.12) for role in ROLES}
+    lift = {role: np.clip(0.5 - luma(c[role]), 0, 0.35) * 2 for role in c}
+    tint_of = {role: mix(mix(c[role], c["main"], lift[role]), c["accent"], 0.12) for role in c}
     tint = plate.per_shape(lambda s: tint_of["ground" if s.role == "dark" else s.role])
     return mix(tint, c["dark"] * 0.8, ink[..., None])
 
@@ -845,14 +844,14 @@ def oil(plate, rng):
         uv = np.stack([u[touching], v[touching]], -1).astype(np.float32)
         brush = (u * along[own] + (v + u * u * bend[own, None]) * across[own] for u, v in uv)
         first = stamp(top, first, points, brush)
-    from_centre = PIXELS - np.take(centres, top, axis=0)
-    u, v = ((from_centre * np.take(axis, top, axis=0)).sum(-1) for axis in (along, across))
+    from_centre = PIXELS - np.take(centres.T, top, axis=1)
+    u, v = ((from_centre * np.take(axis.T, top, axis=1)).sum(0) for axis in (along, across))
     v -= np.take(bend, top) * u * u
     phase = np.take(rng.uniform(0, 2 * pi, len(x)).astype(np.float32), top)
     bristles = np.sin(v * 1.9 + phase) + 0.5 * np.sin(v * 3.1 + 2 * phase)
     height = blur(0.5 + 0.1 * bristles - 0.13 * borders(top), 0.6)
     relief = (height - np.roll(height, (1, 1), (0, 1)))[..., None]
-    weave = 0.02 * np.sin(PIXELS * (pi / 1.5)).prod(-1, keepdims=True)
+    weave = 0.02 * np.sin(PIXELS * (pi / 1.5)).prod(0)[..., None]
     colour = saturate(plate.image[y, x], 1.25) * rng.normal(1, 0.06, (len(x), 1))
     colour = colour + rng.normal(0, 0.015, (len(x), 3))
     layer = blur(np.take(colour.astype(np.float32), top, axis=0), 0.4)
