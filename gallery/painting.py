@@ -242,10 +242,9 @@ def vase_of_flowers(rng):
                  for u, v in leaves], "ground", -0.45)
     for i, (u, v) in enumerate(heads):
         size, petals, turn = rng.uniform(0.1, 0.135), rng.choice([5, 6, 7]), rng.uniform(0, pi)
-        around = [turn + 2 * pi * k / petals for k in range(petals)]
         role, heart = ("accent", "main") if i % 3 == 1 else ("main", "accent")
         blossom = [oval(u + size * 0.6 * cos(a), v + size * 0.6 * sin(a), size * 0.5, steps=12)
-                   for a in around]
+                   for a in (turn + 2 * pi * k / petals for k in range(petals))]
         yield Shape(blossom, role, rng.uniform(-0.05, 0.3), 0.15)
         yield Shape([oval(u, v, size * 0.34, steps=14)], heart, -0.1)
     yield Shape([[(-u, v) for u, v in profile] + profile[::-1]], "dark", 0.35, 0.35, (1, 0.2))
@@ -467,13 +466,12 @@ def placed(name, rng, x, y, height, side):
         yield replace(shape, name=name, towards=(-side * across, down), parts=parts)
 
 def thing_places(x, foot, horizon, side, taken):
-    """thing -> (x, foot, height), for a subject at x and the sun on `side` of the middle. `taken`
-    is half the subject's width; beyond it there is room."""
+    """thing -> (x, foot, height), for a subject at x, in the middle or across from the sun, which
+    is on `side`. `taken` is half the subject's width; beyond it there is room."""
     if abs(x - 0.5) < 0.1:
         near, other = x - side * taken, x + side * taken
     else:
-        inward = 1 if x < 0.5 else -1
-        near, other = x + inward * taken, x + inward * (taken + 0.27)
+        near, other = x + side * taken, x + side * (taken + 0.27)
     near, other = (min(max(place, 0.15), 0.85) for place in (near, other))
     return {"balloon": (0.5 - side * 0.31, 0.35, 0.28),
             "birds": (0.5 - side * 0.02, 0.21, 0.165),
@@ -548,14 +546,14 @@ def compose(scene):
     """(shapes from back to front, sun (x, y), the subject's foot y)."""
     rng = random.Random(scene.seed)
     far = scene.composition == "far away"
-    x = {"to the left": 0.3, "to the right": 0.7}.get(scene.composition, 0.5)
-    x += rng.uniform(-0.03, 0.03)
+    free_side = {"to the left": 1, "to the right": -1}.get(scene.composition, 0)
+    x = 0.5 - 0.2 * free_side + rng.uniform(-0.03, 0.03)
     height = rng.uniform(0.355, 0.4) if far else rng.uniform(0.58, 0.7)
     if scene.things and not far:
         height *= 0.88
     foot = rng.uniform(0.8, 0.84) if far else rng.uniform(0.85, 0.9)
     horizon = foot - (rng.uniform(0.04, 0.09) if far else rng.uniform(0.12, 0.2))
-    side = {"to the left": 1, "to the right": -1}.get(scene.composition) or rng.choice([-1, 1])
+    side = free_side or rng.choice([-1, 1])
     sun = (0.5 + side * rng.uniform(0.2, 0.34), rng.uniform(0.14, 0.27))
     shapes = [*scenery(rng, scene.setting, horizon, sun, night=scene.palette == "moonlight")]
     places = thing_places(x, foot, horizon, side, taken=0.38 if not far else 0.29)

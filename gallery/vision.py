@@ -163,10 +163,10 @@ def faded(x, rng):
 EFFECTS = (None, soft, grain, blotches, pieces, grille, halftone, scanlines, rippled_glass,
            posterised, fog, rain, outlined, confetti, brushed, faded)
 
-def photograph(pictures, rng, share, groups=16):
+def photograph(pictures, rng, share):
     """Photographs of pictures, uint8 (B, S, S, 3) -> pixels (B, 3, S, S) in 0 .. 1, and two numbers
     of EFFECTS for each, (B, 2). All vary in exposure and tint. A share `share` gets one or two of
-    EFFECTS, drawn for each of `groups` groups of neighbours; a third of it other colours."""
+    EFFECTS, drawn for each of 16 groups of neighbours; a third of it other colours."""
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     mixed = torch.randn(len(x), 3, 3).mul(1.5).softmax(dim=2)
     mixed[torch.rand(len(x)) >= 0.33 * share] = torch.eye(3)
@@ -176,7 +176,7 @@ def photograph(pictures, rng, share, groups=16):
     x = x * (0.7 + 0.6 * torch.rand(len(x), 3, 1, 1)) + 0.2 * torch.rand(len(x), 3, 1, 1) - 0.1
     x = x.clamp(0, 1)
     labels = torch.zeros(len(x), 2, dtype=torch.long)
-    for group in torch.arange(len(x)).chunk(groups):
+    for group in torch.arange(len(x)).chunk(16):
         count = rng.choice((1, 2)) if rng.random() <= share else 0
         for which in range(count):
             effect = rng.randrange(len(EFFECTS))
