@@ -19,15 +19,14 @@ from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
 from gallery.scenes import COMPOSITIONS, PALETTES, STYLES
 
-# In pixels. Strokes and dots are sized for this width; smaller paintings are reduced from it.
-WORK_SIZE = 224
-ROLES = ("sky", "ground", "main", "accent", "dark")
+# Of what a style paints, in pixels: strokes and dots are sized for it.
+SIZE = 224
 
 @dataclass(frozen=True)
 class Shape:
     """Polygons of one colour that make one region."""
     parts: list               # polygons, each a list of (x, y)
-    role: str                 # of ROLES
+    role: str                 # a colour of the Palette
     light: float = 0.0        # -1: the palette's dark, 0: the role's colour, 1: the highlight
     shading: float = 0.16     # how much lighter the lit side is, and how much darker the other
     towards: tuple = (1, 0.5) # the direction of the shading, from light to dark
@@ -83,27 +82,25 @@ def tower(u, half, top, v, height, teeth):
     return [box(u - half, 0, u + half, v)] + [
         box(left + 2 * i * step, v, left + (2 * i + 1) * step, v + height) for i in range(teeth)]
 
-# ---- subjects: each function returns shapes in the subject's own frame ----
+# ---- subjects: each function gives shapes in the subject's own frame ----
 
 def mountain(rng):
     sides = rng.choice([(-1,), (1,), (-1, 1), (1, -1)])
     peaks = [(side * rng.uniform(0.36, 0.5), rng.uniform(0.5, 0.7)) for side in sides]
     peaks.append((0, 1))
-    shapes = []
     for u, top in peaks:
         half, snow = top * rng.uniform(0.5, 0.62), rng.uniform(0.3, 0.42)
         left, right = ([(u + side * half * t + rng.uniform(-0.02, 0.02), top * (1 - t))
                         for t in (0.22, 0.5, 0.75)] for side in (-1, 1))
         ridge = [(u + rng.uniform(-0.03, 0.08) * top, top * (1 - t)) for t in (0.3, 0.55, 0.8)]
         ridge.append((u + 0.1 * half, 0))
-        shapes.append(Shape([[(u, top), *left, (u - half, 0), *ridge[::-1]]], "main", 0.12))
-        shapes.append(Shape([[(u, top), *right, (u + half, 0), *ridge[::-1]]], "main", -0.4, 0.1))
+        yield Shape([[(u, top), *left, (u - half, 0), *ridge[::-1]]], "main", 0.12)
+        yield Shape([[(u, top), *right, (u + half, 0), *ridge[::-1]]], "main", -0.4, 0.1)
         edge = [(u + half * snow * across, top * (1 - snow * down)) for across, down in (
             (-1, 1), (-0.55, 1.15), (-0.25, 0.75), (0.3, 0.8), (0.62, 1.15), (1, 1))]
         edge.insert(3, (u + 0.03, top * (1 - snow * 1.3)))
-        shapes.append(Shape([[(u, top), *edge[:4]]], "accent", 0.5, 0.1))
-        shapes.append(Shape([[(u, top), *edge[3:]]], "accent", -0.2, 0.1))
-    return shapes
+        yield Shape([[(u, top), *edge[:4]]], "accent", 0.5, 0.1)
+        yield Shape([[(u, top), *edge[3:]]], "accent", -0.2, 0.1)
 
 def lighthouse(rng):
     foot, top, stripes = rng.uniform(0.13, 0.16), rng.uniform(0.08, 0.095), rng.randint(4, 6)
@@ -132,35 +129,33 @@ def sailing_boat(rng):
         big.append((mast + 0.02 + reach * t + lean * sin(pi * t), 0.25 + 0.7 * (1 - t) - 0.04 * t))
     jib = [(mast - 0.03 - 0.38 * t - lean * sin(pi * t), 0.88 - 0.62 * t)
            for t in (0, 0.25, 0.5, 0.75, 1)] + [(mast - 0.06, 0.25)]
-    shapes = [Shape([line(mast, deck, mast, 1, 0.022)], "dark"),
-              Shape([big], "accent", 0.3, 0.25, (1, 0)),
-              Shape([jib], rng.choice(["accent", "main"]), 0.1, 0.2)]
+    yield Shape([line(mast, deck, mast, 1, 0.022)], "dark")
+    yield Shape([big], "accent", 0.3, 0.25, (1, 0))
+    yield Shape([jib], rng.choice(["accent", "main"]), 0.1, 0.2)
     if rng.random() < 0.5:
         stripe = ((0.04, 0.5), (0.56, 0.5), (0.74, 0.37), (0.04, 0.37))
-        shapes.append(Shape([[(mast + 0.03 + reach * t, v) for t, v in stripe]], "main", 0.0))
-    return shapes + [Shape([[(mast, 1), (mast + 0.15, 0.97), (mast, 0.93)]], "main", -0.1),
-                     Shape([hull], "main", -0.35, 0.2, (0, 1)),
-                     Shape([[(-0.46, deck + 0.03), (0.46, deck), (0.44, deck - 0.04),
-                             (-0.43, deck - 0.015)]], "accent", 0.0)]
+        yield Shape([[(mast + 0.03 + reach * t, v) for t, v in stripe]], "main", 0.0)
+    yield Shape([[(mast, 1), (mast + 0.15, 0.97), (mast, 0.93)]], "main", -0.1)
+    yield Shape([hull], "main", -0.35, 0.2, (0, 1))
+    gunwale = [(-0.46, deck + 0.03), (0.46, deck), (0.44, deck - 0.04), (-0.43, deck - 0.015)]
+    yield Shape([gunwale], "accent", 0.0)
 
 def windmill(rng):
     foot, turn, hub = rng.uniform(0.19, 0.23), rng.uniform(0.15, 1.4), 0.62
-    sails, spars = [], []
-    for angle in (turn + quarter * pi / 2 for quarter in range(4)):
-        c, s = cos(angle), sin(angle)
+    sail = [(0.09, 0.0), (0.4, 0.0), (0.4, 0.125), (0.09, 0.1)]
+    spars = [line(0, 0, 0.42, 0, 0.03)]
+    spars += [line(r, 0, r, 0.12, 0.013) for r in (0.1, 0.2, 0.3, 0.395)]
 
-        def frame(along, across, c=c, s=s):
-            return along * c - across * s, hub + along * s + across * c
-        sails.append([frame(0.09, 0.0), frame(0.4, 0.0), frame(0.4, 0.125), frame(0.09, 0.1)])
-        spars.append(line(*frame(0, 0), *frame(0.42, 0), 0.03))
-        spars += [line(*frame(r, 0), *frame(r, 0.12), 0.013) for r in (0.1, 0.2, 0.3, 0.395)]
+    def four(parts):
+        return [[(u * cos(a) - v * sin(a), hub + u * sin(a) + v * cos(a)) for u, v in part]
+                for a in (turn + quarter * pi / 2 for quarter in range(4)) for part in parts]
     return [Shape([taper(0, foot, 0.58, 0.115)], "main", 0.08, 0.3, (1, 0)),
             Shape([taper(0.27, 0.172, 0.31, 0.168)], "dark", 0.25),
             Shape([oval(0, 0.58, 0.135, 0.14, UPPER)], "dark", 0.15),
             Shape([oval(0, 0.13, 0.05, 0.06, UPPER) + [(-0.05, 0), (0.05, 0)]], "dark"),
             Shape([box(-0.035, 0.38, 0.035, 0.45)], "accent", 0.1),
-            Shape(sails, "accent", 0.2, 0.1),
-            Shape(spars, "dark", 0.0, 0.0, fine=True), Shape([oval(0, hub, 0.035)], "dark")]
+            Shape(four([sail]), "accent", 0.2, 0.1),
+            Shape(four(spars), "dark", 0.0, 0.0, fine=True), Shape([oval(0, hub, 0.035)], "dark")]
 
 def cottage(rng):
     wall, ridge, front = rng.uniform(0.4, 0.47), rng.uniform(0.8, 0.88), rng.uniform(0.34, 0.4)
@@ -200,41 +195,38 @@ def tree(rng):
     def foliage(du, dv, scale):
         return [oval(u * scale + du, (v - 0.66) * scale + 0.66 + dv, r * scale, steps=18)
                 for u, v, r in lobes]
-    shapes = [Shape([trunk], "dark", 0.15), Shape(foliage(0, 0, 1), "main", -0.4, 0.12),
-              Shape(foliage(-0.05, 0.04, 0.78), "main", 0.0, 0.15),
-              Shape(foliage(-0.1, 0.09, 0.45), "main", 0.3, 0.1)]
+    yield Shape([trunk], "dark", 0.15)
+    yield Shape(foliage(0, 0, 1), "main", -0.4, 0.12)
+    yield Shape(foliage(-0.05, 0.04, 0.78), "main", 0.0, 0.15)
+    yield Shape(foliage(-0.1, 0.09, 0.45), "main", 0.3, 0.1)
     if rng.random() < 0.5:
         fruit = [(rng.uniform(0.05, 0.34), rng.uniform(0, 2 * pi))
                  for _ in range(rng.randint(6, 11))]
-        shapes.append(Shape([oval(r * cos(a), 0.65 + 0.85 * r * sin(a), 0.028, steps=12)
-                             for r, a in fruit], "accent"))
-    return shapes
+        yield Shape([oval(r * cos(a), 0.65 + 0.85 * r * sin(a), 0.028, steps=12)
+                     for r, a in fruit], "accent")
 
 def bridge(rng):
     arches, reach, hump = rng.choice([1, 2, 3, 3, 4]), 0.86, rng.uniform(0.05, 0.14)
     deck = [(-reach + 2 * reach * i / 16, 0.9 - hump + hump * sin(pi * i / 16)) for i in range(17)]
     pitch, pier = 2 * reach / arches, 0.05 if arches > 2 else 0.08
-
-    def wall(du, dv):
-        under = []
-        for i in reversed(range(arches)):
-            middle, half = -reach + pitch * (i + 0.5), pitch / 2 - pier
-            crown = 0.72 - hump + hump * sin(pi * (i + 0.5) / arches)
-            spring = max(0.1, crown - half)
-            under += [(middle + half, 0), *oval(middle, spring, half, crown - spring, UPPER, 16),
-                      (middle - half, 0)]
-        return [(u + du, v + dv) for u, v in [(-reach, 0), *deck, (reach, 0), *under]]
+    wall = [(-reach, 0), *deck, (reach, 0)]
+    for i in reversed(range(arches)):
+        middle, half = -reach + pitch * (i + 0.5), pitch / 2 - pier
+        crown = 0.72 - hump + hump * sin(pi * (i + 0.5) / arches)
+        spring = max(0.1, crown - half)
+        wall += [(middle + half, 0), *oval(middle, spring, half, crown - spring, UPPER, 16),
+                 (middle - half, 0)]
     rail = [(u, v + 0.1) for u, v in deck]
     posts = [box(u - 0.018, v + 0.06, u + 0.018, v + 0.14) for u, v in deck[1::2]]
     banks = [oval(side * 0.95, 0, 0.3, 0.2, UPPER) for side in (-1, 1)]
-    return [Shape([wall(0.05, 0.02)], "dark", 0.2, 0.05),
-            Shape([wall(0, 0)], "main", 0.1, 0.2, (0.4, 1)),
+    return [Shape([[(u + 0.05, v + 0.02) for u, v in wall]], "dark", 0.2, 0.05),
+            Shape([wall], "main", 0.1, 0.2, (0.4, 1)),
             Shape([deck + rail[::-1]], "main", 0.35, 0.1),
             Shape([deck + [(u, v - 0.025) for u, v in deck[::-1]]], "dark", 0.1, 0.0),
             Shape(posts, "accent", 0.0, 0.1), Shape(banks, "ground", -0.4, 0.15, (0, 1))]
 
 def vase_of_flowers(rng):
-    belly, neck, shapes = rng.uniform(0.17, 0.22), rng.uniform(0.07, 0.1), []
+    belly, neck = rng.uniform(0.17, 0.22), rng.uniform(0.07, 0.1)
     profile = [(0.1, 0), (belly * 0.85, 0.07), (belly, 0.16), (belly * 0.85, 0.25), (neck, 0.34),
                (neck, 0.38), (neck * 1.4, 0.42)]
     count = rng.randint(6, 9)
@@ -244,22 +236,19 @@ def vase_of_flowers(rng):
         heads.append((0.32 * cos(a) * rng.uniform(0.85, 1.1),
                       0.68 + 0.2 * sin(a) * rng.uniform(0.9, 1.1)))
     heads.append((0.0, 0.7))
-    shapes.append(Shape([line(u * 0.15, 0.4, u, v, 0.02) for u, v in heads], "dark", 0.2, 0.0))
+    yield Shape([line(u * 0.15, 0.4, u, v, 0.02) for u, v in heads], "dark", 0.2, 0.0)
     leaves = [(side * rng.uniform(0.13, 0.25), rng.uniform(0.46, 0.56)) for side in (-1, 1, -1, 1)]
-    shapes.append(Shape([[(0, 0.41), (u * 0.6, v + 0.04), (u * 1.5, v + 0.05), (u, v - 0.05)]
-                         for u, v in leaves], "ground", -0.45))
+    yield Shape([[(0, 0.41), (u * 0.6, v + 0.04), (u * 1.5, v + 0.05), (u, v - 0.05)]
+                 for u, v in leaves], "ground", -0.45)
     for i, (u, v) in enumerate(heads):
         size, petals, turn = rng.uniform(0.1, 0.135), rng.choice([5, 6, 7]), rng.uniform(0, pi)
-        around = [turn + 2 * pi * k / petals for k in range(petals)]
         role, heart = ("accent", "main") if i % 3 == 1 else ("main", "accent")
         blossom = [oval(u + size * 0.6 * cos(a), v + size * 0.6 * sin(a), size * 0.5, steps=12)
-                   for a in around]
-        shapes.append(Shape(blossom, role, rng.uniform(-0.05, 0.3), 0.15))
-        shapes.append(Shape([oval(u, v, size * 0.34, steps=14)], heart, -0.1))
-    body = [(-u, v) for u, v in profile] + profile[::-1]
-    band = box(-belly * 0.98, 0.13, belly * 0.98, 0.19)
-    return shapes + [Shape([body], "dark", 0.35, 0.35, (1, 0.2)),
-                     Shape([band], "accent", 0.0, 0.3, (1, 0))]
+                   for a in (turn + 2 * pi * k / petals for k in range(petals))]
+        yield Shape(blossom, role, rng.uniform(-0.05, 0.3), 0.15)
+        yield Shape([oval(u, v, size * 0.34, steps=14)], heart, -0.1)
+    yield Shape([[(-u, v) for u, v in profile] + profile[::-1]], "dark", 0.35, 0.35, (1, 0.2))
+    yield Shape([box(-belly * 0.98, 0.13, belly * 0.98, 0.19)], "accent", 0.0, 0.3, (1, 0))
 
 def cat(rng):
     role, light = rng.choice([("dark", 0.12), ("main", -0.3), ("main", -0.1)])
@@ -290,21 +279,20 @@ def cat(rng):
 def castle(rng):
     wall, keep, tall = rng.uniform(0.34, 0.42), rng.uniform(0.7, 0.78), rng.uniform(0.52, 0.64)
     cones = rng.random() < 0.5
-    shapes = [Shape(tower(0, 0.17, 0.19, keep, 0.06, 4), "main", -0.2, 0.15, (1, 0)),
-              Shape([line(0, keep, 0, 1, 0.018)], "dark"),
-              Shape([[(0, 1), (0.22, 0.96), (0, 0.9)]], "accent", 0.0),
-              Shape(tower(0, 0.42, 0.42, wall, 0.05, 8), "main", 0.05, 0.15)]
+    yield Shape(tower(0, 0.17, 0.19, keep, 0.06, 4), "main", -0.2, 0.15, (1, 0))
+    yield Shape([line(0, keep, 0, 1, 0.018)], "dark")
+    yield Shape([[(0, 1), (0.22, 0.96), (0, 0.9)]], "accent", 0.0)
+    yield Shape(tower(0, 0.42, 0.42, wall, 0.05, 8), "main", 0.05, 0.15)
     for side in (-1, 1):
         middle, height = side * 0.45, tall * rng.uniform(0.9, 1.1)
-        shapes.append(Shape(tower(middle, 0.11, 0.13, height, 0.06, 3), "main", 0.18, 0.3, (1, 0)))
+        yield Shape(tower(middle, 0.11, 0.13, height, 0.06, 3), "main", 0.18, 0.3, (1, 0))
         if cones:
             cone = [(middle - 0.14, height), (middle + 0.14, height), (middle, height + 0.26)]
-            shapes.append(Shape([cone], "dark", 0.25, 0.15, (1, 0)))
-        slit = box(middle - 0.022, height * 0.6, middle + 0.022, height * 0.78)
-        shapes.append(Shape([slit], "dark"))
+            yield Shape([cone], "dark", 0.25, 0.15, (1, 0))
+        yield Shape([box(middle - 0.022, height * 0.6, middle + 0.022, height * 0.78)], "dark")
     windows = [box(u - 0.018, keep - 0.19, u + 0.018, keep - 0.1) for u in (-0.09, 0, 0.09)]
-    gate = oval(0, 0.16, 0.1, 0.1, UPPER) + [(-0.1, 0), (0.1, 0)]
-    return shapes + [Shape(windows, "accent", 0.0), Shape([gate], "dark", 0.0)]
+    yield Shape(windows, "accent", 0.0)
+    yield Shape([oval(0, 0.16, 0.1, 0.1, UPPER) + [(-0.1, 0), (0.1, 0)]], "dark", 0.0)
 
 # ---- figures ----
 
@@ -425,19 +413,16 @@ def rainbow(rng):
             for i, (role, light) in enumerate(colours)]
 
 def firs(rng):
-    shapes = []
     for u, tall in ((-0.2, rng.uniform(0.7, 0.8)), (0.14, 1.0)):
-        shapes.append(Shape([box(u - 0.035, 0, u + 0.035, 0.16)], "dark", 0.1))
+        yield Shape([box(u - 0.035, 0, u + 0.035, 0.16)], "dark", 0.1)
         for i in range(3):
             low, half = tall * (0.12 + 0.26 * i), tall * (0.27 - 0.06 * i)
             tier = [(u - half, low), (u + half, low), (u, min(tall, low + 0.45 * tall))]
-            shapes.append(Shape([tier], "main", -0.5 + 0.1 * i, 0.15, (1, 0)))
-    return shapes
+            yield Shape([tier], "main", -0.5 + 0.1 * i, 0.15, (1, 0))
 
 def fence(rng):
-    count, gap = 9, 1 / 9
     posts = [[(u - 0.022, 0), (u + 0.022, 0), (u + 0.022, 0.125), (u, 0.155), (u - 0.022, 0.125)]
-             for u in (-0.5 + gap * (i + 0.5) + rng.uniform(-0.01, 0.01) for i in range(count))]
+             for u in (-0.5 + 1 / 9 * (i + 0.5) + rng.uniform(-0.01, 0.01) for i in range(9))]
     rails = [line(-0.6, v, 0.6, v + rng.uniform(-0.005, 0.005), 0.02) for v in (0.045, 0.1)]
     return [Shape(rails, "dark", 0.3, 0.1), Shape(posts, "accent", 0.1, 0.1)]
 
@@ -462,11 +447,10 @@ def candle(rng):
             Shape([line(0, top, 0, top + 0.06, 0.025)], "dark", 0.0, 0.0)]
 
 def apples(rng):
-    at = ((-0.36, 0.3), (0.36, 0.3), (0.0, 0.34), (0.02, 0.8))
-    return [part for u, v in at for part in (
-        Shape([oval(u, v, 0.32, 0.3)], "main", rng.uniform(-0.15, 0.2), 0.35),
-        Shape([line(u, v + 0.24, u + 0.06, v + 0.42, 0.05)], "dark", 0.0, 0.0),
-        Shape([oval(u - 0.1, v + 0.1, 0.07, 0.06, steps=10)], "accent", 0.5, 0.0))]
+    for u, v in ((-0.36, 0.3), (0.36, 0.3), (0.0, 0.34), (0.02, 0.8)):
+        yield Shape([oval(u, v, 0.32, 0.3)], "main", rng.uniform(-0.15, 0.2), 0.35)
+        yield Shape([line(u, v + 0.24, u + 0.06, v + 0.42, 0.05)], "dark", 0.0, 0.0)
+        yield Shape([oval(u - 0.1, v + 0.1, 0.07, 0.06, steps=10)], "accent", 0.5, 0.0)
 
 SHAPES_OF = {shapes.__name__.replace("_", " "): shapes for shapes in (
     mountain, lighthouse, sailing_boat, windmill, cottage, tree, bridge, vase_of_flowers, cat,
@@ -476,21 +460,18 @@ SHAPES_OF = {shapes.__name__.replace("_", " "): shapes for shapes in (
 def placed(name, rng, x, y, height, side):
     """The shapes of a subject or thing in the picture: middle at x, foot at y, `height` tall. They
     are mirrored when the light comes from the right (side = 1)."""
-    shapes = []
     for shape in SHAPES_OF[name](rng):
         across, down = shape.towards
         parts = [[(x - u * side * height, y - v * height) for u, v in part] for part in shape.parts]
-        shapes.append(replace(shape, name=name, towards=(-side * across, down), parts=parts))
-    return shapes
+        yield replace(shape, name=name, towards=(-side * across, down), parts=parts)
 
 def thing_places(x, foot, horizon, side, taken):
-    """thing -> (x, foot, height), for a subject at x and the sun on `side` of the middle. `taken`
-    is half the subject's width; beyond it there is room."""
+    """thing -> (x, foot, height), for a subject at x, in the middle or across from the sun, which
+    is on `side`. `taken` is half the subject's width; beyond it there is room."""
     if abs(x - 0.5) < 0.1:
         near, other = x - side * taken, x + side * taken
     else:
-        inward = 1 if x < 0.5 else -1
-        near, other = x + inward * taken, x + inward * (taken + 0.27)
+        near, other = x + side * taken, x + side * (taken + 0.27)
     near, other = (min(max(place, 0.15), 0.85) for place in (near, other))
     return {"balloon": (0.5 - side * 0.31, 0.35, 0.28),
             "birds": (0.5 - side * 0.02, 0.21, 0.165),
@@ -516,64 +497,67 @@ def cloud(rng, x, y, size):
             for d, r in puffs]
 
 def scenery(rng, setting, horizon, sun, night):
-    """The shapes behind the subject, from the sky to the ground."""
+    """The shapes behind the subject, from the sky or the wall to the ground or the table."""
     down = (0, 1)
     sun_x, sun_y = sun
-    shapes = [Shape([box(0, 0, 1, 1)], "sky", 0.08, -0.22, down)]
     if setting == "room":
         away = 1 if sun_x < 0.5 else -1
-        shapes = [Shape([box(0, 0, 1, 1)], "sky", 0.0, 0.16, (away, 0.4))]
+        yield Shape([box(0, 0, 1, 1)], "sky", 0.0, 0.16, (away, 0.4))
         if rng.random() < 0.6:
             x, w = sun_x, rng.uniform(0.15, 0.18)
-            frame, pane = box(x - w, 0.08, x + w, 0.5), box(x - w + 0.02, 0.1, x + w - 0.02, 0.48)
+            yield Shape([box(x - w, 0.08, x + w, 0.5)], "dark", 0.15, 0.0)
+            yield Shape([box(x - w + 0.02, 0.1, x + w - 0.02, 0.48)], "sky", 0.55, -0.15, down)
+            yield Shape([oval(x + 0.03, 0.24, 0.055)], "accent", 0.2, 0.0)
             bars = [line(x, 0.1, x, 0.48, 0.016), line(x - w, 0.29, x + w, 0.29, 0.016)]
-            shapes += [Shape([frame], "dark", 0.15, 0.0), Shape([pane], "sky", 0.55, -0.15, down),
-                       Shape([oval(sun_x + 0.03, 0.24, 0.055)], "accent", 0.2, 0.0),
-                       Shape(bars, "dark", 0.15, 0.0)]
-        return [*shapes, Shape([box(0, horizon, 1, 1)], "ground", 0.05, 0.18, down),
-                Shape([box(0, 0.95, 1, 1)], "ground", -0.4, 0.05, down)]
+            yield Shape(bars, "dark", 0.15, 0.0)
+        yield Shape([box(0, horizon, 1, 1)], "ground", 0.05, 0.18, down)
+        yield Shape([box(0, 0.95, 1, 1)], "ground", -0.4, 0.05, down)
+        return
+    yield Shape([box(0, 0, 1, 1)], "sky", 0.08, -0.22, down)
     if night:
         stars = [oval(rng.random(), rng.uniform(0, 0.5), rng.uniform(0.003, 0.007), steps=8)
                  for _ in range(24)]
-        shapes.append(Shape(stars, "accent", 0.0, 0.0, fine=True))
+        yield Shape(stars, "accent", 0.0, 0.0, fine=True)
     if rng.random() < 0.8:
         disc = oval(sun_x, sun_y, rng.uniform(0.06, 0.09), steps=36)
-        shapes.append(Shape([disc], "accent", 0.25, 0.05))
+        yield Shape([disc], "accent", 0.25, 0.05)
     for _ in range(rng.choice([0, 1, 2, 2])):
         x, y, size = rng.uniform(0.05, 0.95), rng.uniform(0.1, 0.35), rng.uniform(0.12, 0.2)
-        shapes.append(Shape(cloud(rng, x, y, size), "sky", 0.5, 0.1, down))
-    hills = [rolling(rng, horizon - 0.06 + 0.035 * i, 0.035) for i in range(rng.choice([0, 1, 2]))]
-    shapes += [Shape([hill], "ground", 0.25 - 0.2 * i, 0.1, down) for i, hill in enumerate(hills)]
+        yield Shape(cloud(rng, x, y, size), "sky", 0.5, 0.1, down)
+    for i in range(rng.choice([0, 1, 2])):
+        hill = rolling(rng, horizon - 0.06 + 0.035 * i, 0.035)
+        yield Shape([hill], "ground", 0.25 - 0.2 * i, 0.1, down)
     if setting == "water":
-        shapes.append(Shape([box(0, horizon, 1, 1)], "ground", 0.1, 0.24, down))
+        yield Shape([box(0, horizon, 1, 1)], "ground", 0.1, 0.24, down)
         ripples = [oval(rng.random(), rng.uniform(horizon + 0.03, 1), rng.uniform(0.05, 0.13),
                         0.004, steps=10) for _ in range(9)]
+        yield Shape(ripples, "ground", 0.25, 0.0, fine=True)
         glitter = []
         for i in range(int((1 - horizon) / 0.025)):
             y = horizon + 0.02 + i * 0.025
             x = sun_x + rng.uniform(-0.5, 0.5) * (y - horizon + 0.06)
             glitter.append(oval(x, y, rng.uniform(0.02, 0.06), 0.005, steps=10))
-        return [*shapes, Shape(ripples, "ground", 0.25, 0.0, fine=True),
-                Shape(glitter, "accent", 0.0, 0.0, fine=True)]
-    shapes.append(Shape([rolling(rng, horizon, 0.012)], "ground", 0.15, 0.2, down))
-    return [*shapes, Shape([rolling(rng, horizon + 0.11, 0.025, 3)], "ground", -0.08, 0.15, down)]
+        yield Shape(glitter, "accent", 0.0, 0.0, fine=True)
+    else:
+        yield Shape([rolling(rng, horizon, 0.012)], "ground", 0.15, 0.2, down)
+        yield Shape([rolling(rng, horizon + 0.11, 0.025, 3)], "ground", -0.08, 0.15, down)
 
 def compose(scene):
     """(shapes from back to front, sun (x, y), the subject's foot y)."""
     rng = random.Random(scene.seed)
     far = scene.composition == "far away"
-    x = {"to the left": 0.3, "to the right": 0.7}.get(scene.composition, 0.5)
-    x += rng.uniform(-0.03, 0.03)
+    free_side = {"to the left": 1, "to the right": -1}.get(scene.composition, 0)
+    x = 0.5 - 0.2 * free_side + rng.uniform(-0.03, 0.03)
     height = rng.uniform(0.355, 0.4) if far else rng.uniform(0.58, 0.7)
     if scene.things and not far:
         height *= 0.88
     foot = rng.uniform(0.8, 0.84) if far else rng.uniform(0.85, 0.9)
     horizon = foot - (rng.uniform(0.04, 0.09) if far else rng.uniform(0.12, 0.2))
-    side = {"to the left": 1, "to the right": -1}.get(scene.composition) or rng.choice([-1, 1])
+    side = free_side or rng.choice([-1, 1])
     sun = (0.5 + side * rng.uniform(0.2, 0.34), rng.uniform(0.14, 0.27))
-    shapes = scenery(rng, scene.setting, horizon, sun, night=scene.palette == "moonlight")
+    shapes = [*scenery(rng, scene.setting, horizon, sun, night=scene.palette == "moonlight")]
     places = thing_places(x, foot, horizon, side, taken=0.38 if not far else 0.29)
-    around = {thing: placed(thing, rng, *places[thing], side) for thing in scene.things}
+    around = {thing: list(placed(thing, rng, *places[thing], side)) for thing in scene.things}
     for thing in ("rainbow", "balloon", "birds", "firs"):     # behind the subject
         shapes += around.pop(thing, ())
     if scene.setting != "water":
@@ -603,22 +587,21 @@ def render(scene, n, fine=True):
     # A shape's colour runs over 32 steps from its lit edge to its shaded edge:
     # step = slope . (x, y, 1)
     highlight = 0.55 * colours["accent"] + 0.45
-    steps = np.empty((len(shapes), 32, 3), np.float32)
-    slopes = np.empty((len(shapes), 3), np.float32)
+    steps, slopes = [], []
     for label, shape in enumerate(shapes):
         for part in shape.parts:
             pen.polygon([(x * n, y * n) for x, y in part], fill=label)
         light = shape.light + shape.shading * np.linspace(1, -1, 32)[:, None]
         end = np.where(light > 0, highlight, colours["dark"])
-        steps[label] = mix(colours[shape.role], end, np.abs(light))
+        steps.append(mix(colours[shape.role], end, np.abs(light)))
         dx, dy = shape.towards
         along = [x * dx + y * dy for part in shape.parts for x, y in part]
         first, last = min(along), max(along)
-        slopes[label] = np.array([dx, dy, -first]) * (31.99 / max(last - first, 1e-6))
+        slopes.append(np.array([dx, dy, -first]) * (31.99 / max(last - first, 1e-6)))
     labels, grid = np.asarray(canvas), (np.arange(n, dtype=np.float32) + 0.5) / n
-    across, down, start = (np.take(column, labels) for column in slopes.T)
+    across, down, start = np.take(np.float32(slopes).T, labels, axis=1)
     step = np.clip(across * grid + down * grid[:, None] + start, 0, 31).astype(np.int32)
-    image = np.take(steps.reshape(-1, 3), labels * np.int32(32) + step, axis=0)
+    image = np.take(np.reshape(np.float32(steps), (-1, 3)), labels * np.int32(32) + step, axis=0)
 
     plate = Plate(image, labels, shapes, colours, sun)
     glow_x, glow_y = (np.exp((grid - place) ** 2 / -0.05) for place in sun)
@@ -649,7 +632,7 @@ def to_image(array):
 def blur(array, radius):
     return np.asarray(to_image(array).filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
 
-def noise(rng, n, cells):
+def noise(rng, cells, n=SIZE):
     """(n, n) smooth noise, about normally distributed, with blobs of n / cells pixels."""
     coarse = Image.fromarray(rng.standard_normal((cells + 2, cells + 2), np.float32))
     window = (0.5, 0.5, cells + 1.5, cells + 1.5)
@@ -679,12 +662,14 @@ def borders(labels, weight=None):
     edge[:-1] = np.maximum(edge[:-1], down)
     return edge
 
+PIXELS = np.flip(np.indices((SIZE, SIZE), np.float32), 0)     # (2, SIZE, SIZE): x and y of each
+
 @functools.cache
-def paper_grain(n):
-    """(n, n): the fine grain of paper, mean 0, about -1 .. 1."""
+def paper_grain():
+    """(SIZE, SIZE): the fine grain of paper, mean 0, about -1 .. 1."""
     rng = np.random.default_rng(7)
-    coarse = noise(rng, n, n // 2) + 0.8 * noise(rng, n, n // 4)
-    return (coarse + 0.5 * rng.standard_normal((n, n), np.float32)) * 0.5
+    coarse = noise(rng, SIZE // 2) + 0.8 * noise(rng, SIZE // 4)
+    return (coarse + 0.5 * rng.standard_normal((SIZE, SIZE), np.float32)) * 0.5
 
 def stamp(top, first, centres, brush):
     """Lay S stamps over each other, numbered from `first` on, in `top` (n, n), which has the number
@@ -697,16 +682,16 @@ def stamp(top, first, centres, brush):
         top[y, x] = np.maximum(top[y, x], order)
     return first + len(centres)
 
-def jittered_grid(rng, n, spacing, jitter=0.5):
+def jittered_grid(rng, spacing, jitter=0.5):
     """(S, 2) points x, y in shuffled order, about `spacing` pixels apart."""
-    count = int(n / spacing) + 1
+    count = int(SIZE / spacing) + 1
     points = np.stack(np.meshgrid(np.arange(count), np.arange(count)), -1).reshape(-1, 2) + 0.5
-    points = (points + rng.uniform(-jitter, jitter, points.shape)) * (n / count)
-    return np.clip(rng.permutation(points), 0, n - 1).astype(np.float32)
+    points = (points + rng.uniform(-jitter, jitter, points.shape)) * (SIZE / count)
+    return np.clip(rng.permutation(points), 0, SIZE - 1).astype(np.float32)
 
-# ---- styles: of a plate of n x n pixels, `unit` of which are one at WORK_SIZE ----
+# ---- styles: of a plate of SIZE x SIZE pixels ----
 
-def ink_wash(plate, n, unit, rng):
+def ink_wash(plate, rng):
     """A few soft tones of diluted ink, a brush contour, a seal, and much empty paper."""
     c = plate.colours
     ink_of = {"sky": 0.03 + 0.3 * (1 - luma(c["sky"])), "ground": 0.28, "main": 0.6,
@@ -714,107 +699,105 @@ def ink_wash(plate, n, unit, rng):
     tone = plate.per_shape(lambda s: ink_of[s.role] - s.light * (0.2 if s.role == "sky" else 0.45))
     tone += 0.6 * (plate.per_shape(lambda s: luma(c[s.role])) - luma(plate.image))
     is_subject = plate.per_shape(lambda s: s.subject)
-    down = np.linspace(0, 1, n, dtype=np.float32)[:, None]
-    mist = smoothstep(1.0, 0.78, down + 0.07 * noise(rng, n, 3))
+    down = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None]
+    mist = smoothstep(1.0, 0.78, down + 0.07 * noise(rng, 3))
     tone = np.clip(tone, 0, 1) * mix(mist, 1, 0.7 * is_subject)
     flatness = plate.per_shape(lambda s: 0.2 if s.role == "sky" else 0.6)
     tone = mix(tone, np.round(tone * 4) / 4, flatness)
-    tone = mix(blur(tone, 3.5 * unit), blur(tone, unit), 0.4 + 0.4 * is_subject)
-    tone *= 1 + 0.2 * noise(rng, n, 6) + 0.08 * noise(rng, n, 24) + 0.08 * paper_grain(n)
-    pigment = {role: np.clip(saturate(mix(c[role], c["main"], 0.5), 0.62), 0.04, 0.9)
-               for role in ROLES}
+    tone = mix(blur(tone, 3.5), blur(tone, 1), 0.4 + 0.4 * is_subject)
+    tone *= 1 + 0.2 * noise(rng, 6) + 0.08 * noise(rng, 24) + 0.08 * paper_grain()
+    pigment = {role: np.clip(saturate(mix(colour, c["main"], 0.5), 0.62), 0.04, 0.9)
+               for role, colour in c.items()}
     absorbed = plate.per_shape(lambda s: -np.log(pigment[s.role]))
-    absorbed = 3.3 * blur(absorbed / 3.3, 2 * unit) * (1.35 * tone)[..., None]
+    absorbed = 3.3 * blur(absorbed / 3.3, 2) * (1.35 * tone)[..., None]
     # The wash does not quite keep to the contour.
-    shifted = np.maximum(np.arange(n) - int(2 * unit), 0)
+    shifted = np.maximum(np.arange(SIZE) - 2, 0)
     absorbed = absorbed[shifted][:, shifted]
 
-    weight_of = dict.fromkeys(ROLES, 0.45) | {"sky": 0}
     drawn = plate.per_shape(lambda s: 0 if s.fine and s.role != "dark"
-                            else max(s.subject, weight_of[s.role]))
-    pressure = np.clip(0.17 + 0.13 * noise(rng, n, 7), 0.06, 0.42) + 0.02 * noise(rng, n, 60)
-    contour = smoothstep(pressure, pressure + 0.08, blur(borders(plate.labels, drawn), 1.3 * unit))
-    contour *= np.maximum(mist, is_subject) * np.clip(0.85 + 0.2 * noise(rng, n, 5), 0.4, 1)
+                            else max(s.subject, 0.45 * (s.role != "sky")))
+    pressure = np.clip(0.17 + 0.13 * noise(rng, 7), 0.06, 0.42) + 0.02 * noise(rng, 60)
+    contour = smoothstep(pressure, pressure + 0.08, blur(borders(plate.labels, drawn), 1.3))
+    contour *= np.maximum(mist, is_subject) * np.clip(0.85 + 0.2 * noise(rng, 5), 0.4, 1)
     absorbed -= np.log(np.clip(c["dark"], 0.05, 1) * 0.8) * (0.85 * contour)[..., None]
     paper = mix(np.array([0.97, 0.95, 0.91]), c["sky"] / c["sky"].max(), 0.27)
-    painting = paper * np.exp(-absorbed) * (1 + 0.02 * paper_grain(n)[..., None])
+    painting = paper * np.exp(-absorbed) * (1 + 0.02 * paper_grain()[..., None])
 
     sun_x, _ = plate.sun                                      # the seal is on the light's side
-    x, y, side = int(n * (0.88 if sun_x > 0.5 else 0.06)), int(n * 0.86), int(13 * unit)
-    seal = saturate(c["main"], 1.5) * np.ones((side, side, 1))
-    seal[side // 4:-side // 4:3, side // 4:-side // 4] = paper
-    painting[y:y + side, x:x + side] *= mix(1, seal, 0.9)
+    x = 197 if sun_x > 0.5 else 13
+    seal = saturate(c["main"], 1.5) * np.ones((13, 13, 1))
+    seal[3:-4:3, 3:-4] = paper
+    painting[192:205, x:x + 13] *= mix(1, seal, 0.9)
     return painting
 
-def pointillism(plate, n, unit, rng):
+def pointillism(plate, rng):
     """Round dots of pure colour on a toned ground, smaller along the outlines."""
     scale = 2
-    outline = blur(borders(plate.labels), 1.5 * unit)
-    crowd = jittered_grid(rng, n, 3.4 * unit, 0.4)
+    outline = blur(borders(plate.labels), 1.5)
+    crowd = jittered_grid(rng, 3.4, 0.4)
     crowd = crowd[outline[tuple(crowd.astype(int).T[::-1])] > 0.1]
-    coarse, fine = jittered_grid(rng, n, 6.8 * unit, 0.3), jittered_grid(rng, n, 7.2 * unit, 0.4)
+    coarse, fine = jittered_grid(rng, 6.8, 0.3), jittered_grid(rng, 7.2, 0.4)
     layers = [(coarse, 3.6), (fine, 2.7), (crowd, 1.8)]
     points = np.concatenate([points for points, _ in layers])
     x, y = points.astype(int).T
     colour = saturate(plate.image[y, x], 1.35)
     colour *= 1 + rng.normal(0, 0.12, (len(colour), 1))
     colour += rng.normal(0, 0.06, colour.shape)
-    pure = np.stack([saturate(plate.colours[role], 1.3) for role in ROLES])
+    pure = np.stack([saturate(colour, 1.3) for colour in plate.colours.values()])
     nearest = np.argsort(((colour[:, None] - pure) ** 2).sum(-1), 1)[:, 1]
     colour = mix(colour, pure[nearest], 0.5 * (rng.random(len(colour)) < 0.25)[:, None])
     colour[0] = mix(plate.image.mean((0, 1)), plate.colours["dark"], 0.15)
-    top, first = np.zeros((n * scale, n * scale), np.int32), 0
+    top, first = np.zeros((SIZE * scale, SIZE * scale), np.int32), 0
     for centres, radius in layers:
-        reach = radius * unit * scale
+        reach = radius * scale
         offsets = np.arange(-int(reach), int(reach) + 1)
         disc = np.stack(np.meshgrid(offsets, offsets), -1).reshape(-1, 2)
         first = stamp(top, first, centres * scale, disc[(disc ** 2).sum(-1) <= reach ** 2])
     return np.take(colour.astype(np.float32), top, axis=0)
 
-def stained_glass(plate, n, unit, rng):
+def stained_glass(plate, rng):
     """Pieces of luminous glass, cut so that they respect the shapes, in black lead."""
-    grid = np.stack(np.meshgrid(np.arange(n), np.arange(n)), -1).astype(np.float32)
-    seeds = jittered_grid(rng, n, 30 * unit, 0.42)
+    seeds = jittered_grid(rng, 30, 0.42)
     seed_label = plate.labels[tuple(seeds.astype(int).T[::-1])]
     piece = plate.labels.astype(np.int32)
     for label in np.unique(seed_label):
         own = seeds[seed_label == label]
         where = plate.labels == label
-        distance = (own ** 2).sum(1) - 2 * grid[where] @ own.T
+        distance = (own ** 2).sum(1) - 2 * PIXELS[:, where].T @ own.T
         piece[where] = 256 * (1 + np.argmin(distance, 1)) + label
     _, piece, area = np.unique(piece, return_inverse=True, return_counts=True)
     sums = [np.bincount(piece.ravel(), plate.image[..., i].ravel()) for i in range(3)]
     glass = saturate(np.stack(sums, -1) / area[:, None] * 0.92, 1.6)
     glass = glass * rng.uniform(0.8, 1.1, (len(glass), 1)) + rng.normal(0, 0.02, glass.shape)
-    lead = blur(np.maximum(0.75 * borders(piece), borders(plate.labels)), 1.5 * unit)
-    shine = 1.12 - 0.6 * blur(lead, 5 * unit) + 0.05 * noise(rng, n, 10) + 0.03 * noise(rng, n, 50)
-    grid = grid / n - plate.sun
-    shine += 0.1 * np.exp((grid ** 2).sum(-1) / -0.06)
+    lead = blur(np.maximum(0.75 * borders(piece), borders(plate.labels)), 1.5)
+    shine = 1.12 - 0.6 * blur(lead, 5) + 0.05 * noise(rng, 10) + 0.03 * noise(rng, 50)
+    away = PIXELS / SIZE - np.reshape(plate.sun, (2, 1, 1))
+    shine += 0.1 * np.exp((away ** 2).sum(0) / -0.06)
     image = np.clip(glass, 0.03, 0.93).astype(np.float32)[piece] * shine[..., None]
     return mix(image, plate.colours["dark"] * 0.25, smoothstep(0.13, 0.22, lead)[..., None])
 
-def woodcut(plate, n, unit, rng):
+def woodcut(plate, rng):
     """Carved lines of dark ink that swell with the tone, over flat tints. The lines of the sky are
     rings around the light."""
     c = plate.colours
-    grid = np.arange(n, dtype=np.float32)
     angle = plate.per_shape(lambda s: rng.choice([0.5, 0.9, 2.3, 2.7]) if s.subject else pi / 2)
-    across = np.cos(angle) * grid + np.sin(angle) * grid[:, None]
+    x, y = PIXELS
+    across = np.cos(angle) * x + np.sin(angle) * y
     sun_x, sun_y = plate.sun
-    rings = np.hypot(grid - sun_x * n, grid[:, None] - sun_y * n)
+    rings = np.hypot(x - sun_x * SIZE, y - sun_y * SIZE)
     across = np.where(plate.per_shape(lambda s: s.is_sky) > 0, rings * 0.85, across)
-    across += unit * (1.6 * noise(rng, n, 6) + 0.3 * noise(rng, n, 30))
-    ridge = np.abs(across / (5.2 * unit) % 1 - 0.5) * 2
+    across += 1.6 * noise(rng, 6) + 0.3 * noise(rng, 30)
+    ridge = np.abs(across / 5.2 % 1 - 0.5) * 2
     ink_of = {"sky": 0.2 + 0.4 * max(0, 0.5 - luma(c["sky"])), "ground": 0.42, "main": 0.5,
               "accent": 0.0, "dark": 1.0}
     tone = plate.per_shape(lambda s: ink_of[s.role] - 0.5 * s.light)
     shade = plate.per_shape(lambda s: luma(c[s.role])) - luma(plate.image)
-    tone += 1.6 * shade + 0.05 * noise(rng, n, 20)
+    tone += 1.6 * shade + 0.05 * noise(rng, 20)
     ink = smoothstep(-0.16, 0.16, np.clip(tone, -0.2, 1.2) - ridge)
-    outline = blur(borders(plate.labels, plate.per_shape(lambda s: s.subject or 0.6)), 1.2 * unit)
+    outline = blur(borders(plate.labels, plate.per_shape(lambda s: s.subject or 0.6)), 1.2)
     ink = np.maximum(ink, smoothstep(0.2, 0.3, outline))
-    lift = {role: np.clip(0.5 - luma(c[role]), 0, 0.35) * 2 for role in ROLES}
-    tint_of = {role: mix(mix(c[role], c["main"], lift[role]), c["accent"], 0.12) for role in ROLES}
+    lift = {role: np.clip(0.5 - luma(c[role]), 0, 0.35) * 2 for role in c}
+    tint_of = {role: mix(mix(c[role], c["main"], lift[role]), c["accent"], 0.12) for role in c}
     tint = plate.per_shape(lambda s: tint_of["ground" if s.role == "dark" else s.role])
     return mix(tint, c["dark"] * 0.8, ink[..., None])
 
@@ -824,32 +807,32 @@ def stroke_flow(image, rng, cells):
     box, smooth = Image.Resampling.BOX, Image.Resampling.BICUBIC
     small = np.asarray(to_image(luma(image)).resize((cells, cells), box), np.float32) / 255
     gy, gx = np.gradient(small)
-    drift = noise(rng, cells, 3) * 0.9
+    drift = noise(rng, 3, cells) * 0.9
     tensor = [gy * gy - gx * gx + 4e-4 * np.cos(drift), -2 * gx * gy + 4e-4 * np.sin(drift)]
     coarse = [Image.fromarray(part).resize((cells // 3, cells // 3), box) for part in tensor]
     double_cos, double_sin = (np.asarray(part.resize((cells, cells), smooth)) for part in coarse)
     return 0.5 * np.arctan2(double_sin, double_cos)
 
-def oil(plate, n, unit, rng):
+def oil(plate, rng):
     """Short loaded strokes that follow the shapes, finer along the outlines. Ridges of paint catch
     the light."""
-    outline = blur(borders(plate.labels), 2 * unit)
+    outline = blur(borders(plate.labels), 2)
     is_subject = plate.per_shape(lambda s: s.subject)
     layers = []   # the strokes' centres, half their length, half their width
     sizes = ((7, 14, 4.6, 1), (6, 9, 3, 0.3 + is_subject), (2.5, 3.2, 1.3, 9 * outline))
     for spacing, length, half, wanted in sizes:
-        points = jittered_grid(rng, n, spacing * unit)
-        wanted = np.broadcast_to(wanted, (n, n))[tuple(points.astype(int).T[::-1])]
-        layers.append((points[wanted > rng.random(len(points))], length * unit, half * unit))
+        points = jittered_grid(rng, spacing)
+        wanted = np.broadcast_to(wanted, (SIZE, SIZE))[tuple(points.astype(int).T[::-1])]
+        layers.append((points[wanted > rng.random(len(points))], length, half))
     centres = np.concatenate([points for points, _, _ in layers])
     x, y = centres.astype(int).T
-    angle = stroke_flow(plate.image, rng, 84)[y * 84 // n, x * 84 // n]
+    angle = stroke_flow(plate.image, rng, 84)[y * 84 // SIZE, x * 84 // SIZE]
     angle = angle + rng.normal(0, 0.13, len(x))
     angle += pi * (rng.random(len(x)) < 0.5)
     along = np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
     across = np.stack([-along[:, 1], along[:, 0]], -1)
-    bend = rng.normal(0, 0.012 / unit, len(x)).astype(np.float32)
-    top, first = np.zeros((n, n), np.int32), 0
+    bend = rng.normal(0, 0.012, len(x)).astype(np.float32)
+    top, first = np.zeros((SIZE, SIZE), np.int32), 0
     for points, length, half in layers:
         own = slice(first, first + len(points))
         u, v = np.meshgrid(np.arange(-length, length + 0.1, 0.75),
@@ -859,45 +842,42 @@ def oil(plate, n, unit, rng):
         uv = np.stack([u[touching], v[touching]], -1).astype(np.float32)
         brush = (u * along[own] + (v + u * u * bend[own, None]) * across[own] for u, v in uv)
         first = stamp(top, first, points, brush)
-    grid = np.arange(n, dtype=np.float32)
-    dx, dy = grid - np.take(centres[:, 0], top), grid[:, None] - np.take(centres[:, 1], top)
-    along_x, along_y = (np.take(part, top) for part in along.T)
-    u, v = dx * along_x + dy * along_y, dy * along_x - dx * along_y
+    from_centre = PIXELS - np.take(centres.T, top, axis=1)
+    u, v = ((from_centre * np.take(axis.T, top, axis=1)).sum(0) for axis in (along, across))
     v -= np.take(bend, top) * u * u
     phase = np.take(rng.uniform(0, 2 * pi, len(x)).astype(np.float32), top)
-    bristles = np.sin(v * (1.9 / unit) + phase) + 0.5 * np.sin(v * (3.1 / unit) + 2 * phase)
+    bristles = np.sin(v * 1.9 + phase) + 0.5 * np.sin(v * 3.1 + 2 * phase)
     height = blur(0.5 + 0.1 * bristles - 0.13 * borders(top), 0.6)
     relief = (height - np.roll(height, (1, 1), (0, 1)))[..., None]
-    thread = pi / 1.5 / unit
-    weave = 0.02 * (np.sin(grid * thread) * np.sin(grid[:, None] * thread))[..., None]
+    weave = 0.02 * np.sin(PIXELS * (pi / 1.5)).prod(0)[..., None]
     colour = saturate(plate.image[y, x], 1.25) * rng.normal(1, 0.06, (len(x), 1))
     colour = colour + rng.normal(0, 0.015, (len(x), 3))
     layer = blur(np.take(colour.astype(np.float32), top, axis=0), 0.4)
     layer = layer * (1 + 0.025 * bristles[..., None])
     return layer * (1 + 0.75 * relief + weave) + 0.25 * relief
 
-def watercolour(plate, n, unit, rng):
+def watercolour(plate, rng):
     """Transparent washes that pool at their edges, run together and leave paper between them."""
-    grid = np.arange(n)
-    columns = np.clip(grid + noise(rng, n, 14) * 1.5 * unit, 0, n - 1).astype(int)
-    rows = np.clip(grid[:, None] + noise(rng, n, 14) * 1.5 * unit, 0, n - 1).astype(int)
+    grid = np.arange(SIZE)
+    columns = np.clip(grid + noise(rng, 14) * 1.5, 0, SIZE - 1).astype(int)
+    rows = np.clip(grid[:, None] + noise(rng, 14) * 1.5, 0, SIZE - 1).astype(int)
     labels, image = plate.labels[rows, columns], plate.image[rows, columns]
     is_subject = plate.per_shape(lambda s: s.subject)[rows, columns]
-    wetness = smoothstep(-0.2, 1.5, noise(rng, n, 5)) * (1 - 0.5 * is_subject)
-    image = mix(blur(image, 0.7 * unit), blur(image, 6 * unit), 0.8 * wetness[..., None])
-    rim = blur(borders(labels), 1.3 * unit)
-    density = 0.58 + 0.14 * noise(rng, n, 4) + 0.05 * noise(rng, n, 16) + 0.07 * paper_grain(n)
+    wetness = smoothstep(-0.2, 1.5, noise(rng, 5)) * (1 - 0.5 * is_subject)
+    image = mix(blur(image, 0.7), blur(image, 6), 0.8 * wetness[..., None])
+    rim = blur(borders(labels), 1.3)
+    density = 0.58 + 0.14 * noise(rng, 4) + 0.05 * noise(rng, 16) + 0.07 * paper_grain()
     density += 0.14 * is_subject + 0.8 * rim * (1 - wetness)
-    bloom = noise(rng, n, 4) + 0.12 * noise(rng, n, 20) - 1.25
+    bloom = noise(rng, 4) + 0.12 * noise(rng, 20) - 1.25
     ring = np.exp(-(np.minimum(bloom, 0) / 0.12) ** 2) * (bloom < 0)
     density += 0.16 * ring - 0.16 * smoothstep(0, 0.1, bloom)
-    gap = smoothstep(0.22, 0.36, rim) * smoothstep(0.3, 0.8, noise(rng, n, 9))
-    margin = np.minimum(grid, n - 1 - grid)
-    wander = 9 + 2.5 * noise(rng, n, 7) + noise(rng, n, 25)
-    margin = np.minimum(margin, margin[:, None]) - unit * wander
-    density += 0.3 * np.exp(-((margin / (2.5 * unit)) ** 2))
-    density = np.maximum(density, 0.12) * (1 - 0.9 * gap) * smoothstep(-0.8, 0.8, margin / unit)
-    paper = np.array([0.99, 0.98, 0.955], np.float32) * (1 + 0.012 * paper_grain(n)[..., None])
+    gap = smoothstep(0.22, 0.36, rim) * smoothstep(0.3, 0.8, noise(rng, 9))
+    margin = np.minimum(grid, SIZE - 1 - grid)
+    wander = 9 + 2.5 * noise(rng, 7) + noise(rng, 25)
+    margin = np.minimum(margin, margin[:, None]) - wander
+    density += 0.3 * np.exp(-((margin / 2.5) ** 2))
+    density = np.maximum(density, 0.12) * (1 - 0.9 * gap) * smoothstep(-0.8, 0.8, margin)
+    paper = np.array([0.99, 0.98, 0.955], np.float32) * (1 + 0.012 * paper_grain()[..., None])
     return paper * np.exp(density[..., None] * np.log(np.clip(saturate(image, 1.2), 0.03, 1)))
 
 STYLE_PAINTERS = {style.__name__.replace("_", " "): style for style in (
@@ -911,10 +891,10 @@ def draw(scene, size=224):
     return to_image(render(scene, 2 * size).image).reduce(2)
 
 def paint(scene, size=224):
-    """The scene painted in scene.style. Returns a PIL RGB image of size x size pixels."""
-    n = max(size, WORK_SIZE)
+    """The scene painted in scene.style, reduced from SIZE. Returns a PIL RGB image of size x size
+    pixels."""
     seed = [scene.seed, STYLES.index(scene.style), COMPOSITIONS.index(scene.composition)]
     rng = np.random.default_rng(seed)
-    plate = render(scene, n, fine=scene.style != "stained glass")
-    painting = to_image(STYLE_PAINTERS[scene.style](plate, n, n / WORK_SIZE, rng))
+    plate = render(scene, SIZE, fine=scene.style != "stained glass")
+    painting = to_image(STYLE_PAINTERS[scene.style](plate, rng))
     return painting.resize((size, size), Image.Resampling.BOX)

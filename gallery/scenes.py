@@ -88,10 +88,8 @@ class Scene:
 
     @property
     def attributes(self):
-        """The four attributes that an answer is checked for: {"subject": ..., "style", "palette",
-        "mood"}."""
-        return {"subject": self.subject, "style": self.style, "palette": self.palette,
-                "mood": self.mood}
+        """The four attributes that an answer is checked for: name -> value."""
+        return {name: getattr(self, name) for name in ("subject", "style", "palette", "mood")}
 
 
 def random_scenes(count, seed, pairs=SEEN_PAIRS, alone=0.5):

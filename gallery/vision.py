@@ -146,8 +146,8 @@ def confetti(x, rng):
 def brushed(x, rng):
     """Fine streaks of light and dark along one direction that bends a little: brushed metal."""
     length, size = rng.choice((7, 9, 13)), x.shape[-1]
-    streaks = F.pad(torch.randn(1, 1, size, size), (length // 2, length // 2, 0, 0))
-    streaks = F.conv2d(streaks, torch.ones(1, 1, 1, length) / length**0.5)
+    streaks = F.conv2d(torch.randn(1, 1, size, size), torch.ones(1, 1, 1, length) / length**0.5,
+                       padding="same")
     angle = rng.uniform(0, math.pi)
     turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0],
                          [math.sin(angle), math.cos(angle), 0]])
@@ -163,10 +163,10 @@ def faded(x, rng):
 EFFECTS = (None, soft, grain, blotches, pieces, grille, halftone, scanlines, rippled_glass,
            posterised, fog, rain, outlined, confetti, brushed, faded)
 
-def photograph(pictures, rng, share, groups=16):
+def photograph(pictures, rng, share):
     """Photographs of pictures, uint8 (B, S, S, 3) -> pixels (B, 3, S, S) in 0 .. 1, and two numbers
     of EFFECTS for each, (B, 2). All vary in exposure and tint. A share `share` gets one or two of
-    EFFECTS, drawn for each of `groups` groups of neighbours; a third of it other colours."""
+    EFFECTS, drawn for each of 16 groups of neighbours; a third of it other colours."""
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     mixed = torch.randn(len(x), 3, 3).mul(1.5).softmax(dim=2)
     mixed[torch.rand(len(x)) >= 0.33 * share] = torch.eye(3)
@@ -176,7 +176,7 @@ def photograph(pictures, rng, share, groups=16):
     x = x * (0.7 + 0.6 * torch.rand(len(x), 3, 1, 1)) + 0.2 * torch.rand(len(x), 3, 1, 1) - 0.1
     x = x.clamp(0, 1)
     labels = torch.zeros(len(x), 2, dtype=torch.long)
-    for group in torch.arange(len(x)).chunk(groups):
+    for group in torch.arange(len(x)).chunk(16):
         count = rng.choice((1, 2)) if rng.random() <= share else 0
         for which in range(count):
             effect = rng.randrange(len(EFFECTS))
@@ -243,8 +243,7 @@ def roughness(x, fields):
 def cells_of(fields):
     """(B, C, n, n) -> (B, GRID^2, C * (n / GRID)^2): the fields of each cell of the grid."""
     side = fields.shape[-1] // GRID
-    cells = fields.unfold(2, side, side).unfold(3, side, side)          # (B, C, GRID, GRID, s, s)
-    return cells.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    return F.unfold(fields, side, stride=side).transpose(1, 2)
 
 def histogram(x):
     """The shares of 4 x 4 x 4 colours in pixels (B, 3, S, S) in 0 .. 1 -> (B, 1, 64)."""
@@ -299,12 +298,12 @@ class Photographs(Dataset):
             self.drawn[i] = draw(scene, side)
             self.shown[i] = render(scene, side).per_shape(lambda shape: SHOWN.index(shape.name))
             progress.show(i + 1)
-        things = [[float(thing in scene.things) for thing in THINGS] for scene in scenes]
-        self.labels = {"things": torch.tensor(things)[:, None]}
-        for name, values in (("subject", SUBJECTS), ("composition", COMPOSITIONS),
-                             ("setting", SETTINGS)):
-            numbers = torch.tensor([values.index(getattr(scene, name)) for scene in scenes])
-            self.labels[name] = F.one_hot(numbers, len(values)).float()[:, None]
+        told = [(scene.subject, scene.composition, scene.setting, *scene.things)
+                for scene in scenes]
+        self.labels = {                                                 # (count, 1, outputs)
+            task: torch.tensor([[[float(value in facts) for value in values]] for facts in told])
+            for task, values in (("subject", SUBJECTS), ("composition", COMPOSITIONS),
+                                 ("setting", SETTINGS), ("things", THINGS))}
 
     def __len__(self):
         return self.steps
@@ -338,14 +337,10 @@ def shrink_outputs(model):
     """Make the matrices that end a residual branch small, so that every layer adds little at first:
     by 1 / sqrt(2 layers) in the ViT, and by 0.4 in the Q-Former, whose self-attention else adds
     several times its input and averages the queries away. These start with deviation 1."""
-    for block in model.vit.blocks:
-        for linear in (block.attn.out, block.fc2):
-            linear.weight.data *= (2 * len(model.vit.blocks)) ** -0.5
-    for layer in model.qformer.layers:
-        for part in (layer.self_attn, layer.cross_attn):
-            if part is not None:
-                part.out.weight.data *= 0.4
-        layer.fc2.weight.data *= 0.4
+    for part, factor in ((model.vit, (2 * len(model.vit.blocks)) ** -0.5), (model.qformer, 0.4)):
+        for name, parameter in part.named_parameters():
+            if name.endswith(("attn.out.weight", "fc2.weight")):
+                parameter.data *= factor
     nn.init.normal_(model.qformer.queries)
 
 def vision_objective(model, photographs, workers=0):
