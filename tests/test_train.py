@@ -26,6 +26,7 @@ SHORT = ["--stage", 1, "--batch-size", 4, "--steps", 3, "--workers", 0]
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_paper_s_rates_are_those_of_the_released_code(expected, stage):
     recipe = train.RECIPES["paper", stage]
+    assert recipe.batch_size * recipe.steps == (320_000, 12_000)[stage - 1]
     for step, rate in expected["lr"][f"stage{stage}"].items():
         assert train.learning_rate(int(step), recipe) == pytest.approx(rate, rel=1e-9)
 
