@@ -86,8 +86,8 @@ def test_losses_and_gradients_reach_the_golden_data(weights, expected, device):
 def test_one_step_moves_each_trainable_tensor_in_float32_and_nothing_else(
         weights, expected, device, mode, precision):
     model = ArtGPT4.from_pretrained(weights["artgpt4"], device, **precision)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = torch.optim.AdamW(model.freeze(mode), lr=1e-3, weight_decay=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     loss = model.loss(expected["pixels"], expected["captions"], expected["prompt_list"][0],
                       "###", 24)
     assert loss.item() == pytest.approx(expected["stage2_losses"][0].item(), rel=0.02)
