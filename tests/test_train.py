@@ -128,8 +128,7 @@ def test_a_run_moves_every_trainable_tensor_and_has_the_losses_of_float32(
         assert entry["grad_norm"] == pytest.approx(other["grad_norm"], rel=10 * tolerance)
 
 
-def test_stage_2_starts_with_stage_1_and_scores_the_gallery(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_stage_2_starts_with_stage_1_and_scores_the_gallery(here, monkeypatch, capsys):
     shares = {"seen pairs": {"all": 1}}
     monkeypatch.setattr(train.score, "score", lambda *_: shares)
     flags = ["--steps", 1, "--batch-size", 4, "--data", 8, "--workers", 0]
@@ -140,8 +139,7 @@ def test_stage_2_starts_with_stage_1_and_scores_the_gallery(tmp_path, monkeypatc
     assert capsys.readouterr().out.count("| all | 100.0 % |") == 2
 
 
-def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tiny, here):
     args = train.train_parser().parse_args(["--stage", "2", "--data", "14"])
     for mode in ("artgpt4", "minigpt4"):
         recipe = replace(train.RECIPES["tiny", 2], mode=mode)
@@ -214,16 +212,15 @@ WRONG = [               # flags, what is named, the exit code
 
 @pytest.mark.parametrize("flags, named, code", WRONG)
 def test_what_is_wrong_or_missing_is_named_before_anything_is_written(
-        tmp_path, monkeypatch, capsys, flags, named, code):
-    monkeypatch.chdir(tmp_path)
-    write_files(tmp_path, {"page.safetensors": b"<!doctype html>", "text.pth": b"text"})
+        here, capsys, flags, named, code):
+    write_files(here, {"page.safetensors": b"<!doctype html>", "text.pth": b"text"})
     shutil.copy(TINY / "vision.safetensors", "other.safetensors")
     torch.save({"module.proj.weight": torch.ones(2), "module.proj.bias": torch.ones(2)},
                "module.pth")
     torch.save({"state_dict": {"model.proj.weight": torch.ones(2)}, "epoch": 3}, "lightning.ckpt")
     assert train_py("--stage", 1, "--data", 3, *flags) == code
     error = capsys.readouterr().err.splitlines()
-    assert named in error[-1] and not list(tmp_path.glob("runs/stage*"))
+    assert named in error[-1] and not list(here.glob("runs/stage*"))
 
 
 def test_bad_samples_and_cut_texts_are_named_in_the_log_and_counted(tmp_path, pairs, capsys):

@@ -14,7 +14,7 @@ import convert_weights
 from artgpt4 import ArtGPT4
 from common.int8 import quantised
 from conversion.checkpoints import half_split
-from tests.conftest import HUB, RELEASED, close, golden_tensors, released, save_llama
+from tests.conftest import HUB, RELEASED, close, golden_tensors, released, save_folder
 from tests.conversion.conftest import (
     interleaved, save_delta, save_instructblip, save_itm, save_meta,
 )
@@ -103,7 +103,7 @@ def test_a_vicuna_delta_is_added_in_float16(convert, tmp_path, tokens, prompt):
     llama, delta, total = save_delta(tmp_path, tokens)
     delta = delta.rename(tmp_path / ("vicuna-13b-delta-" + prompt[-2:]))
     merged = convert(tmp_path / "merged", llm=llama, delta=delta)
-    save_llama(tmp_path / "whole", RELEASED["llama_config"] | {"vocab_size": tokens}, total)
+    save_folder(tmp_path / "whole", total, RELEASED["llama_config"] | {"vocab_size": tokens})
     assert same(merged, convert(tmp_path / "at_once", llm=tmp_path / "whole"))
     assert config_of(merged)["prompt"] == prompt
 
@@ -230,19 +230,13 @@ def test_export_brings_the_released_file_back_to_the_bit(convert, weights, tmp_p
     assert same(again, weights["artgpt4"], "adapter.safetensors")
 
 
-@pytest.fixture
-def empty(tmp_path, monkeypatch):
-    """An empty working directory."""
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.mark.parametrize("arguments, code, said", [
     ("--weights weights --export there", 1, "there"), ("--weights weights", 2, "--export"),
     ("--weights bad --export new", 1, "bad"), ("--image-size 0", 2, "--image-size"),
     ("--weights weights --export new --vit x", 2, "--vit"),
     ("--llm x --out new", 2, "--qformer, --vit"),
     ("--vit x --qformer x --llm x --out there", 1, "there")])
-def test_misuse_is_named_and_changes_nothing(weights, empty, capsys, arguments, code, said):
+def test_misuse_is_named_and_changes_nothing(weights, here, capsys, arguments, code, said):
     shutil.copytree(weights["artgpt4"], "bad")
     tensors = load_file("bad/adapter.safetensors")
     save_file(tensors | {"proj.bias": tensors["proj.bias"] * float("nan")},
@@ -256,7 +250,7 @@ def test_misuse_is_named_and_changes_nothing(weights, empty, capsys, arguments, 
     assert Path("there").read_text() == "mine"
 
 
-def test_the_list_names_two_ways_and_their_commands(checkpoints, empty, capsys):
+def test_the_list_names_two_ways_and_their_commands(checkpoints, here, capsys):
     Path("checkpoints").mkdir()
     for name in ("vicuna", "eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "ArtGPT-4.pth"):
         Path("checkpoints", name).symlink_to(checkpoints / name)

@@ -12,7 +12,7 @@ import sentencepiece
 import torch
 
 import convert_weights
-from tests.conftest import GOLDEN, HUB, RELEASED, golden_tensors, released, save_llama
+from tests.conftest import GOLDEN, HUB, RELEASED, golden_tensors, released, save_folder
 from tests.conversion.conftest import save_delta, save_meta
 
 SETTINGS = [  # of the language model's config.json: what is refused by name
@@ -32,19 +32,15 @@ SETTINGS = [  # of the language model's config.json: what is refused by name
     ("num_key_value_heads", 3), ("tie_word_embeddings", 1.5),
     ("max_position_embeddings", "4k"), ("intermediate_size", None), ("model_type", "absent"),
 ]
+CONTRADICTIONS = [      # where the last one is named
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4},
+    {"model_type": "absent", "architectures": ["PhiForCausalLM"]}]
 
 
-@pytest.mark.parametrize("key, value", SETTINGS)
-def test_a_setting_that_is_not_computed_is_refused_by_name(refused, changed, key, value):
-    line = refused(llm=changed("vicuna", config={key: value}))
-    assert "config.json" in line and key in line
-
-
-def test_what_contradicts_another_setting_is_refused(refused, changed):
-    twice = {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
-    assert "rope_theta" in refused(llm=changed("vicuna", config=twice))
-    other = {"model_type": "absent", "architectures": ["PhiForCausalLM"]}
-    assert "architectures" in refused(llm=changed("vicuna", config=other))
+@pytest.mark.parametrize("config", [{key: value} for key, value in SETTINGS] + CONTRADICTIONS)
+def test_a_setting_that_is_not_computed_is_refused_by_name(refused, changed, config):
+    line = refused(llm=changed("vicuna", config=config))
+    assert "config.json" in line and [*config][-1] in line
 
 
 @pytest.mark.parametrize("part, key, value", [
@@ -169,8 +165,7 @@ def test_a_delta_is_added_to_its_own_llama_alone(refused, changed, tmp_path):
 
 
 def test_shards_that_are_missing_elsewhere_or_overlap_are_refused(refused, tmp_path):
-    folder = tmp_path / "shards"
-    save_llama(folder, RELEASED["llama_config"], released("vicuna"))
+    folder = save_folder(tmp_path / "shards", released("vicuna"), RELEASED["llama_config"], True)
     index = folder / "pytorch_model.bin.index.json"
     whole = index.read_text()
     for shard in ("../elsewhere.bin", "/etc/passwd", "", "..", 7, None, ["a"], "nowhere.bin"):

@@ -34,15 +34,6 @@ def test_a_document_has_its_pictures_between_its_texts():
         assert IMAGE_MARK not in answer and answer.endswith(("\n", "###"))
 
 
-def test_only_answers_are_predicted(tiny):
-    texts = ("###Human: <Img>", "</Img> Is it a cat?###Assistant: No.###Human: Why?###Assistant: ")
-    before, after = map(tiny.tokenizer.encode, texts)
-    line = before + [IGNORE] * 4 + after + tiny.tokenizer.encode("It is not.###")
-    targets = language.answers_of(line, tiny.tokenizer)
-    found = tiny.tokenizer.decode([token for token in targets if token != IGNORE])
-    assert found.replace(" ", "") == "No.###Human:Itisnot.###"
-
-
 def test_each_vector_of_a_picture_in_words_tells_one_fact_above_all(tiny):
     facts = [tiny.tokenizer.encode(fact) for fact in ("cat", "far away", "birds", "land", "oil")]
     shares = []

@@ -99,8 +99,7 @@ def test_a_fingerprint_tells_other_pictures_and_captions_and_not_another_place(t
                 fingerprint("four", **{"a.jpg": bytes(other)})}) == 3
 
 
-def test_a_fingerprint_of_the_gallery_is_that_of_its_paintings(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_fingerprint_of_the_gallery_is_that_of_its_paintings(here):
     gallery = source_of("4", stage=1)
     assert gallery.fingerprint() == source_of("4").fingerprint() != source_of("3").fingerprint()
     assert gallery.picture(3).size == (224, 224)
