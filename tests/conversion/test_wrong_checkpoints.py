@@ -11,7 +11,6 @@ import pytest
 import sentencepiece
 import torch
 
-import convert_weights
 from tests.conftest import GOLDEN, HUB, RELEASED, golden_tensors, released, save_folder
 from tests.conversion.conftest import save_delta, save_meta
 
@@ -263,10 +262,3 @@ def test_offsets_in_a_safetensors_header_are_checked(refused, changed, start, en
     content = struct.pack("<Q", len(text)) + text + content[8 + size:]
     (folder / "model.safetensors").write_bytes(content)
     assert "model.safetensors: " in refused(llm=folder, adapter=None)
-
-
-def test_a_full_disk_leaves_nothing(refused, tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(convert_weights, "save_tensors", fail)
-    assert "No space left" in refused()

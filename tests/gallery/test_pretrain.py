@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from artgpt4 import ArtGPT4
-from common.command_line import run_command
 from gallery import pretrain, vision
 from gallery.attention import watched
 from gallery.familiarity import read_measure
@@ -16,6 +15,7 @@ from gallery.painting import draw
 from gallery.pretrain import TINY
 from gallery.scenes import random_scenes
 from gallery.score import describe
+from tests.conftest import run
 
 [SCENE] = random_scenes(1, "effects")
 
@@ -80,8 +80,8 @@ def test_the_queries_are_watched_where_they_see_the_image_last_and_pointing_is_r
 
 
 def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(here):
-    flags = ("--out tiny --vision-steps 2 --batch-size 3 --pictures 6 --language-steps 2").split()
-    run_command(pretrain.main, pretrain.command_line(), flags)
+    flags = ["--batch-size", 3, "--pictures", 6, "--vision-steps"]
+    run(pretrain.main, pretrain.command_line(), *flags, 2, "--language-steps", 2, "--out", "tiny")
     model = ArtGPT4.from_pretrained("tiny", dtype=torch.float32)
     assert model.config == TINY and model.tokenizer.get_piece_size() == TINY.vocab_size
     assert json.loads((here / "tiny" / "about.json").read_text()) == pretrain.ABOUT
@@ -97,8 +97,7 @@ def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(he
     pretrain.save_pretrained(ArtGPT4.from_pretrained("tiny"), "again")
     for file in (here / "again").iterdir():
         assert file.read_bytes() == (here / "tiny" / file.name).read_bytes(), file.name
-    further = ("--init tiny --out further --vision-steps 0 --language-steps 1 --batch-size 3 "
-               "--pictures 6").split()
-    run_command(pretrain.main, pretrain.command_line(), further)
+    further = ["--language-steps", 1, "--init", "tiny", "--out", "further"]
+    run(pretrain.main, pretrain.command_line(), *flags, 0, *further)
     files = ["vision.safetensors", "tokenizer.model", "llama.safetensors"]
     assert filecmp.cmpfiles("tiny", "further", files, shallow=False) == (files[:2], files[2:], [])
