@@ -129,8 +129,7 @@ def test_a_run_moves_every_trainable_tensor_and_has_the_losses_of_float32(
 
 
 def test_stage_2_starts_with_stage_1_and_scores_the_gallery(here, monkeypatch, capsys):
-    shares = {"seen pairs": {"all": 1}}
-    monkeypatch.setattr(train.score, "score", lambda *_: shares)
+    monkeypatch.setattr(train.score, "score", lambda *_: {"seen pairs": {"all": 1}})
     flags = ["--steps", 1, "--batch-size", 4, "--data", 8, "--workers", 0]
     assert train_py("--stage", 1, *flags) == 0
     assert train_py("--stage", 2, *flags, "--lr", 0) == 0
@@ -153,11 +152,10 @@ def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tiny, here):
 @pytest.mark.parametrize("name, file, part", [
     ("artgpt4", "ArtGPT-4.pth", ""), ("minigpt4", "pretrained_minigpt4.pth", "proj.")])
 def test_training_starts_from_public_checkpoints_too(weights, checkpoints, name, file, part):
-    for init in (checkpoints / file, weights[name]):
-        flags = ["--stage", "2", "--weights", str(weights[name]), "--init", str(init)]
-        model = train.load_model(train.train_parser().parse_args(flags), resume=False)
-        for key, tensor in load_file(weights[name] / "adapter.safetensors").items():
-            assert torch.equal(model.get_parameter(key), tensor) or not key.startswith(part)
+    flags = ["--stage", "2", "--weights", str(weights[name]), "--init", str(checkpoints / file)]
+    model = train.load_model(train.train_parser().parse_args(flags), resume=False)
+    for key, tensor in load_file(weights[name] / "adapter.safetensors").items():
+        assert torch.equal(model.get_parameter(key), tensor) or not key.startswith(part)
 
 
 def test_converted_weights_are_trained_without_a_measure_of_familiarity(weights, pairs, tmp_path):

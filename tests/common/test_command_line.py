@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from common import command_line
-from common.command_line import Misuse, Progress, number, run_command
+from common.command_line import Misuse, Progress, number
+from tests.conftest import run
 
 
 @pytest.mark.parametrize("error, flag, code, said", [
@@ -29,11 +30,7 @@ def test_an_error_is_one_line_and_an_exit_code(capsys, error, flag, code, said):
         if error is not None:
             raise error
 
-    found = 0
-    try:
-        run_command(main, argparse.ArgumentParser(prog="tool.py"), [flag] if flag else [])
-    except SystemExit as end:
-        found = end.code
+    found = run(main, argparse.ArgumentParser(prog="tool.py"), *filter(None, [flag]))
     assert found == code and fnmatchcase(capsys.readouterr().err, said)
 
 

@@ -146,14 +146,10 @@ def test_shards_that_are_not_read_need_not_be_there(convert, checkpoints, weight
 
 # ---- The command
 
-def test_sizes_follow_from_the_files(weights):
-    assert config_of(weights["artgpt4"]) == {
-        "image_size": 56, "patch_size": 14, "vit_width": 176, "vit_layers": 2, "vit_heads": 2,
-        "vit_mlp_width": 768, "ln_vision_eps": 1e-5, "queries": 6, "qformer_width": 128,
-        "qformer_layers": 4, "qformer_heads": 2, "qformer_mlp_width": 192, "llama_width": 96,
-        "llama_layers": 4, "llama_heads": 4, "llama_kv_heads": 4, "llama_mlp_width": 200,
-        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "context": 256, "vocab_size": 321,
-        "adapter_width": 24, "prompt": "vicuna_v0"}
+def test_what_no_shape_tells_is_that_of_the_files(weights):
+    assert config_of(weights["artgpt4"]).items() >= {
+        "vit_heads": 2, "qformer_heads": 2, "llama_heads": 4, "ln_vision_eps": 1e-5,
+        "rms_norm_eps": 1e-6, "rope_theta": 1e4, "context": 256, "prompt": "vicuna_v0"}.items()
 
 
 def test_another_image_size_resizes_the_position_embedding(convert, expected, tmp_path):
@@ -196,13 +192,12 @@ def test_int8_keeps_each_row_within_half_a_step_and_answers_nearly_the_same(
     assert (found - full).norm() / full.norm() < 0.05
 
 
-def test_shards_of_the_language_model_load_as_one_file(convert, weights, tmp_path, monkeypatch):
+def test_shards_of_the_language_model_load_as_one_file(convert, model, tmp_path, monkeypatch):
     monkeypatch.setattr("convert_weights.SHARD", 300_000)
     out = convert(tmp_path / "shards")
     assert len(list(out.glob("llama-*.safetensors"))) == 6
-    whole = ArtGPT4.from_pretrained(weights["artgpt4"]).state_dict()
     sharded = ArtGPT4.from_pretrained(out).state_dict()
-    assert all(torch.equal(tensor, sharded[name]) for name, tensor in whole.items())
+    assert all(torch.equal(tensor, sharded[name]) for name, tensor in model.state_dict().items())
 
 
 def test_the_prompt_format_is_recognised_recorded_and_said(convert, changed, tmp_path, capsys):

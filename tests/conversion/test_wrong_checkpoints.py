@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import struct
 import zipfile
 
 import pytest
@@ -253,12 +252,12 @@ def test_what_is_no_file_or_in_the_place_of_another_is_refused(refused, changed,
 def test_offsets_in_a_safetensors_header_are_checked(refused, changed, start, end):
     folder = changed("llama-gqa")
     content = (folder / "model.safetensors").read_bytes()
-    size, = struct.unpack("<Q", content[:8])
+    size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8:8 + size])
     first, tensor = (header[name] for name in list(header)[4:6])
     before = first["data_offsets"] if start == end == 0 else tensor["data_offsets"]
     tensor["data_offsets"] = [before[0] + start, before[1] + end]
     text = json.dumps(header).encode()
-    content = struct.pack("<Q", len(text)) + text + content[8 + size:]
-    (folder / "model.safetensors").write_bytes(content)
+    (folder / "model.safetensors").write_bytes(
+        len(text).to_bytes(8, "little") + text + content[8 + size:])
     assert "model.safetensors: " in refused(llm=folder, adapter=None)
