@@ -17,7 +17,7 @@ from tests.conftest import run
     (None, None, 0, ""), (ValueError("a.png: no file"), None, 1, "tool.py: a.png: no file\n"),
     (RuntimeError("Traceback ...\n  in a worker\nno room"), None, 1, "tool.py: no room\n"),
     (Misuse("--a and --b"), None, 2, "tool.py: --a and --b\n"),
-    (OSError(28, "No space left"), None, 1, "tool.py: *No space left*\n"),
+    (OSError(28, "No space left"), None, 1, "tool.py: [[]Errno 28] No space left\n"),
     (RuntimeError("a.pth: damaged\n\n  frame 1"), None, 1, "tool.py: a.pth: damaged frame 1\n"),
     (ValueError("a\x1b[2Jb\u202e: cut"), None, 1, "tool.py: a\\x1b*2Jb\\u202e: cut\n"),
     (RuntimeError("frame " * 1000), None, 1, f"tool.py: {'frame ' * 83}fr ...\n"),
