@@ -1,4 +1,5 @@
 """The golden checkpoints, made by the recipe of tests/golden, and what they convert to."""
+import contextlib
 import json
 import math
 import shutil
@@ -66,29 +67,30 @@ def released(file):
     return golden_tensors(RELEASED, file)
 
 
-def save_llama(folder, config, tensors):
-    """Write a language model in transformers' format: config.json, tokenizer.model, and two .bin
-    shards with their index."""
-    folder.mkdir()
-    names, where = list(tensors), {}
-    half = len(names) // 2
-    for i, part in enumerate((names[:half], names[half:]), start=1):
-        shard = f"pytorch_model-0000{i}-of-00002.bin"
-        torch.save({name: tensors[name] for name in part}, folder / shard)
-        where |= dict.fromkeys(part, shard)
-    index = json.dumps({"metadata": {}, "weight_map": where})
-    (folder / "pytorch_model.bin.index.json").write_text(index)
-    (folder / "config.json").write_text(json.dumps(config))
-    shutil.copy(GOLDEN / "tokenizer.model", folder)
-
-
-def save_folder(folder, tensors, config):
-    """A model's folder as transformers writes it, with a tokenizer."""
+def save_folder(folder, tensors, config, in_shards=False):
+    """A model's folder as transformers writes it, with a tokenizer. in_shards: as two .bin files
+    with their index."""
     folder.mkdir(exist_ok=True)
-    save_file(tensors, folder / "model.safetensors")
+    if in_shards:
+        where = {name: f"pytorch_model-0000{1 + 2 * i // len(tensors)}-of-00002.bin"
+                 for i, name in enumerate(tensors)}
+        for shard in set(where.values()):
+            torch.save({name: tensors[name] for name in tensors if where[name] == shard},
+                       folder / shard)
+        index = json.dumps({"metadata": {}, "weight_map": where})
+        (folder / "pytorch_model.bin.index.json").write_text(index)
+    else:
+        save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(GOLDEN / "tokenizer.model", folder)
     return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A new working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +123,7 @@ def checkpoints(tmp_path_factory):
                 "scaler": None, "epoch": 4}, folder / "ArtGPT-4.pth")
     buffers = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": inv_freq.clone()
                for i in range(config["num_hidden_layers"])}
-    save_llama(folder / "vicuna", config, released("vicuna") | buffers)
+    save_folder(folder / "vicuna", released("vicuna") | buffers, config, in_shards=True)
     configs = {"blip2-hf": HUB["blip2_config"] | {"model_type": "blip-2"},
                "llama-gqa": HUB["llama_gqa_config"]}
     for name, config in configs.items():
@@ -136,16 +138,11 @@ def convert(checkpoints):
     def run(out, **changes):
         flags = {"vit": "eva_vit_g.pth", "qformer": "blip2_pretrained_flant5xxl.pth",
                  "llm": "vicuna", "adapter": "ArtGPT-4.pth", "out": out} | changes
-        arguments = []
-        for flag, value in flags.items():
-            if value is None:
-                continue
-            arguments.append(f"--{flag.replace('_', '-')}")
-            if isinstance(value, str) and (checkpoints / value).exists():
-                value = checkpoints / value
-            if value is not True:
-                arguments.append(str(value))
-        convert_weights.main(arguments)
+        given = {flag.replace("_", "-"): value for flag, value in flags.items()
+                 if value is not None}
+        with contextlib.chdir(checkpoints):
+            convert_weights.main([f"--{flag}" if value is True else f"--{flag}={value}"
+                                  for flag, value in given.items()])
         return out
     return run
 

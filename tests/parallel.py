@@ -1,7 +1,7 @@
 """Run the files of tests in several processes, a file at a time: one for each core, at most four.
 
 The processes are forks of the one that collected the tests; a number that they share says which
-file comes next. What they find is reported here, file by file.
+file comes next. Their reports are sent here, where they are shown as they come.
 """
 import contextlib
 import multiprocessing.connection
@@ -13,74 +13,55 @@ import pytest
 import torch
 
 
-class Sender:
-    """A plugin of a fork: sends the reports of its tests."""
-
-    def __init__(self, config, connection):
-        self.config, self.connection = config, connection
-
-    def pytest_runtest_logreport(self, report):
-        data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
-        self.connection.send((report.location, data))
-
-
-def files_to_run(files, following):
-    """Yield (test, the test after it), of files that no other process has taken."""
-    def claimed():
-        while True:
-            with following.get_lock():
-                i, following.value = following.value, following.value + 1
-            if i >= len(files):
-                return
-            yield from files[i]
-    tests = claimed()
-    test = next(tests, None)
-    while test is not None:
-        after = next(tests, None)
-        yield test, after
-        test = after
-
-
-def run_some(config, files, following, connection):
+def run_some(session, files, following, connection):
     """A fork's work. Its output goes to files of its own, as that of every test does."""
-    config.pluginmanager.unregister(name="terminalreporter")
-    config.pluginmanager.register(Sender(config, connection))
-    capture = config.pluginmanager.getplugin("capturemanager")
+    class Sender:
+        def pytest_runtest_logreport(self, report):
+            connection.send(report)
+    plugins = session.config.pluginmanager
+    plugins.unregister(name="terminalreporter")
+    plugins.register(Sender())
+    capture = plugins.getplugin("capturemanager")
     capture.stop_global_capturing()
     capture.start_global_capturing()
     with contextlib.suppress(KeyboardInterrupt):
-        for test, after in files_to_run(files, following):
-            config.hook.pytest_runtest_protocol(item=test, nextitem=after)
+        while True:
+            with following.get_lock():
+                number, following.value = following.value, following.value + 1
+            if number >= len(files):
+                break
+            tests = files[number]
+            # After the last test of a file, only what belongs to the session stays set up.
+            for test, after in zip(tests, [*tests[1:], session], strict=True):
+                session.config.hook.pytest_runtest_protocol(item=test, nextitem=after)
         connection.send(None)
 
 
 def pytest_runtestloop(session):
     """In place of pytest's own loop, where there is something to gain and a fork does no harm."""
-    config = session.config
+    option = session.config.option
     files = [list(tests) for _, tests in groupby(session.items, key=lambda test: test.path)]
     count = min(4, os.cpu_count() or 1, len(files))
-    if (count < 2 or sys.platform != "linux" or config.option.usepdb or config.option.collectonly
+    if (count < 2 or sys.platform != "linux" or option.usepdb or option.collectonly
             or session.testsfailed or torch.cuda.is_available()):
         return None
     fork = multiprocessing.get_context("fork")
     following, running = fork.Value("i", 0), []
     for _ in range(count):
         here, there = fork.Pipe(duplex=False)
-        fork.Process(target=run_some, args=(config, files, following, there)).start()
+        fork.Process(target=run_some, args=(session, files, following, there)).start()
         there.close()
         running.append(here)
     while running:
         for connection in multiprocessing.connection.wait(running):
             try:
-                found = connection.recv()
+                report = connection.recv()
             except EOFError:
                 pytest.exit("A process ended in the middle of a test.", returncode=3)
-            if found is None:
+            if report is None:
                 running.remove(connection)
                 continue
-            location, data = found
-            report = config.hook.pytest_report_from_serializable(config=config, data=data)
-            config.hook.pytest_runtest_logreport(report=report)
+            session.config.hook.pytest_runtest_logreport(report=report)
             if session.shouldfail:
                 following.value = len(files)
     if session.shouldfail:

@@ -19,8 +19,6 @@ from conversion.formats import their_names
 from gallery.pretrain import save_pretrained
 from tests.conftest import DEVICES, close
 
-PHOTOS = ("photo_rgb_uint8", "photo2_rgb_uint8")
-
 
 @pytest.fixture(params=DEVICES)
 def device(request, monkeypatch):
@@ -30,16 +28,9 @@ def device(request, monkeypatch):
 
 
 def test_pixels_are_those_of_the_released_code(expected):
-    pixels = [preprocess(Image.fromarray(expected[photo].numpy()), 56) for photo in PHOTOS]
+    pixels = [preprocess(Image.fromarray(expected[photo].numpy()), 56)
+              for photo in ("photo_rgb_uint8", "photo2_rgb_uint8")]
     assert close(torch.stack(pixels), expected["pixels"])
-
-
-@torch.no_grad()
-def test_every_part_of_the_vision_reaches_the_golden_data(model, expected):
-    features = model.vit(expected["pixels"])
-    assert close(features, expected["vit"])
-    assert close(model.ln_vision(features), expected["vit_ln"])
-    assert close(model.qformer(expected["vit_ln"]), expected["qformer"])
 
 
 def test_prompts_are_the_released_ones_letter_by_letter(expected):
@@ -80,33 +71,22 @@ def test_losses_and_gradients_reach_the_golden_data(weights, expected, device):
         assert close(model.get_parameter(name).grad, golden, tolerance), name
 
 
-@pytest.mark.parametrize("mode", ["artgpt4", "minigpt4"])
-def test_one_step_moves_each_trainable_tensor_and_nothing_else(weights, expected, mode):
-    model = ArtGPT4.from_pretrained(weights["artgpt4"])
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.freeze(mode), lr=1e-3, weight_decay=0)
-    model.loss(expected["pixels"], expected["captions"], IMAGE_MARK + INSTRUCTIONS[0],
-               "###").backward()
-    optimizer.step()
-    moved = {name for name, tensor in model.state_dict().items()
-             if not torch.equal(tensor, before[name])}
-    assert moved == set(model.trainable_names(mode))
-
-
-@pytest.mark.parametrize("precision", [{"dtype": torch.bfloat16}, {"dtype": torch.float16},
-                                       {"prepare": quantised(True, True)}], ids=str)
-def test_frozen_weights_of_any_precision_train_float32_ones(weights, expected, device, precision):
+@pytest.mark.parametrize("mode, precision", [
+    ("artgpt4", {}), ("minigpt4", {}), ("artgpt4", {"dtype": torch.bfloat16}),
+    ("artgpt4", {"dtype": torch.float16}), ("artgpt4", {"prepare": quantised(True, True)})])
+def test_one_step_moves_each_trainable_tensor_in_float32_and_nothing_else(
+        weights, expected, device, mode, precision):
     model = ArtGPT4.from_pretrained(weights["artgpt4"], device, **precision)
-    trainable = model.freeze()
-    before = [parameter.detach().clone() for parameter in trainable]
-    optimizer = torch.optim.AdamW(trainable, lr=1e-3, weight_decay=0)
+    optimizer = torch.optim.AdamW(model.freeze(mode), lr=1e-3, weight_decay=0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     loss = model.loss(expected["pixels"], expected["captions"], expected["prompt_list"][0],
                       "###", 24)
     assert loss.item() == pytest.approx(expected["stage2_losses"][0].item(), rel=0.02)
     loss.backward()
     optimizer.step()
-    for parameter, old in zip(trainable, before, strict=True):
-        assert parameter.dtype == torch.float32 and not torch.equal(parameter, old)
+    moved = {name: tensor.dtype for name, tensor in model.state_dict().items()
+             if not torch.equal(tensor, before[name])}
+    assert moved == dict.fromkeys(model.trainable_names(mode), torch.float32)
 
 
 @pytest.mark.parametrize("text", ["a calm sea", "日本 à la carte, naïve — œuvre", "# one ## two"])
@@ -169,13 +149,10 @@ def test_the_file_can_be_copied_into_another_project():
         "numpy", "PIL", "safetensors", "sentencepiece", "torch"}
 
 
-def test_saving_and_loading_change_nothing(model, weights, tmp_path):
+def test_saving_and_loading_change_nothing(model, tmp_path):
     save_pretrained(model, tmp_path / "once")
     again = ArtGPT4.from_pretrained(tmp_path / "once")
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
-    other = ArtGPT4.from_pretrained(weights["start"])
-    other.load_adapter(tmp_path / "once" / "adapter.safetensors")
-    assert all(torch.equal(t, other.state_dict()[name]) for name, t in model.state_dict().items())
 
 
 def test_a_stray_file_is_not_read_and_a_shard_is_where_the_index_says(weights, tmp_path, model):

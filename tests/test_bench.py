@@ -7,16 +7,12 @@ from benchmarks import costs, speed
 from tests.conftest import run
 
 
-def run_bench(*flags):
-    return run(bench.main, bench.command_line(), *flags)
-
-
 def cells(line):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def test_int8_error_prints_what_int8_changes(capsys):
-    run_bench("--int8-error")
+    run(bench.main, bench.command_line(), "--int8-error")
     _, _, exact, int8 = map(cells, capsys.readouterr().out.splitlines())
     assert exact[:2] == ["float32", "0.00%"] and int8[0] == "int8"
     assert 0 < float(int8[1].rstrip("%")) < 1
@@ -26,7 +22,7 @@ def test_int8_error_prints_what_int8_changes(capsys):
 def test_memory_prints_a_line_for_each_way(capsys, monkeypatch):
     monkeypatch.setattr(costs, "Config", lambda: Config(
         llama_layers=4, vit_layers=1, qformer_layers=1))
-    run_bench("--memory")
+    run(bench.main, bench.command_line(), "--memory")
     _, _, *rows = map(cells, capsys.readouterr().out.splitlines())
     assert len(rows) == 5
     assert all(float(row[-1]) == pytest.approx(sum(map(float, row[1:-1])), abs=0.3) for row in rows)
@@ -38,7 +34,7 @@ def test_a_weights_folder_is_timed_part_by_part(flags, capsys, monkeypatch):
     monkeypatch.setattr(speed, "TURNS", 1)
     monkeypatch.setattr(speed, "machine_limits", lambda device: {
         "float32 operations": 1e11, "int8 operations": 2e11, "bytes read": 1e10})
-    run_bench(*flags)
+    run(bench.main, bench.command_line(), *flags)
     name, _, _, _, *rows, _, memory = capsys.readouterr().out.splitlines()
     assert name.startswith("tiny, float32") and ("int8" in name) == bool(flags)
     assert [cells(row)[0] for row in rows] == [
@@ -50,4 +46,5 @@ def test_a_weights_folder_is_timed_part_by_part(flags, capsys, monkeypatch):
 @pytest.mark.parametrize("flags, code", [
     (["--weights", "nowhere"], 1), (["--shape", "2b"], 2), (["--device", "quantum"], 2)])
 def test_wrong_flags_are_one_line(flags, code, capsys):
-    assert run_bench(*flags) == code and flags[1] in capsys.readouterr().err.splitlines()[-1]
+    assert run(bench.main, bench.command_line(), *flags) == code
+    assert flags[1] in capsys.readouterr().err.splitlines()[-1]

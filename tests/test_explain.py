@@ -143,13 +143,12 @@ def test_other_weights_are_explained(name, flags, cases, weights, tmp_path, monk
     ([COUPLE, "--out", "text.png/page.html"], "text.png"),
     ([COUPLE, "--out", "missing/page.html"], "missing"), ([COUPLE, "--out", "pipe"], "pipe"),
 ])
-def test_what_cannot_be_done_is_one_line(arguments, named, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_what_cannot_be_done_is_one_line(arguments, named, here, capsys):
     Path("text.png").write_text("no picture")
     os.mkfifo("pipe")
     out = [] if "--out" in arguments else ["--out", "page.html"]
     assert run(explain.main, explain.command_line(), *arguments, *out) == 1
     line, = capsys.readouterr().err.splitlines()
     assert named in line
-    assert {path.name: path.is_fifo() for path in tmp_path.iterdir()} == {
+    assert {path.name: path.is_fifo() for path in here.iterdir()} == {
         "text.png": False, "pipe": True}

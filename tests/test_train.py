@@ -26,6 +26,7 @@ SHORT = ["--stage", 1, "--batch-size", 4, "--steps", 3, "--workers", 0]
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_paper_s_rates_are_those_of_the_released_code(expected, stage):
     recipe = train.RECIPES["paper", stage]
+    assert recipe.batch_size * recipe.steps == (320_000, 12_000)[stage - 1]
     for step, rate in expected["lr"][f"stage{stage}"].items():
         assert train.learning_rate(int(step), recipe) == pytest.approx(rate, rel=1e-9)
 
@@ -127,10 +128,8 @@ def test_a_run_moves_every_trainable_tensor_and_has_the_losses_of_float32(
         assert entry["grad_norm"] == pytest.approx(other["grad_norm"], rel=10 * tolerance)
 
 
-def test_stage_2_starts_with_stage_1_and_scores_the_gallery(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    shares = {"seen pairs": {"all": 1}}
-    monkeypatch.setattr(train.score, "score", lambda *_: shares)
+def test_stage_2_starts_with_stage_1_and_scores_the_gallery(here, monkeypatch, capsys):
+    monkeypatch.setattr(train.score, "score", lambda *_: {"seen pairs": {"all": 1}})
     flags = ["--steps", 1, "--batch-size", 4, "--data", 8, "--workers", 0]
     assert train_py("--stage", 1, *flags) == 0
     assert train_py("--stage", 2, *flags, "--lr", 0) == 0
@@ -139,8 +138,7 @@ def test_stage_2_starts_with_stage_1_and_scores_the_gallery(tmp_path, monkeypatc
     assert capsys.readouterr().out.count("| all | 100.0 % |") == 2
 
 
-def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tiny, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tiny, here):
     args = train.train_parser().parse_args(["--stage", "2", "--data", "14"])
     for mode in ("artgpt4", "minigpt4"):
         recipe = replace(train.RECIPES["tiny", 2], mode=mode)
@@ -154,11 +152,10 @@ def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tiny, tmp_path,
 @pytest.mark.parametrize("name, file, part", [
     ("artgpt4", "ArtGPT-4.pth", ""), ("minigpt4", "pretrained_minigpt4.pth", "proj.")])
 def test_training_starts_from_public_checkpoints_too(weights, checkpoints, name, file, part):
-    for init in (checkpoints / file, weights[name]):
-        flags = ["--stage", "2", "--weights", str(weights[name]), "--init", str(init)]
-        model = train.load_model(train.train_parser().parse_args(flags), resume=False)
-        for key, tensor in load_file(weights[name] / "adapter.safetensors").items():
-            assert torch.equal(model.get_parameter(key), tensor) or not key.startswith(part)
+    flags = ["--stage", "2", "--weights", str(weights[name]), "--init", str(checkpoints / file)]
+    model = train.load_model(train.train_parser().parse_args(flags), resume=False)
+    for key, tensor in load_file(weights[name] / "adapter.safetensors").items():
+        assert torch.equal(model.get_parameter(key), tensor) or not key.startswith(part)
 
 
 def test_converted_weights_are_trained_without_a_measure_of_familiarity(weights, pairs, tmp_path):
@@ -213,16 +210,15 @@ WRONG = [               # flags, what is named, the exit code
 
 @pytest.mark.parametrize("flags, named, code", WRONG)
 def test_what_is_wrong_or_missing_is_named_before_anything_is_written(
-        tmp_path, monkeypatch, capsys, flags, named, code):
-    monkeypatch.chdir(tmp_path)
-    write_files(tmp_path, {"page.safetensors": b"<!doctype html>", "text.pth": b"text"})
+        here, capsys, flags, named, code):
+    write_files(here, {"page.safetensors": b"<!doctype html>", "text.pth": b"text"})
     shutil.copy(TINY / "vision.safetensors", "other.safetensors")
     torch.save({"module.proj.weight": torch.ones(2), "module.proj.bias": torch.ones(2)},
                "module.pth")
     torch.save({"state_dict": {"model.proj.weight": torch.ones(2)}, "epoch": 3}, "lightning.ckpt")
     assert train_py("--stage", 1, "--data", 3, *flags) == code
     error = capsys.readouterr().err.splitlines()
-    assert named in error[-1] and not list(tmp_path.glob("runs/stage*"))
+    assert named in error[-1] and not list(here.glob("runs/stage*"))
 
 
 def test_bad_samples_and_cut_texts_are_named_in_the_log_and_counted(tmp_path, pairs, capsys):

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from common import command_line
-from common.command_line import Misuse, Progress, number, run_command
+from common.command_line import Misuse, Progress, number
+from tests.conftest import run
 
 
 @pytest.mark.parametrize("error, flag, code, said", [
     (None, None, 0, ""), (ValueError("a.png: no file"), None, 1, "tool.py: a.png: no file\n"),
     (RuntimeError("Traceback ...\n  in a worker\nno room"), None, 1, "tool.py: no room\n"),
     (Misuse("--a and --b"), None, 2, "tool.py: --a and --b\n"),
+    (OSError(28, "No space left"), None, 1, "tool.py: [[]Errno 28] No space left\n"),
     (RuntimeError("a.pth: damaged\n\n  frame 1"), None, 1, "tool.py: a.pth: damaged frame 1\n"),
     (ValueError("a\x1b[2Jb\u202e: cut"), None, 1, "tool.py: a\\x1b*2Jb\\u202e: cut\n"),
     (RuntimeError("frame " * 1000), None, 1, f"tool.py: {'frame ' * 83}fr ...\n"),
@@ -28,11 +30,7 @@ def test_an_error_is_one_line_and_an_exit_code(capsys, error, flag, code, said):
         if error is not None:
             raise error
 
-    found = 0
-    try:
-        run_command(main, argparse.ArgumentParser(prog="tool.py"), [flag] if flag else [])
-    except SystemExit as end:
-        found = end.code
+    found = run(main, argparse.ArgumentParser(prog="tool.py"), *filter(None, [flag]))
     assert found == code and fnmatchcase(capsys.readouterr().err, said)
 
 

@@ -18,7 +18,7 @@ from common.files import open_image, pictures_below, read_json, read_text, writt
 
 
 @pytest.mark.parametrize("make", [
-    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"<svg>", b"junk", b"",
+    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b"<svg>", b"junk", b"", b"\x89PNG\r\n\x1a\n",
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n", Path.mkdir, os.mkfifo, str])
 def test_what_is_no_raster_picture_is_refused_by_name(tmp_path, make):
     file = tmp_path / "a.jpg"

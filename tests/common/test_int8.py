@@ -100,10 +100,6 @@ def test_the_gradient_to_the_input_is_that_of_the_matrix(dtype, device):
     assert error(x.grad.float(), right) < (1e-6 if dtype == torch.float32 else 5e-3)
 
 
-def load(llama=False, vit=False, device="cpu"):
-    return ArtGPT4.from_pretrained(TINY, device, prepare=quantised(llama, vit))
-
-
 @torch.no_grad()
 def outputs(model, device="cpu"):
     """The image vectors of noise, and the logits after ids: both on the CPU."""
@@ -116,7 +112,8 @@ def outputs(model, device="cpu"):
 @pytest.mark.parametrize("llama, vit", [(True, False), (False, True), (True, True)])
 @on_every_device
 def test_a_model_quantised_on_loading_computes_nearly_as_the_full_one(llama, vit, device):
-    model, small = load(device=device), load(llama, vit, device=device)
+    model = ArtGPT4.from_pretrained(TINY, device)
+    small = ArtGPT4.from_pretrained(TINY, device, prepare=quantised(llama, vit))
     assert (is_int8(small.llama), is_int8(small.vit)) == (llama, vit) and not is_int8(model)
     assert not is_int8(small.qformer) and type(small.proj) is type(model.proj)
     image_error, error_of_logits = map(error, outputs(small, device), outputs(model, device))
@@ -136,7 +133,7 @@ HEAD = "llama.head"
 
 @pytest.mark.parametrize("asked", [False, True])
 def test_what_is_stored_as_int8_is_loaded_to_the_bit_and_wrong_int8_is_refused_by_name(asked):
-    stored = load(True, True).state_dict()
+    stored = ArtGPT4.from_pretrained(TINY, prepare=quantised(True, True)).state_dict()
     config = Config(**json.loads((TINY / "config.json").read_text()))
 
     def loaded(state):

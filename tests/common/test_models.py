@@ -1,4 +1,4 @@
-"""common/models.py: a model from flags, or a line that names the file; answers to many prompts."""
+"""common/models.py: a model from flags, or a line that names the file."""
 import argparse
 import os
 import shutil
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from artgpt4 import ArtGPT4
 from common import models
 from common.int8 import Int8Linear
-from common.models import answers, describe, load, model_flags
+from common.models import describe, load, model_flags
 
 
 def flags(*arguments):
@@ -99,13 +99,3 @@ def test_a_small_model_has_one_thread_unless_the_environment_says_otherwise(weig
         load(flags("--weights", weights["artgpt4"]))
         assert torch.get_num_threads() == threads
     torch.set_num_threads(1)
-
-
-@torch.no_grad()
-def test_answers_of_a_batch_are_those_of_each_prompt(model, expected):
-    images = expected["image_embeds"]
-    embeds = torch.cat([model.embed_prompt(expected["chat_prompt"], images[i:i + 1])
-                        for i in range(2)])
-    together = answers(model, embeds, 12, temperature=0)
-    assert together == [answers(model, embeds[i:i + 1], 12, temperature=0)[0] for i in range(2)]
-    assert all(together)

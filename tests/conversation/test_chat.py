@@ -121,16 +121,15 @@ def test_a_painting_nobody_has_seen_is_described_and_told(run_chat, script, monk
 
 # What goes wrong
 
-def test_a_broken_or_missing_file_is_named_in_one_line(run_chat, picture, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_broken_or_missing_file_is_named_in_one_line(run_chat, picture, here, monkeypatch):
     monkeypatch.setattr(rounds, "MAX_CONTEXT", 160)
     draw().save("truncated.jpg")
     os.truncate("truncated.jpg", 300)
     for name in ("words.png", "talk.json"):
-        (tmp_path / name).write_text("words")
+        (here / name).write_text("words")
     os.mkfifo("pipe.png")
     os.mkfifo("pipe.json")
-    (tmp_path / "empty").mkdir()
+    (here / "empty").mkdir()
     for name, arguments in {
             "missing.png": ["missing.png"], "gone": ["gone"], "words.png": ["words.png"],
             "truncated.jpg": ["truncated.jpg"], "empty": ["empty"], "pipe.png": ["pipe.png"],

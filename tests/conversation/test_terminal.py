@@ -1,5 +1,4 @@
 """conversation/terminal.py: what typed lines mean, questions, /commands, files that are written."""
-import contextlib
 import json
 import os
 import sys
@@ -39,11 +38,10 @@ def test_paths_as_they_are_typed_and_dropped(tmp_path, monkeypatch):
     ("Look (gone.webp).", "Look", ["gone.webp"]),
     ("Is it  and/or a.b? e.g. no.txt, the \"sea\" or 's", None, []),
 ])
-def test_a_question_may_name_pictures(text, question, names, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sub").mkdir()
+def test_a_question_may_name_pictures(text, question, names, here):
+    (here / "sub").mkdir()
     for name in ("a.png", "sub/plain", "sub/c d.png", "no.txt"):
-        (tmp_path / name).touch()
+        (here / name).touch()
     left, found = named_pictures(text)
     assert found == [Path(name) for name in names]
     assert left == (text if question is None else question)
@@ -76,15 +74,11 @@ def test_control_characters_reach_no_terminal(run_chat, picture, script, tmp_pat
     assert not set("\x1b\x07\t") & set(err + out.replace("\t", "") + more)
 
 
-def test_forgotten_rounds_are_told(run_chat, picture, tmp_path, monkeypatch):
+def test_forgotten_rounds_are_told(run_chat, picture, monkeypatch):
     monkeypatch.setattr(rounds, "MAX_CONTEXT", 160)
-    file = tmp_path / "a.json"
-    lines = f"One?\nTwo?\nThree?\n/save {file}".encode()
-    code, out, err = run_chat(picture, "--seed", 1, lines=lines)
+    code, out, err = run_chat(picture, "--seed", 1, lines=b"One?\nTwo?\nThree?\n")
     assert code == 0 and out.count("\n") == 3
     assert err.count("/reset") == err.count("\n") > 0
-    saved = json.loads(file.read_text())
-    assert [entry["question"] for entry in saved["rounds"]] == ["One?", "Two?", "Three?"]
 
 
 def test_ctrl_c_keeps_what_was_said_on_a_terminal_and_ends_a_pipe(run_chat, picture, script):
@@ -114,15 +108,14 @@ def test_help_names_every_command_in_the_words_people_use(run_chat, picture):
         assert run_chat(picture, lines=f"{line}\nWhat?".encode()) == (0, "", "")
 
 
-def test_further_pictures_come_with_the_next_question(run_chat, picture, script, tmp_path,
+def test_further_pictures_come_with_the_next_question(run_chat, picture, script, here,
                                                       monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(here))
     for name in ("my picture.png", "b.png", "plain"):
-        Image.new("RGB", (7, 5)).save(tmp_path / name, format="PNG")
+        Image.new("RGB", (7, 5)).save(here / name, format="PNG")
     two = f"{IMAGE_SLOT} {IMAGE_SLOT}"
     asked = script(*([str(i)] for i in range(5)))
-    lines = [f"A? {tmp_path}/b.png", f"/image '{tmp_path}/my picture.png' b.png", "B?",
+    lines = [f"A? {here}/b.png", f"/image '{here}/my picture.png' b.png", "B?",
              "~/my\\ picture.png", "b.png", "C?", "/image my picture.png", "/image plain", "D?",
              "/reset", "E?"]
     code, out, err = run_chat(picture, lines="\n".join(lines).encode())
@@ -153,21 +146,18 @@ def test_again_asks_the_same_question(run_chat, picture, script):
     ("/save words.md/talk.md", "words.md"), ("/page page.html", "HTML"),
 ])
 def test_a_line_that_fails_is_one_line_and_the_session_continues(run_chat, picture, script, line,
-                                                                 name, tmp_path):
-    tmp_path = tmp_path / "here"
-    tmp_path.mkdir()
+                                                                 name, here):
     for file in ("words.png", "words.md"):
-        (tmp_path / file).write_text("mine")
-    (tmp_path / "link.md").symlink_to("nothing")
+        (here / file).write_text("mine")
+    (here / "link.md").symlink_to("nothing")
     for file in ("pipe.png", "pipe.md"):
-        os.mkfifo(tmp_path / file)
-    before = sorted(tmp_path.iterdir())
+        os.mkfifo(here / file)
+    before = sorted(here.iterdir())
     asked = script(["Yes, 1 < 2 and 2 > 1."], ["Yes"])
-    with contextlib.chdir(tmp_path):
-        code, out, err = run_chat(picture, lines=f"What?\n{line}\nSure?\n".encode())
+    code, out, err = run_chat(picture, lines=f"What?\n{line}\nSure?\n".encode())
     assert (code, out, err.count("\n")) == (1, "Yes, 1 < 2 and 2 > 1.\nYes\n", 1)
     assert name in err and len(asked) == 2
-    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "words.md").read_text() == "mine"
+    assert sorted(here.iterdir()) == before and (here / "words.md").read_text() == "mine"
 
 
 def test_set_changes_the_answers_to_come_and_shows_them(run_chat, picture):

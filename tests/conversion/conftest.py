@@ -135,10 +135,9 @@ def save_delta(folder, tokens):
     generator = torch.Generator().manual_seed(0)
     base, delta, total = {}, {}, {}
     for name, tensor in released("vicuna").items():
-        vicuna = tensor[:tokens].half() if len(tensor) == 321 else tensor.half()
-        base[name] = (vicuna + 0.02 * torch.randn(vicuna.shape, generator=generator)).half()
-        if len(tensor) == 321:
-            base[name] = base[name][:320].clone()
+        vicuna = tensor[:tokens].half()                       # only embedding and head are longer
+        noisy = vicuna + 0.02 * torch.randn(vicuna.shape, generator=generator)
+        base[name] = noisy.half()[:320].clone()
         extended = torch.zeros_like(vicuna)
         extended[:len(base[name])] = base[name]
         delta[name] = vicuna - extended

@@ -75,8 +75,7 @@ def server(monkeypatch):
     found.flags = ("--judge", f"http://127.0.0.1:{http.server_port}/v1", "--judge-model", "judge")
     monkeypatch.setenv("JUDGE_API_KEY", KEY)
     monkeypatch.setattr(judges, "WAITS", (0.01, 0.01, 0))
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "*")
     yield found
     http.shutdown()
     http.server_close()

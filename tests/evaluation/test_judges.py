@@ -141,8 +141,7 @@ def test_a_table_is_filled_in_and_new_answers_are_added_below(quick):
     first = fill(file, "5")
     _, report, _ = quick("--judge", "manual")
     assert "| Art | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 |" in report
-    with open(file, encoding="utf-8-sig", newline="") as stream:
-        _, *table = csv.reader(stream)
+    table = fill(file, "", rows=0)
     assert table[:6] == first and len(table) == 12
     fill(file, "", rows=1)
     _, report, _ = quick("--judge", "manual", models=("Art",))

@@ -1,4 +1,5 @@
 """gallery/pretrain.py, vision.py: batches and their targets, a few steps at the real sizes."""
+import filecmp
 import json
 import random
 
@@ -7,7 +8,6 @@ import pytest
 import torch
 
 from artgpt4 import ArtGPT4
-from common.command_line import run_command
 from gallery import pretrain, vision
 from gallery.attention import watched
 from gallery.familiarity import read_measure
@@ -15,6 +15,7 @@ from gallery.painting import draw
 from gallery.pretrain import TINY
 from gallery.scenes import random_scenes
 from gallery.score import describe
+from tests.conftest import run
 
 [SCENE] = random_scenes(1, "effects")
 
@@ -78,14 +79,12 @@ def test_the_queries_are_watched_where_they_see_the_image_last_and_pointing_is_r
                                torch.tensor(0.5).log() / -2)
 
 
-def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(
-        tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    flags = ("--out tiny --vision-steps 2 --batch-size 3 --pictures 6 --language-steps 2").split()
-    run_command(pretrain.main, pretrain.command_line(), flags)
+def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(here):
+    flags = ["--batch-size", 3, "--pictures", 6, "--vision-steps"]
+    run(pretrain.main, pretrain.command_line(), *flags, 2, "--language-steps", 2, "--out", "tiny")
     model = ArtGPT4.from_pretrained("tiny", dtype=torch.float32)
     assert model.config == TINY and model.tokenizer.get_piece_size() == TINY.vocab_size
-    assert json.loads((tmp_path / "tiny" / "about.json").read_text()) == pretrain.ABOUT
+    assert json.loads((here / "tiny" / "about.json").read_text()) == pretrain.ABOUT
     assert read_measure("tiny")["directions"].shape == (32, TINY.qformer_width)
     torch.manual_seed(42)
     before, trained = ArtGPT4(TINY, model.tokenizer), dict(model.named_parameters())
@@ -96,12 +95,9 @@ def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(
     assert not any(".adapter." in name or name.startswith("proj.") for name in moved)
     assert len(describe(model, np.stack([np.asarray(draw(SCENE))]), 1)) == 1
     pretrain.save_pretrained(ArtGPT4.from_pretrained("tiny"), "again")
-    for file in (tmp_path / "again").iterdir():
-        assert file.read_bytes() == (tmp_path / "tiny" / file.name).read_bytes(), file.name
-    further = ("--init tiny --out further --vision-steps 0 --language-steps 1 --batch-size 3 "
-               "--pictures 6").split()
-    run_command(pretrain.main, pretrain.command_line(), further)
-    same = {name: (tmp_path / "tiny" / name).read_bytes() == (tmp_path / "further" / name)
-            .read_bytes() for name in ("vision.safetensors", "tokenizer.model",
-                                       "llama.safetensors")}
-    assert same == {"vision.safetensors": True, "tokenizer.model": True, "llama.safetensors": False}
+    for file in (here / "again").iterdir():
+        assert file.read_bytes() == (here / "tiny" / file.name).read_bytes(), file.name
+    further = ["--language-steps", 1, "--init", "tiny", "--out", "further"]
+    run(pretrain.main, pretrain.command_line(), *flags, 0, *further)
+    files = ["vision.safetensors", "tokenizer.model", "llama.safetensors"]
+    assert filecmp.cmpfiles("tiny", "further", files, shallow=False) == (files[:2], files[2:], [])

@@ -32,6 +32,13 @@ def align(*annotations):
         "filter_cap.json": json.dumps(content).encode()}
 
 
+BAD_CAPTIONS = {
+    "blank": {"txt": b" \n\t "}, "marks": {"txt": b"..!"},
+    "latin-1": {"txt": "für".encode("latin-1")},
+    "null": {"json": b'{"caption": null}'}, "surrogate": {"json": br'{"caption": "\ud800"}'},
+    "number": {"json": b'{"caption": 5}'}, "list": {"json": b"[1]"}, "half": {"json": b'{"caption'},
+    "deep": {"json": b"[" * 100000}, "utf-8": {"json": b'{"caption": "f\xfcr"}'},
+}
 FOLDERS = {             # what is in it: the captions that are read, how many files are left out
     "a pair": (PAIR, ["mine"], 0),
     "suffixes and folders": (
@@ -52,13 +59,18 @@ FOLDERS = {             # what is in it: the captions that are read, how many fi
         align() | {"filter_cap.json": b'\xef\xbb\xbf[{"image_id": 1, "caption": "x"}]'}, ["x"], 2),
     "odd annotations": (align(("../../image/1", "x"), ("1", None), ("2", "two"), ("9", "9")),
                         ["two"], 4),
+    "a tar with captions that cannot be learned, of which one has a text beside a bad json": (
+        {f"{key}.{suffix}": content for key, parts in BAD_CAPTIONS.items()
+         for suffix, content in (parts | {"jpg": jpeg()}).items()} | PAIR | {"half.txt": b"text"},
+        ["text", "mine"], len(BAD_CAPTIONS) - 1),
 }
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_is_read_and_what_is_left_out_is_counted(tmp_path, name):
     files, expected, left_out = FOLDERS[name]
-    source = source_of(write_files(tmp_path, files))
+    write = write_tar if name.startswith("a tar") else write_files
+    source = source_of(write(tmp_path / "data.tar", files))
     assert texts(source) == expected
     assert left_out_of(source) == left_out, source.left_out
 
@@ -99,8 +111,7 @@ def test_a_fingerprint_tells_other_pictures_and_captions_and_not_another_place(t
                 fingerprint("four", **{"a.jpg": bytes(other)})}) == 3
 
 
-def test_a_fingerprint_of_the_gallery_is_that_of_its_paintings(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_fingerprint_of_the_gallery_is_that_of_its_paintings(here):
     gallery = source_of("4", stage=1)
     assert gallery.fingerprint() == source_of("4").fingerprint() != source_of("3").fingerprint()
     assert gallery.picture(3).size == (224, 224)
@@ -149,24 +160,6 @@ def test_a_tar_that_is_cut_or_damaged_keeps_its_whole_samples_and_is_named(tmp_p
     (tmp_path / "damaged.tar").write_bytes(damaged)
     source = source_of(tmp_path / "damaged.tar")
     assert texts(source) == ["Picture 0"] and "damaged.tar" in source.left_out
-
-
-BAD_CAPTIONS = {
-    "blank": {"txt": b" \n\t "}, "marks": {"txt": b"..!"},
-    "latin-1": {"txt": "für".encode("latin-1")},
-    "null": {"json": b'{"caption": null}'}, "surrogate": {"json": br'{"caption": "\ud800"}'},
-    "number": {"json": b'{"caption": 5}'}, "list": {"json": b"[1]"}, "half": {"json": b'{"caption'},
-    "deep": {"json": b"[" * 100000}, "utf-8": {"json": b'{"caption": "f\xfcr"}'},
-}
-
-
-def test_captions_that_cannot_be_learned_are_left_out_and_a_bad_json_hides_no_text(tmp_path):
-    members = {f"{key}.{suffix}": content for key, parts in BAD_CAPTIONS.items()
-               for suffix, content in (parts | {"jpg": jpeg()}).items()}
-    members |= {"half.txt": b"text", "a.jpg": jpeg(), "a.txt": b"good"}
-    source = source_of(write_tar(tmp_path / "0.tar", members))
-    assert texts(source) == ["text", "good"]
-    assert left_out_of(source) == len(BAD_CAPTIONS) - 1
 
 
 def test_a_tar_of_what_is_no_sample_and_one_that_disappears(tmp_path):
