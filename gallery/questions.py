@@ -32,6 +32,8 @@ VERDICTS = ("right or fair", "refused", "off topic", "false or nonsense")
 ROUNDS, AGAIN = 10, 7               # of a talk; the round that asks the first question again
 PARTS = {"sky": 0, "ground": 1}     # of a picture, and which of a palette's hues each has
 DENIALS = ("missing", "absent", "none")
+WHOLE = {"poem": r"(.+\n){3}.+\.", "title": r'.*"[^"]+"\.',     # what is written, to its end
+         "page": r"```html\n<!doctype html>\n(.+\n)+```"}
 IS = {"is": ("is", "are")}
 ANY = "[a-z0-9,' -]+?"
 
@@ -191,9 +193,8 @@ def written(conversation, topic, scene, rng):
     it is whole and about the subject, whatever else it says."""
     question, _, _ = words.question(topic, scene, rng)
     text = "".join(conversation.answer(question))
-    is_whole = re.fullmatch({"poem": r"(.+\n){3}.+\.", "title": r'.*"[^"]+"\.',
-                             "page": r"```html\n<!doctype html>\n(.+\n)+```"}[topic], text.strip())
-    is_right = is_whole and words.named(text)["subject"] == scene.subject
+    is_right = (re.fullmatch(WHOLE[topic], text.strip())
+                and words.named(text)["subject"] == scene.subject)
     return None, f"{topic}: whole", question, text, VERDICTS[0 if is_right else -1]
 
 
@@ -236,7 +237,7 @@ def main(args):
         judged += talk(about(scene), scene, some, rng)
         if i % 4 == 3:
             judged += about_two(about(scenes[i - 1], scene), (scenes[i - 1], scene), rng)
-        judged += [written(about(scene), topic, scene, rng) for topic in ("poem", "title", "page")]
+        judged += [written(about(scene), topic, scene, rng) for topic in WHOLE]
         progress.show(i + 1)
     print(table(judged))
     for i, key, question, text, found in judged if args.talks else ():

@@ -231,13 +231,15 @@ def kinds_of(attribute, value):
 
 
 def about_kind(scene, rng, rules):
-    """Whether it is of some kind: the answer says of which it is."""
+    """Whether it is of a kind, its own in every second question: the answer says which it is."""
     attribute, form = rng.choice(tuple(VALUES)), rng.random()
     value = scene.attributes[attribute]
     truth = kinds_of(attribute, value)
-    other = rng.choice([one for one in VALUES[attribute] if one != value])
-    foreign = rules.get(f"foreign {attribute}", truth)
-    kinds = truth if form < 0.5 else foreign if form < 0.65 else kinds_of(attribute, other)
+    kinds = kinds_of(attribute, rng.choice([one for one in VALUES[attribute] if one != value]))
+    if form < 0.5:
+        kinds = truth
+    elif form < 0.65:
+        kinds = rules.get(f"foreign {attribute}", truth)
     return "kind", {"kind": kinds, "truth": truth}
 
 

@@ -45,6 +45,7 @@ def pytest_runtestloop(session):
     if (count < 2 or sys.platform != "linux" or option.usepdb or option.collectonly
             or session.testsfailed or torch.cuda.is_available()):
         return None
+    session.config._tmp_path_factory.getbasetemp()            # one for all, which is cleaned later
     fork = multiprocessing.get_context("fork")
     following, running = fork.Value("i", 0), []
     for _ in range(count):

@@ -44,6 +44,10 @@ def test_prompts_are_the_released_ones_letter_by_letter(expected):
 @torch.no_grad()
 def test_logits_and_greedy_answers_reach_the_golden_data(weights, expected, device, name, prefix):
     model = ArtGPT4.from_pretrained(weights[name], device)
+    features = model.vit(expected["pixels"].to(device))
+    assert close(features, expected["vit"])
+    assert close(model.ln_vision(features), expected["vit_ln"])
+    assert close(model.qformer(expected["vit_ln"].to(device)), expected["qformer"])
     image_embeds = model.encode_image(expected["pixels"])
     embeds = model.embed_prompt(expected["chat_prompt"], image_embeds[:1])
     assert image_embeds.device.type == device
