@@ -67,7 +67,7 @@ def load(args, train=False):
     for name, parameter in model.named_parameters():
         if not (parameter.dtype == torch.int8 or all(map(torch.isfinite, parameter.aminmax()))):
             raise ValueError(f"{folder}: {name} holds NaN or infinity")
-    if model.config.llama_width < WIDE and not os.environ.get("OMP_NUM_THREADS"):
+    if not (train or model.config.llama_width >= WIDE or os.environ.get("OMP_NUM_THREADS")):
         torch.set_num_threads(1)          # beside a busy process two would wait for each other
     if model.proj.weight.device.type == "cpu" and not args.dtype and fits_as_float32(model):
         model.float()                                         # a CPU is slow in half precision

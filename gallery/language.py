@@ -66,8 +66,7 @@ def gallery_tokenizer(seed, vocab_size):
                            for prompt, answer, _ in documents),
         model_writer=model, model_type="bpe", vocab_size=vocab_size, byte_fallback=True,
         normalization_rule_name="identity", remove_extra_whitespaces=False,
-        split_by_unicode_script=False, character_coverage=1.0, max_sentence_length=100_000,
-        minloglevel=2)
+        character_coverage=1.0, max_sentence_length=100_000, minloglevel=2)
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
 
 

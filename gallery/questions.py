@@ -135,7 +135,8 @@ def ask(key, wording, scene, rng, before):
                 claims.append((name, slots | {"last": short or ("a {subject}",)}))
             claims += [(before[1], {})] if name == "again" else []
         elif name == "how many":
-            claims += [claim for claim in truths(scene) if claim[0] in ("number", "total")]
+            claims += [claim for claim in truths(scene)
+                       if claim[0] in ("number", "own number", "total")]
         elif name in PARTS:
             parts = sum((row.get(f"{name} part", ()) for row in words.PHRASES.values()), ())
             claims.append(("part", IS | {"part": parts, "hue": (rules["hues"][PARTS[name]],)}))

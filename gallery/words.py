@@ -180,12 +180,12 @@ def slots_of(name):
 
 
 def about_presence(scene, rng, rules):
-    shown = [scene.subject, *scene.things, *("person", "people")[:PEOPLE.get(scene.subject, 0)]]
-    form = rng.random()
+    people, form = ("person", "people")[:PEOPLE.get(scene.subject, 0)], rng.random()
     if form < 0.08 and "also" in rules:
         return "also", slots_of(rng.choice(rules["also"]))
     if form < 0.45:
-        return "present", slots_of(rng.choice(shown))
+        name = rng.choice((scene.subject, *scene.things, *people))
+        return "present" if name in scene.things else "also", slots_of(name)
     return "missing", slots_of(absent(scene, rng))
 
 
@@ -215,10 +215,11 @@ def about_count(scene, rng, rules):
         people = ["people"] if scene.subject in PEOPLE else []
         name = rng.choice([scene.subject, *scene.things, *people])
     number, slots = amount(name, scene), slots_of(name)
+    slots |= {"number": (NUMBERS[number],)}
     if number == 1:
-        slots |= {"is": ("is",)}
-        return "number", slots | {"number": ("one",), "xs": slots["x"], "asked xs": slots["xs"]}
-    return "number" if number else "none", slots | {"number": (NUMBERS[number],), "is": ("are",)}
+        slots |= {"xs": slots["x"], "asked xs": slots["xs"]}
+    told = "number" if name in scene.things else "own number"
+    return told if number else "none", slots
 
 
 def kinds_of(attribute, value):

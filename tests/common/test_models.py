@@ -91,11 +91,12 @@ def test_int8_is_of_the_parts_that_are_asked_for_and_packed_unless_they_train(we
     assert layers("--dtype", "bfloat16")[1] == []
 
 
-def test_a_small_model_has_one_thread_unless_the_environment_says_otherwise(weights, monkeypatch):
-    for environment, wide, threads in (("3", 1024, 2), ("", 1024, 1), ("", 1, 2)):
+def test_a_small_model_answers_in_one_thread_unless_told_otherwise(weights, monkeypatch):
+    for environment, wide, train, threads in (
+            ("3", 1024, False, 2), ("", 1024, False, 1), ("", 1024, True, 2), ("", 1, False, 2)):
         monkeypatch.setenv("OMP_NUM_THREADS", environment)
         monkeypatch.setattr(models, "WIDE", wide)
         torch.set_num_threads(2)
-        load(flags("--weights", weights["artgpt4"]))
+        load(flags("--weights", weights["artgpt4"]), train)
         assert torch.get_num_threads() == threads
     torch.set_num_threads(1)

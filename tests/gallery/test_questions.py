@@ -43,11 +43,11 @@ def test_all_that_the_gallery_says_is_right_and_in_another_talk_it_is_not():
 
 
 def test_the_truth_with_the_wrong_yes_or_no_is_false():
-    tree, dragon = ("present", words.slots_of("tree")), ("missing", words.slots_of("dragon"))
+    tree, dragon = ("also", words.slots_of("tree")), ("missing", words.slots_of("dragon"))
     found = [verdict(text, TREE, [claim]) for claim in (tree, dragon) for text in (
-        "Yes, there is a tree.", "No, there is no tree, but a tree.", "Yes, I see a dragon.",
-        "No, I see no dragon, but a tree.")]
-    assert found == [RIGHT, FALSE, FALSE, FALSE, FALSE, FALSE, FALSE, RIGHT]
+        "I see a tree, so yes.", "I see a tree, but no tree.", "I see a dragon, so yes.",
+        "I see a tree, but no dragon.")]
+    assert found == [RIGHT, FALSE, FALSE, OFF, FALSE, FALSE, FALSE, RIGHT]
 
 
 def test_each_wording_has_an_answer_that_is_right_and_fallbacks_only_where_no_picture_tells():
@@ -65,14 +65,14 @@ def test_each_wording_has_an_answer_that_is_right_and_fallbacks_only_where_no_pi
                                          FALSE: "The tree of how."}),
     (TREE, "describe it in one word", {RIGHT: "Oil.", OFF: "I would call it \"The tender tree\"."}),
     (TREE, "what color is the sky", {RIGHT: "I see pale pink there.", FALSE: "The sky is navy."}),
-    (TREE, "Describe the sky for me", {FALSE: "I see no sky, but a tree."}),
-    (CAT, "Describe the sky for me", {RIGHT: "I see no sky, but a cat.",
-                                      FALSE: "I see no cat, but a cat."}),
+    (TREE, "Describe the sky for me", {FALSE: "I see a tree, but no sky."}),
+    (CAT, "Describe the sky for me", {RIGHT: "I see a cat, but no sky.",
+                                      FALSE: "I see a cat, but no cat."}),
     (TREE, "is there a dragon in it", {
-        RIGHT: "No, I see no dragon, but a tree.",
-        OFF: "No, I see no dog, but a tree.", FALSE: "Yes, there are birds."}),
-    (TREE, "how many are there", {RIGHT: "There are four birds.", FALSE: "I see two birds."}),
-    (TREE, "count the things u see pls", {RIGHT: "Three: a tree, birds and a fence."}),
+        RIGHT: "I see a tree, but no dragon.",
+        OFF: "I see a tree, but no dog.", FALSE: "I see a tree and birds, so yes."}),
+    (TREE, "how many are there", {RIGHT: "I see a tree and four birds.", FALSE: "Two."}),
+    (TREE, "count the things u see pls", {RIGHT: "I see a tree, birds and a fence, so three."}),
     (TREE, "was ist auf dem Bild zu sehen?", {RIGHT: "A tree.", FALSE: "A castle."}),
     (TREE, "are you sure?", {RIGHT: "I am sure: oil.", OFF: "I am quite sure: a tree.",
                              FALSE: "I am sure: woodcut."}),

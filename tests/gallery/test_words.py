@@ -71,7 +71,7 @@ def test_answers_about_names_are_true():
     for _ in range(300):
         question, answer, short = words.question("presence", TREE, rng)
         asked_for = re.search(r"(?i)\b(tree|birds|fence|plant|trunk)\b", question)
-        assert answer.startswith("Yes, " if asked_for else "No, "), (question, answer)
+        assert (", so yes." if asked_for else ", but no ") in answer, (question, answer)
         question, answer, short = words.question("count", TREE, rng)
         if re.search(r"(?i)\bbirds\b", question):
             assert "four birds" in answer and short == "four"
