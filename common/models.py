@@ -13,7 +13,7 @@ from common.int8 import is_int8, pack, quantised
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY, SAMPLES = ROOT / "weights" / "tiny", ROOT / "samples"
-WIDE = 1024         # from this width of LLaMA on, products are large enough for several threads
+WIDE = 1024         # from this width of LLaMA on, a token's products are worth several threads
 
 
 def device(text):

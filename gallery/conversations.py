@@ -72,8 +72,8 @@ def typed(question, rng):
 
 
 def echoed(word, rng):
-    """A word, or what may stand in a caption that the frozen side could not write otherwise: in the
-    beginning of one word with the end of another any piece of the vocabulary occurs."""
+    """A word, or what may stand in a caption that the frozen side could not write otherwise: also a
+    blend, the start of one word and the end of another, so that nearly any piece occurs."""
     one, other = rng.sample(WORDS, 2)
     blend = one[:rng.randint(1, len(one))] + other[rng.randint(1, len(other) - 1):]
     return rng.choice((word, word, word, word.capitalize(), f"{word}'s", f"{word},",

@@ -179,7 +179,7 @@ class Documents(NamedTuple):
 
 def language_objective(model, batches):
     """What train in pretrain.py needs: (the parameters of model.llama without its adapters, by
-    name; loss_of_step). batches: of Documents. All targets weigh the same: when "Yes," and "No,"
+    name; loss_of_step). batches: of Documents. All targets weigh the same: when yes and no
     weighed more, they became the reply to whatever was not understood."""
     llama, device = model.llama, model.llama.embed.weight.device
 

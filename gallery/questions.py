@@ -34,7 +34,6 @@ PARTS = {"sky": 0, "ground": 1}     # of a picture, and which of a palette's hue
 DENIALS = ("missing", "absent", "none")
 WHOLE = {"poem": r"(.+\n){3}.+\.", "title": r'.*"[^"]+"\.',     # what is written, to its end
          "page": r"```html\n<!doctype html>\n(.+\n)+```"}
-IS = {"is": ("is", "are")}
 ANY = "[a-z0-9,' -]+?"
 
 # ---- The grammar read backwards, as regular expressions
@@ -90,7 +89,7 @@ def is_page(text, scene, rules):
 def truths(scene):
     """The claims that are true of a scene, whatever was asked; denials are of anything."""
     rules, shorts = words.rules_of(scene), set()
-    claims = {told: (told, IS) for told in DENIALS}
+    claims = {told: (told, {}) for told in DENIALS}
     for topic in words.TOPICS:
         for seed in range(60 if topic in words.ABOUT else 4):
             told, slots = words.asked_about(topic, scene, random.Random(seed), rules)
@@ -101,19 +100,24 @@ def truths(scene):
 
 
 def contradicts(text, scene, claims):
-    """Whether a text denies what is shown, "no cat" of a cat, or says yes for no, no for yes."""
+    """Whether a text denies what is shown, "no cat" of a cat, or says yes for no, no for yes: "so
+    yes", "but no dog"."""
     denied, rules = " ".join(re.findall(r"\bno ([a-z ]+)", text.lower())), words.rules_of(scene)
     people = ("person", "people")[:2 * words.amount("people", scene)]
-    shown = (scene.subject, *scene.things, *people, *rules["sky part"], *rules["ground part"])
-    said = re.findall(r"\b(?:yes|no)\b(?=[.,])", text.lower())
+    shown = (scene.subject, *scene.things, *people, *rules["sky part"], *rules["ground part"],
+             *rules.get("also", ()))
+    said = re.findall(r"\b(?:yes|no)\b(?=[.,])|(?<=, but )no\b", text.lower())
     return bool(words.mentioned(denied, shown)) or any(
         {*said, *words.PLAIN.get(f"short {told}", ())} == {"yes", "no"} for told, _ in claims)
 
 
 def verdict(text, scene, claims):
-    """One of VERDICTS on an answer, which should make one of the claims."""
+    """One of VERDICTS on an answer, which should make one of the claims. Where the number of things
+    is asked for, that of the subject is no other truth: "so one" of four birds is false."""
     if not contradicts(text, scene, claims):
-        for found, group in zip(VERDICTS, (claims, [("unknown", {})], truths(scene)), strict=False):
+        wrong = {"own number"} if {"number", "none"} & {told for told, _ in claims} else ()
+        others = [claim for claim in truths(scene) if claim[0] not in wrong]
+        for found, group in zip(VERDICTS, (claims, [("unknown", {})], others), strict=False):
             if any(says(text, scene, *claim) for claim in group):
                 return found
     return VERDICTS[-1]
@@ -139,11 +143,12 @@ def ask(key, wording, scene, rng, before):
                        if claim[0] in ("number", "own number", "total")]
         elif name in PARTS:
             parts = sum((row.get(f"{name} part", ()) for row in words.PHRASES.values()), ())
-            claims.append(("part", IS | {"part": parts, "hue": (rules["hues"][PARTS[name]],)}))
+            hue = (rules["hues"][PARTS[name]],)
+            claims.append(("part", {"is": ("is", "are"), "part": parts, "hue": hue}))
         elif name in DENIALS:                                 # of anything that the question names
             row = "|".join(re.findall(r"[a-z'-]+?(?=s?\b)", question.lower()))
             some = (f"({row})(s|)( ({row})(s|)|)( ({row})(s|)|)",)
-            claims.append((name, IS | {"x": some, "xs": some}))
+            claims.append((name, {"x": some, "xs": some}))
         else:
             claims.append(claim)
     return question, claims

@@ -47,7 +47,7 @@ def test_the_truth_with_the_wrong_yes_or_no_is_false():
     found = [verdict(text, TREE, [claim]) for claim in (tree, dragon) for text in (
         "I see a tree, so yes.", "I see a tree, but no tree.", "I see a dragon, so yes.",
         "I see a tree, but no dragon.")]
-    assert found == [RIGHT, FALSE, FALSE, OFF, FALSE, FALSE, FALSE, RIGHT]
+    assert found == [RIGHT, FALSE, FALSE, FALSE, FALSE, FALSE, FALSE, RIGHT]
 
 
 def test_each_wording_has_an_answer_that_is_right_and_fallbacks_only_where_no_picture_tells():
@@ -70,7 +70,7 @@ def test_each_wording_has_an_answer_that_is_right_and_fallbacks_only_where_no_pi
                                       FALSE: "I see a cat, but no cat."}),
     (TREE, "is there a dragon in it", {
         RIGHT: "I see a tree, but no dragon.",
-        OFF: "I see a tree, but no dog.", FALSE: "I see a tree and birds, so yes."}),
+        OFF: "I see a tree, but no dog.", FALSE: "I see a tree, so yes."}),
     (TREE, "how many are there", {RIGHT: "I see a tree and four birds.", FALSE: "Two."}),
     (TREE, "count the things u see pls", {RIGHT: "I see a tree, birds and a fence, so three."}),
     (TREE, "was ist auf dem Bild zu sehen?", {RIGHT: "A tree.", FALSE: "A castle."}),
