@@ -21,7 +21,7 @@ SHORTHAND = {r"\bwhat is\b": ("what's", "whats"), r"\bis not\b": ("isn't",), r"\
              r"\band\b": ("&", "n"), r"\bI am\b": ("I'm", "im"), r"\bwho is\b": ("who's", "whos")}
 KNOWN = set(re.findall("[a-z]{2,}", " ".join(sum(
     (*words.WORDINGS.values(), *words.NAMES.values(), words.SUBJECTS, tuple(words.THINGS)), ()))))
-WORDS = sorted(KNOWN)
+LEXICON = sorted(KNOWN)
 SMALL_WORDS = r"(?i)\b(?:is|are|was|the|a|an|of|do|does|did|you|it|this|that|in|me|i|to|for)\b ?"
 # The words of the language of appreciation. The frozen side knows them, but in no sentence.
 OF_ART = sorted({*words.EMOTION_OF.values(), *re.findall(r"\b[a-z]+\b(?!})", " ".join(
@@ -50,7 +50,7 @@ def typed(question, rng):
     if rng.random() < 0.06:
         question = re.sub(SMALL_WORDS, "", question) or question
     if rng.random() < 0.05:
-        aside = " ".join(rng.sample(WORDS, rng.randint(2, 9)))
+        aside = " ".join(rng.sample(LEXICON, rng.randint(2, 9)))
         question = aside + rng.choice((", ", ". ", ": ", " - ", "? ")) + question
     if rng.random() < 0.15:
         before = words.fill("{before}", words.NAMES, rng)
@@ -74,7 +74,7 @@ def typed(question, rng):
 def echoed(word, rng):
     """A word, or what may stand in a caption that the frozen side could not write otherwise: also a
     blend, the start of one word and the end of another, so that nearly any piece occurs."""
-    one, other = rng.sample(WORDS, 2)
+    one, other = rng.sample(LEXICON, 2)
     blend = one[:rng.randint(1, len(one))] + other[rng.randint(1, len(other) - 1):]
     return rng.choice((word, word, word, word.capitalize(), f"{word}'s", f"{word},",
                        f"{word}-{word}", str(rng.randrange(2100)), words.no_word(rng), other, blend,

@@ -180,6 +180,7 @@ def slots_of(name):
 
 
 def about_presence(scene, rng, rules):
+    """also: the subject, by its own name or another; present: a thing; missing: no such."""
     people, form = ("person", "people")[:PEOPLE.get(scene.subject, 0)], rng.random()
     if form < 0.08 and "also" in rules:
         return "also", slots_of(rng.choice(rules["also"]))

@@ -31,8 +31,7 @@ def test_each_scene_is_shown_once_and_follow_ups_keep_to_the_last_answer():
     rng = random.Random(0)
     for first, second in itertools.pairwise(SCENES):
         rounds = conversations.about_two(first, second, rng)
-        shown = [scene for new, _, _ in rounds for scene in new]
-        assert shown == [first, second]
+        assert [scene for new, _, _ in rounds for scene in new] == [first, second]
         rounds = conversations.about_one(first, rng, art=False)
         assert rounds[0][0] == [first] and not any(new for new, _, _ in rounds[1:])
         prompt, answer = conversations.prompt_and_answer(rounds, rng)

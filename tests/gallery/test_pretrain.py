@@ -84,6 +84,7 @@ def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(he
     run(pretrain.main, pretrain.command_line(), *flags, 2, "--language-steps", 2, "--out", "tiny")
     model = ArtGPT4.from_pretrained("tiny", dtype=torch.float32)
     assert model.config == TINY and model.tokenizer.get_piece_size() == TINY.vocab_size
+    assert [model.tokenizer.encode(f"a cat{mark}", out_type=str)[-1] for mark in ":.,"] == [*":.,"]
     assert json.loads((here / "tiny" / "about.json").read_text()) == pretrain.ABOUT
     assert read_measure("tiny")["directions"].shape == (32, TINY.qformer_width)
     torch.manual_seed(42)

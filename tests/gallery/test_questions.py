@@ -13,6 +13,7 @@ from gallery.scenes import Scene, random_scenes
 TREE = Scene("tree", "oil", "rose", "to the left", 3, ("birds", "fence"))
 CAT = Scene("cat", "woodcut", "storm", "in the centre", 4)
 RIGHT, REFUSED, OFF, FALSE = VERDICTS
+BEFORE = [("style", {})], "It is an oil."
 FILE = questions.Path(questions.__file__).with_name("strange.ini")
 WORDINGS = [(key, wording) for key, row in words.read_phrases(FILE)["questions"].items()
             for wording in row]
@@ -48,13 +49,13 @@ def test_the_truth_with_the_wrong_yes_or_no_is_false():
         "I see a tree, so yes.", "I see a tree, but no tree.", "I see a dragon, so yes.",
         "I see a tree, but no dragon.")]
     assert found == [RIGHT, FALSE, FALSE, FALSE, FALSE, FALSE, FALSE, RIGHT]
+    assert verdict("I see a tree, so one.", TREE, [("number", {})]) == FALSE
 
 
 def test_each_wording_has_an_answer_that_is_right_and_fallbacks_only_where_no_picture_tells():
-    before = ([("style", {})], "It is an oil.")
     fallback = "I do not know that. Ask me about its mood or its technique."
     for key, wording in WORDINGS:
-        question, claims = questions.ask(key, wording, TREE, random.Random(1), before)
+        question, claims = questions.ask(key, wording, TREE, random.Random(1), BEFORE)
         assert claims and not re.search("[{}|]", question), (key, question)
         is_fair = verdict(fallback, TREE, claims) == RIGHT
         assert is_fair == (not {"unknown", "why"}.isdisjoint(key.split(", "))), (key, question)
@@ -70,7 +71,7 @@ def test_each_wording_has_an_answer_that_is_right_and_fallbacks_only_where_no_pi
                                       FALSE: "I see a cat, but no cat."}),
     (TREE, "is there a dragon in it", {
         RIGHT: "I see a tree, but no dragon.",
-        OFF: "I see a tree, but no dog.", FALSE: "I see a tree, so yes."}),
+        OFF: "I see a tree, but no dog.", FALSE: "I see a tree, but no plant."}),
     (TREE, "how many are there", {RIGHT: "I see a tree and four birds.", FALSE: "Two."}),
     (TREE, "count the things u see pls", {RIGHT: "I see a tree, birds and a fence, so three."}),
     (TREE, "was ist auf dem Bild zu sehen?", {RIGHT: "A tree.", FALSE: "A castle."}),
@@ -83,8 +84,7 @@ def test_each_wording_has_an_answer_that_is_right_and_fallbacks_only_where_no_pi
 ])
 def test_an_answer_gets_this_verdict(scene, wording, expected):
     [key] = [key for key, asked in WORDINGS if asked == wording]
-    before = ([("style", {})], "It is an oil.")
-    _, claims = questions.ask(key, wording, scene, random.Random(0), before)
+    _, claims = questions.ask(key, wording, scene, random.Random(0), BEFORE)
     assert {found: verdict(text, scene, claims) for found, text in expected.items()} == {
         found: found for found in expected}
 
