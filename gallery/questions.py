@@ -182,13 +182,15 @@ def about_two(conversation, scenes, rng):
               for scene in scenes]
     for topic in rng.sample(words.PAIR_TOPICS, 3):
         question, answer, short = words.pair_question(topic, scenes, rng)
-        scene, claims = scenes[0], [(answer, {}), (f"{short}.", {})]
-        nth = re.match("The (first|second)(?! is)", answer)
-        if nth:
-            scene = scenes[nth[1] == "second"]
-            claims = [(told, {"nth": (nth[1],)}) for told in ("one", "which", "the {nth}.")]
+        scene, claims = scenes[0], [(f"{short}.", {})]
+        if topic == "one":
+            nth = answer.split()[1]                           # "The first shows ..."
+            scene, claims = scenes[nth == "second"], [("one", {"nth": (nth,)})]
         elif topic == "both":
             claims = [("the first is {a}, the second {b}.", dict(zip("ab", halves, strict=True)))]
+        for name in words.VALUES if topic == "which" else ():
+            first, second = (words.kinds_of(name, one.attributes[name]) for one in scenes)
+            claims.append((topic, {"first kind": first, "second kind": second, "which": (short,)}))
         text = "".join(conversation.answer(question))
         judged.append((None, topic, question, text, verdict(text, scene, claims)))
     return judged

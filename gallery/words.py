@@ -143,14 +143,17 @@ def absent(scene, rng, unknown=0.5):
     """A name of what the scene does not show: one of the gallery's, or with the share `unknown` one
     that it does not have, which may be no word at all."""
     if rng.random() < unknown:
-        name = rng.choice(NAMES["foreign"]) if rng.random() < 0.8 else no_word(rng)
+        name = rng.choice(NAMES["foreign"]) if rng.random() < 0.6 else no_word(rng)
         return name if rng.random() < 0.8 else f"{rng.choice(NAMES['adjective'])} {name}"
     names = (*SUBJECTS, *THINGS, "person", "people")
     return rng.choice([name for name in names if amount(name, scene) == 0])
 
 
 def no_word(rng):
-    """Some syllables."""
+    """Some syllables; or the start of one word and the end of another, so nearly any piece."""
+    if rng.random() < 0.5:
+        one, other = rng.sample(NAMES["foreign"], 2)
+        return one[:rng.randint(1, len(one))] + other[rng.randint(1, len(other) - 1):]
     return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)) + (
         rng.choice(("", "n", "r", "x", "lo", "st")))
 
@@ -299,9 +302,10 @@ def pair_question(topic, scenes, rng, art=True):
         if rng.random() < 0.15:
             value = rng.choice(VALUES[attribute])
         matching = [rules for rules in (first, second) if rules[attribute] == (value,)]
-        told = ("neither of them.", "{tell which}", "both of them.")[len(matching)]
-        short = ("neither", "the {nth}", "both")[len(matching)]
-        own = (matching or [first])[0] | {"kind": kinds_of(attribute, value)}
+        told, short = "{tell which}", ("neither", "the {nth}", "both")[len(matching)]
+        kinds = [kinds_of(attribute, scene.attributes[attribute]) for scene in scenes]
+        own = (matching or [first])[0] | {"kind": kinds_of(attribute, value), "which": (short,),
+                                          "first kind": kinds[0], "second kind": kinds[1]}
     asked = ask(WORDINGS[topic], own, rng)
     return asked, sentences(fill(told, own, rng)), fill(short, own, rng)
 

@@ -107,8 +107,10 @@ class Gallery:
             rounds, shown = about_two(self.scenes[other], scene, rng, self.art), [other, i]
         else:
             taught = ("emotions",) if scene.subject in FIGURES else APPRECIATED
-            [topic] = some_topics(1, rng) if kind > 0.52 else rng.choices(taught)
-            rounds, shown = about_one(scene, rng, topic, rng.choice((1, 2, 3, 6)), self.art), [i]
+            if kind > 0.52:                                   # its limits are worn off first
+                taught = ("unknown",) if kind < 0.57 else some_topics(1, rng)
+            last, most = rng.choice(taught), rng.choice((1, 2, 3, 6))
+            rounds, shown = about_one(scene, rng, last, most, self.art), [i]
         return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)
 
 

@@ -88,7 +88,7 @@ def test_questions_about_two_pictures_are_answered_from_the_right_one():
         question, answer, short = words.pair_question("which", (TREE, COUPLE), rng)
         for scene, nth in ((TREE, "first"), (COUPLE, "second")):
             is_meant = words.mentioned(question, scene.attributes.values()) != set()
-            assert answer.startswith(f"The {nth}") == is_meant == (short == f"the {nth}")
+            assert answer.endswith(f", so the {nth}.") == is_meant == (short == f"the {nth}")
 
 
 def test_pages_are_html_in_the_paintings_own_colours():
