@@ -18,7 +18,7 @@ from tests.conftest import run
 
 def draw():
     """A picture of four colours, which every format can hold without loss."""
-    colours = np.array([[200, 30, 30], [20, 120, 40], [250, 240, 200], [0, 0, 90]], dtype=np.uint8)
+    colours = np.array([[200, 30, 30], [20, 120, 40], [250, 240, 200], [0, 0, 255]], dtype=np.uint8)
     places = np.add.outer(np.arange(30) // 7, np.arange(40) // 11)
     return Image.fromarray(colours[places % 4])
 
