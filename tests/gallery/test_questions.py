@@ -103,18 +103,18 @@ def test_a_talk_asks_no_follow_up_first_and_the_first_question_again_in_round_7(
 
 def test_questions_about_two_paintings_are_judged_by_the_one_that_is_meant(monkeypatch):
     drawn, said = words.pair_question, []
-
-    class Knows:
-        def answer(self, question):
-            return [said[-1][1]]
+    knows = SimpleNamespace(answer=lambda question: [said[-1][1]])
+    errs = SimpleNamespace(answer=lambda question: [said[-1][1].replace("so the first", "so both")])
 
     def pair_question(topic, scenes, rng):
         said.append(drawn(topic, scenes, rng))
         return said[-1]
     monkeypatch.setattr(words, "pair_question", pair_question)
     for seed in range(20):
-        judged = questions.about_two(Knows(), (TREE, CAT), random.Random(seed))
+        judged = questions.about_two(knows, (TREE, CAT), random.Random(seed))
         assert {row[4] for row in judged} == {RIGHT}, judged
+        for *_, text, found in questions.about_two(errs, (TREE, CAT), random.Random(seed)):
+            assert found == (FALSE if "so both" in text else RIGHT), text
 
 
 @pytest.mark.parametrize("topic", questions.WHOLE)
