@@ -72,10 +72,9 @@ def typed(question, rng):
 
 
 def echoed(word, rng):
-    """A word, or what may stand in a caption that the frozen side could not write otherwise: also a
-    blend, the start of one word and the end of another, so that nearly any piece occurs."""
+    """A word, or what may stand in a caption that the frozen side could not write otherwise."""
     one, other = rng.sample(LEXICON, 2)
-    blend = one[:rng.randint(1, len(one))] + other[rng.randint(1, len(other) - 1):]
+    blend = words.blend(one, other, rng)
     return rng.choice((word, word, word, word.capitalize(), f"{word}'s", f"{word},",
                        f"{word}-{word}", str(rng.randrange(2100)), words.no_word(rng), other, blend,
                        blend))

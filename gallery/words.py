@@ -149,11 +149,15 @@ def absent(scene, rng, unknown=0.5):
     return rng.choice([name for name in names if amount(name, scene) == 0])
 
 
+def blend(one, other, rng):
+    """The start of one word and the end of another: so nearly any piece of a word occurs."""
+    return one[:rng.randint(1, len(one))] + other[rng.randint(1, len(other) - 1):]
+
+
 def no_word(rng):
-    """Some syllables; or the start of one word and the end of another, so nearly any piece."""
+    """Some syllables, or a blend."""
     if rng.random() < 0.5:
-        one, other = rng.sample(NAMES["foreign"], 2)
-        return one[:rng.randint(1, len(one))] + other[rng.randint(1, len(other) - 1):]
+        return blend(*rng.sample(NAMES["foreign"], 2), rng)
     return "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(2)) + (
         rng.choice(("", "n", "r", "x", "lo", "st")))
 

@@ -106,8 +106,9 @@ class Gallery:
         if kind < 0.37:
             rounds, shown = about_two(self.scenes[other], scene, rng, self.art), [other, i]
         else:
-            taught = ("emotions",) if scene.subject in FIGURES else APPRECIATED
-            if kind > 0.52:                                   # its limits are forgotten first
+            if kind < 0.52:
+                taught = ("emotions",) if scene.subject in FIGURES else APPRECIATED
+            else:                   # of plain talk stage 2 wears off first what it cannot know
                 taught = ("unknown",) if kind < 0.57 else some_topics(1, rng)
             last, most = rng.choice(taught), rng.choice((1, 2, 3, 6))
             rounds, shown = about_one(scene, rng, last, most, self.art), [i]
