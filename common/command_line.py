@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -56,6 +57,20 @@ def run_command(main, parser, arguments=None):
             traceback.print_exc()
         print(f"{parser.prog}: {text}", file=sys.stderr)
         sys.exit(2 if isinstance(error, Misuse) else 1)
+
+
+@contextlib.contextmanager
+def signals_kept(*numbers):
+    """Yields a list that collects signals, such as SIGINT (Ctrl-C), which would end the process or
+    raise KeyboardInterrupt: that is lost where Python calls a finalizer."""
+    received = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number))
+              for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def number(kind, low, high):

@@ -4,12 +4,13 @@ import contextlib
 import itertools
 import os
 import re
+import signal
 import sys
 import time
 from pathlib import Path
 from urllib.parse import unquote
 
-from common.command_line import one_line, printable
+from common.command_line import one_line, printable, signals_kept
 from common.files import is_picture, open_image, written_beside
 from conversation.rounds import clean, plain, setting, to_json, to_markdown
 from gallery.familiarity import unfamiliar
@@ -93,8 +94,11 @@ class Session:
         shown = itertools.chain([next(pieces, "")], pieces)   # errors come before any output
         seconds = time.perf_counter() - start
         try:
-            for piece in shown:
-                print(piece, end="", flush=True)
+            with signals_kept(signal.SIGINT) as stopped:
+                for piece in shown:
+                    print(piece, end="", flush=True)
+                    if stopped:
+                        raise KeyboardInterrupt
         finally:
             pieces.close()                                    # which keeps the round
             print(flush=True)

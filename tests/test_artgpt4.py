@@ -16,7 +16,6 @@ from artgpt4 import (
 )
 from common.int8 import quantised
 from conversion.formats import their_names
-from gallery.pretrain import save_pretrained
 from tests.conftest import DEVICES, close
 
 
@@ -151,12 +150,6 @@ def test_the_file_can_be_copied_into_another_project():
     names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names | {
         "numpy", "PIL", "safetensors", "sentencepiece", "torch"}
-
-
-def test_saving_and_loading_change_nothing(model, tmp_path):
-    save_pretrained(model, tmp_path / "once")
-    again = ArtGPT4.from_pretrained(tmp_path / "once")
-    assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
 
 
 def test_a_stray_file_is_not_read_and_a_shard_is_where_the_index_says(weights, tmp_path, model):

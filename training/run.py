@@ -20,12 +20,13 @@ import zlib
 
 import torch
 
-from common.command_line import Misuse, Progress, one_line
+from common.command_line import Misuse, Progress, one_line, signals_kept
 from common.files import check_file, save_tensors, written_beside
 from conversion.checkpoints import compare_checksum
 from training.processes import RANK, copy_whole, local, say, whole
 
 RESULTS = ("adapter.safetensors", "best.safetensors", "samples.png", "familiarity.safetensors")
+STOP = (signal.SIGTERM, signal.SIGINT)
 BAD_STEPS = 10          # this many steps in a row whose loss is not finite end a run
 
 
@@ -65,7 +66,7 @@ class Run:
                         for name in model.trainable_names()}
         for parameter, state in optimizer.state.items():      # step, exp_avg, exp_avg_sq
             self.tensors |= {f"{key}.{names[parameter]}": value for key, value in state.items()}
-        with open_log(self.folder) as self.log_file, signals_kept() as self.signals:
+        with open_log(self.folder) as self.log_file, signals_kept(*STOP) as self.signals:
             if can_resume(self.folder, resume, overwrite):
                 self.load(checkpoints(self.folder)[-1])
             elif resume:
@@ -170,19 +171,6 @@ def open_log(folder):
     except OSError:                                           # a file system without locks
         pass
     return opened
-
-
-@contextlib.contextmanager
-def signals_kept():
-    """Yields a list that collects SIGTERM and SIGINT (Ctrl-C), which would end the process."""
-    received = []
-    before = {number: signal.signal(number, lambda number, _: received.append(number))
-              for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def frozen_checksum(model):

@@ -1,5 +1,6 @@
 """The tiny model, pictures, and chat.py in this process."""
 import io
+import signal
 import sys
 
 import numpy as np
@@ -57,7 +58,7 @@ def run_chat(tiny, monkeypatch, capsys):
 @pytest.fixture
 def script(monkeypatch):
     """script(*answers): what the model answers, each a list of pieces and of exceptions to raise
-    -> a list that fills with the messages of each prompt that was answered."""
+    or signals -> a list that fills with the messages of each prompt that was answered."""
     def script(*answers):
         asked, built, left, said = [], [], list(answers), []
 
@@ -65,6 +66,9 @@ def script(monkeypatch):
             asked.append(built[-1])
             said.clear()
             for piece in left.pop(0):
+                if isinstance(piece, signal.Signals):
+                    signal.raise_signal(piece)
+                    continue
                 if not isinstance(piece, str):
                     raise piece
                 said.append(piece)

@@ -3,6 +3,7 @@ import json
 import os
 import pty
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ class Screen:
         self.shown = ""                                       # what has not been waited for yet
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)      # ignored in a shell's background
             os.execve(arguments[0], arguments, ENVIRONMENT | {"HOME": str(home)})
 
     def type(self, keys, awaited=PROMPT):
@@ -46,7 +48,7 @@ class Screen:
 
 def test_a_session_in_a_terminal(picture, tmp_path):
     command = [sys.executable, str(Path(chat.__file__)), str(picture), "--temperature", "10",
-               "--top-p", "1", "--max-new-tokens", "700"]     # a long answer
+               "--top-p", "1", "--max-new-tokens", "700", "--seed", "1"]   # a long answer
     screen = Screen([*command, "--int8"], tmp_path)
     shown = screen.type("")
     for words in ("picture.png, 40 x 30", "(picture.png looks like no painting", "painted gallery",

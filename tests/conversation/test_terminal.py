@@ -1,6 +1,7 @@
 """conversation/terminal.py: what typed lines mean, questions, /commands, files that are written."""
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -82,11 +83,11 @@ def test_forgotten_rounds_are_told(run_chat, picture, monkeypatch):
 
 
 def test_ctrl_c_keeps_what_was_said_on_a_terminal_and_ends_a_pipe(run_chat, picture, script):
-    asked = script(["A grey", KeyboardInterrupt()], [KeyboardInterrupt()], ["Yes"])
+    asked = script(["A grey", signal.SIGINT, " boat", "s"], [signal.SIGINT], ["Yes"])
     code, out, _ = run_chat(picture, lines=b"What?\nNothing?\nSure?\n", typed=True)
-    assert (code, out) == (0, "A grey\nYes\n")
-    assert asked[2] == [f"{IMAGE_SLOT} What?", "A grey", "Sure?"]
-    script(["A grey", KeyboardInterrupt()])
+    assert (code, out) == (0, "A grey boat\nYes\n")
+    assert asked[2] == [f"{IMAGE_SLOT} What?", "A grey boat", "Sure?"]
+    script(["A", signal.SIGINT, " grey", "s"])
     code, out, _ = run_chat(picture, lines=b"What?\nSure?\n")
     assert (code, out) == (130, "A grey\n")
 
