@@ -486,11 +486,12 @@ class ArtGPT4(nn.Module):
         return text.rstrip(waits), ended                                     # or half a mark
 
     @classmethod
-    def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=True, prepare=None):
+    def from_pretrained(cls, folder, device="cpu", dtype=None, adapter=None, prepare=None):
         """The model of a weights folder, frozen, in evaluation mode. Raises ValueError, naming the
         file, for what is missing, damaged, twice there, or does not fit config.json. dtype None
         keeps frozen weights as stored; on a CPU they are then mapped from disk, and only the pages
-        in use take memory. Trainable ones are float32. adapter=False starts those as training does.
+        in use take memory. Trainable ones are float32, and come from the file `adapter`, by default
+        the folder's adapter.safetensors; False starts them as training does.
         prepare: a function (model on "meta", its {name: tensor}) that may exchange modules."""
         folder, shards, state = Path(folder), ["llama.safetensors"], {}
         with errors_naming(folder / "config.json") as file, torch.device("meta"):
@@ -510,8 +511,8 @@ class ArtGPT4(nn.Module):
                 if tensors.keys() & state.keys():
                     raise ValueError("holds a tensor that another file holds too")
             state |= tensors
-        file = folder / "adapter.safetensors"                 # its norms replace LLaMA's
-        state |= model.read_adapter(file) if adapter else model.start_adapter()
+        file = adapter or folder / "adapter.safetensors"      # its norms replace LLaMA's
+        state |= model.start_adapter() if adapter is False else model.read_adapter(file)
         with errors_naming(folder):
             if prepare is not None:
                 prepare(model, state)
@@ -539,7 +540,3 @@ class ArtGPT4(nn.Module):
             if not finite or shapes != {name: t.shape for name, t in state.items()}:
                 raise ValueError("expected finite floats for all trainable parameters, and no more")
         return state
-
-    def load_adapter(self, file):
-        """Exchange the trainable parameters for those of another adapter.safetensors."""
-        self.load_state_dict(self.read_adapter(file), strict=False)

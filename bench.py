@@ -7,14 +7,13 @@
 Encode and prefill are compared with the machine's matrix product, decode with the bytes that it
 reads from memory in a second, since every weight is read once for a token.
 """
-import argparse
 import resource
 
 import torch
 
-from benchmarks.costs import int8_error_table, memory_table, train_table
+from benchmarks.costs import int8_error_table, memory_table
 from benchmarks.speed import SHAPES, model_table, peers_table, random_model
-from common.command_line import run_command
+from common.command_line import command_parser, run_command
 from common.int8 import pack
 from common.models import SAMPLES, describe, load, model_flags
 
@@ -22,8 +21,6 @@ from common.models import SAMPLES, describe, load, model_flags
 def main(args):
     if args.memory:
         print(memory_table())
-    elif args.train:
-        print(train_table(args.device))
     elif args.int8_error:
         print(int8_error_table(args.weights, sorted(SAMPLES.glob("*.png"))))
     else:
@@ -41,13 +38,11 @@ def main(args):
 
 
 def command_line():
-    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("bench.py", __doc__)
     add = parser.add_argument
     add("--shape", choices=SHAPES, help="random weights of this shape, in place of --weights")
     model_flags(parser)
     add("--peers", action="store_true", help="also llama.cpp and transformers, if installed")
-    add("--train", action="store_true", help="a training step")
     add("--memory", action="store_true", help="the memory of training")
     add("--int8-error", action="store_true", help="relative errors of int8")
     return parser

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from artgpt4 import INSTRUCTIONS, preprocess
-from common.command_line import Misuse, Progress, number, printable, run_command
+from common.command_line import Misuse, Progress, command_parser, number, printable, run_command
 from common.files import is_picture, open_image, pictures_below
 from common.models import SAMPLES, describe, load, model_flags
 from conversation.rounds import NO_TALK, SETTINGS, Conversation, plain, read_about, read_talk
@@ -166,8 +166,7 @@ def main(args):
 
 
 def command_line():
-    parser = argparse.ArgumentParser(prog="chat.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("chat.py", __doc__)
     parser.parse_args = parser.parse_intermixed_args          # a question may come after flags
     add = parser.add_argument
     add("picture", nargs="*", help="files, folders, or - for standard input; default: one of "

@@ -8,7 +8,6 @@
 Names, shapes, settings and checksums are checked before the first byte is written, values while
 they are written. The folder appears when it is complete.
 """
-import argparse
 import re
 import shutil
 import signal
@@ -25,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from artgpt4 import PROMPTS, ArtGPT4, Config, errors_naming
-from common.command_line import Misuse, Progress, number, printable, run_command
+from common.command_line import Misuse, Progress, command_parser, number, printable, run_command
 from common.files import check_file, save_tensors, write_json, written_beside
 from common.int8 import quantise
 from conversion.checkpoints import (
@@ -258,9 +257,8 @@ FLAGS = {
 }
 
 
-def make_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command_line():
+    parser = command_parser("convert_weights.py", __doc__)
     add = parser.add_argument
     for flag, what in FLAGS.items():
         add(f"--{flag}", metavar="PATH", help=what)
@@ -271,7 +269,7 @@ def make_parser():
     return parser
 
 
-def command(args):
+def main(args):
     """Do what the flags ask for. Raises Misuse for flags that do not go together."""
     given = {name for name, value in vars(args).items() if value}
     run, needed = convert, {"vit", "qformer", "llm", "out"}
@@ -287,14 +285,9 @@ def command(args):
     if out.exists():
         raise ValueError(f"{out}: exists already; remove it or give another name")
     torch.set_num_threads(1)                                  # beside other work threads wait
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # as Ctrl-C: nothing is left
     run(args)
 
 
-def main(arguments=None):
-    if arguments is None:                                     # SIGTERM as Ctrl-C: nothing is left
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    run_command(command, make_parser(), arguments)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(main, command_line())

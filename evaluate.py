@@ -9,12 +9,11 @@
 FOLDER/IDC, ISAC, ICRC and MDIUC hold numbered pictures. RUN keeps answers and scores; none is asked
 for twice: after any interruption run the same command again. The report has all judges so far.
 """
-import argparse
 import itertools
 import json
 from pathlib import Path
 
-from common.command_line import Misuse, number, run_command
+from common.command_line import Misuse, command_parser, number, run_command
 from common.models import model_flags
 from conversation.rounds import setting
 from evaluation.answers import answer_all, named_models, read_items, written_answers
@@ -57,9 +56,7 @@ def main(args):
 
 
 def command_line():
-    parser = argparse.ArgumentParser(
-        prog="evaluate.py", description=__doc__, conflict_handler="resolve",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("evaluate.py", __doc__, conflict_handler="resolve")
     parser.add_argument("folder", nargs="?", type=Path,
                         help="default: paintings, judged by rule, in runs/gallery-benchmark")
     parser.add_argument("--out", type=Path, default=Path("runs/evaluation"), metavar="RUN",

@@ -7,14 +7,13 @@
 Each chapter shows what the model computed, and the lines of artgpt4.py that ran. The page needs no
 network and runs no script. (docs/explain.html is that of samples/couple.png.)
 """
-import argparse
 import os
 import shlex
 import sys
 from html import escape
 from pathlib import Path
 
-from common.command_line import printable, run_command
+from common.command_line import command_parser, printable, run_command
 from common.files import open_image, written_beside
 from common.models import SAMPLES, describe, load, model_flags
 from common.page import page, paragraph
@@ -80,8 +79,7 @@ def explained(args):
 
 
 def command_line():
-    parser = argparse.ArgumentParser(prog="explain.py", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("explain.py", __doc__)
     parser.add_argument("image", nargs="?", type=Path, help="a picture; default: one of samples/")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FILE",
                         help="the page to write; default: %(default)s")

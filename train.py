@@ -11,7 +11,6 @@ A run may end at any moment, by Ctrl-C or by a power cut. The same command with 
 from the last checkpoint and ends with the same weights, to the bit: what a step trains on is a
 pure function of seed and step.
 """
-import argparse
 import math
 import random
 import sys
@@ -25,7 +24,7 @@ from PIL import Image
 from torch.nn.utils import clip_grad_norm_
 
 from artgpt4 import IGNORE, TRAINABLE, normalise
-from common.command_line import Misuse, number, run_command
+from common.command_line import Misuse, command_parser, number, run_command
 from common.files import check_file, read_json, save_tensors, written_beside
 from common.models import TINY, load, model_flags
 from conversion.checkpoints import open_checkpoint, take_adapter
@@ -173,8 +172,7 @@ def first_pictures(examples, most):
 
 
 def train_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("train.py", __doc__)
     model_flags(parser)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.set_defaults(dtype="float32", device=device)

@@ -1,21 +1,17 @@
-"""What training costs, in time and in memory, and what int8 costs in accuracy."""
+"""What training costs in memory, and what int8 costs in accuracy."""
 from dataclasses import replace
 
-import sentencepiece
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from artgpt4 import INSTRUCTIONS, PROMPTS, ArtGPT4, Config, instruction_prompt, preprocess
-from benchmarks.speed import empty_model, random_model, seconds
+from benchmarks.speed import empty_model
 from common.files import open_image
 from common.int8 import quantised
-from common.models import TINY, answers
+from common.models import answers
 from common.page import markdown_table
 
-STEP = Config(                      # the sizes at which the released code was timed
-    vit_width=352, vit_layers=8, vit_heads=4, vit_mlp_width=1536, llama_width=1024, llama_layers=8,
-    llama_heads=16, llama_kv_heads=16, llama_mlp_width=2816, vocab_size=32000, adapter_width=256)
 TOKENS, TEXT_TOKENS = 230, 160      # of a sequence with its image vectors; of these, learned ones
 WAYS = {                            # to train the 13B
     "one 80 GB card, batch 12": {"batch": 12},
@@ -26,29 +22,6 @@ WAYS = {                            # to train the 13B
     "the same, --vision-int8 --moments bfloat16":
         {"batch": 1, "int8": (True, True), "checkpointing": True, "moments": 4},
 }
-
-
-def train_table(device, config=STEP):
-    """The shortest times of a step of 8 pairs, in float32 and in bfloat16."""
-    def time_of(dtype):
-        model = random_model(config, dtype, device)
-        file = TINY / "tokenizer.model"
-        model.tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(file))
-        parameters = model.freeze()
-        optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
-        pixels = torch.randn(8, 3, config.image_size, config.image_size)
-
-        def step():
-            loss = model.loss(pixels, ["a calm painting of a boat at dusk"] * len(pixels))
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            return loss.detach()
-        return f"{seconds(step, repeats=5):.3f} s"
-
-    rows = [[str(dtype), time_of(dtype)] for dtype in (torch.float32, torch.bfloat16)]
-    return markdown_table(["frozen weights", "a training step of 8 pairs"], rows)
 
 
 def activations(config, layers, batch):

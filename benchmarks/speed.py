@@ -4,7 +4,8 @@ import importlib.util
 import math
 import statistics
 import tempfile
-import time
+import timeit
+from functools import partial
 
 import numpy as np
 import torch
@@ -58,12 +59,9 @@ def matrix_weights(module):
 def seconds(run, repeats=3):
     """The shortest time of `repeats` runs after one to warm up: what the machine can do, whatever
     else it did. run: a function that returns a tensor."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
+    def whole():
         run().flatten()[0].item()                             # a GPU works while Python runs on
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return min(timeit.repeat(whole, number=1, repeat=repeats + 1)[1:])
 
 
 def in_turns(runners):
@@ -73,14 +71,10 @@ def in_turns(runners):
     speeds = {name: [] for name in runners}
     for turn in range(TURNS + 1):
         for name, run in runners.items():
-            start = time.perf_counter()
-            run(list(range(PROMPT)), True)
-            middle = time.perf_counter()
-            for i in range(NEW):
-                run([i], False)
-            end = time.perf_counter()
+            prefill = timeit.timeit(partial(run, list(range(PROMPT)), True), number=1)
+            decode = timeit.timeit(partial(run, [0], False), number=NEW)
             if turn > 0:
-                speeds[name].append((PROMPT / (middle - start), NEW / (end - middle)))
+                speeds[name].append((PROMPT / prefill, NEW / decode))
     return {name: tuple(map(statistics.median, zip(*rows, strict=True)))
             for name, rows in speeds.items()}
 

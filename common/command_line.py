@@ -28,6 +28,12 @@ class Misuse(ValueError):
     """Flags that are wrong or do not go together; a command then ends with exit code 2."""
 
 
+def command_parser(name, text, **options):
+    """The parser of a command: its name, and the text that --help begins with, as it stands."""
+    return argparse.ArgumentParser(
+        name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+
 def run_command(main, parser, arguments=None):
     """Parse the arguments (default: those of the process) and run main(args) as a command. An error
     is one line on stderr, with --debug after its traceback, and the exit code is then 1, for Misuse

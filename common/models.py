@@ -50,12 +50,11 @@ def load(args, train=False):
     if size > 2:                                              # less takes a few seconds
         print(f"loading {folder}, {size:.1f} GB", file=sys.stderr)
     try:
-        model = ArtGPT4.from_pretrained(
-            folder, args.device, args.dtype and getattr(torch, args.dtype), not (train or adapter),
-            quantised(args.int8, args.vision_int8))
         if adapter:
             check_file(adapter)
-            model.load_adapter(adapter)
+        model = ArtGPT4.from_pretrained(
+            folder, args.device, args.dtype and getattr(torch, args.dtype),
+            adapter or (False if train else None), quantised(args.int8, args.vision_int8))
     except ValueError as error:
         name, _, reason = str(error).partition(": ")
         if name.endswith("config.json"):

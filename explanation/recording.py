@@ -2,12 +2,12 @@
 
 Shapes: N answer tokens, T tokens, L blocks, H heads, Q queries, P patches + 1, D width.
 """
-import contextlib
+from unittest.mock import patch
 
 import torch
 
-from artgpt4 import (IMAGE_ID, IMAGE_SLOT, INSTRUCTIONS, KVCache, chat_prompt, instruction_prompt,
-                     plain, preprocess)
+from artgpt4 import (IMAGE_ID, IMAGE_SLOT, INSTRUCTIONS, Adapter, KVCache, chat_prompt,
+                     instruction_prompt, plain, preprocess)
 from common.int8 import is_int8
 from common.models import answers
 from gallery.attention import recorded_attention
@@ -16,18 +16,7 @@ LONGEST = 120                                                 # tokens of an ans
 ROWS = 17                                                     # answers at once
 TOP = 5                                                       # likely tokens that are shown
 MINIGPT4 = "minigpt4.safetensors"                             # beside adapter.safetensors, if any
-
-
-@contextlib.contextmanager
-def without_adapters(model):
-    """While the block runs, every adapter gives back what it is given."""
-    handles = [block.adapter.register_forward_hook(lambda module, inputs, output: inputs[0])
-               for block in model.llama.blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+WITHOUT_ADAPTERS = patch.object(Adapter, "forward", lambda adapter, x: x)       # in a with block
 
 
 @torch.inference_mode()
@@ -107,7 +96,7 @@ class Tour:
         """(2, N): the probability of the answer's tokens with the adapters, and without them."""
         embeds = self.model.embed_prompt(self.prompt, self.image_embeds)
         given = chances(self.model, embeds, self.ids)
-        with without_adapters(self.model):
+        with WITHOUT_ADAPTERS:
             return torch.stack((given, chances(self.model, embeds, self.ids)))
 
     @torch.inference_mode()
@@ -120,12 +109,12 @@ class Tour:
             embeds = model.embed_prompt(self.prompt, model.encode_image(self.pixels[None]))
             return answers(model, embeds, self.room, temperature=0)[0]
 
-        with without_adapters(model):
+        with WITHOUT_ADAPTERS:
             found["The adapters taken out"] = answered()
         if (self.folder / MINIGPT4).is_file() and not is_int8(model.llama):
             names = model.trainable_names()
             trained = {name: model.get_parameter(name).detach().clone() for name in names}
-            model.load_adapter(self.folder / MINIGPT4)
+            model.load_state_dict(model.read_adapter(self.folder / MINIGPT4), strict=False)
             found["MiniGPT-4: a projection of its own, no adapters"] = answered()
             model.load_state_dict(trained, strict=False)
         return found

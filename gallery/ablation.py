@@ -9,7 +9,6 @@ last the names of what is seen are new as well. Fixed before any run:
   each prompt. All intervals hold at once: by t over seeds, and by a bootstrap over the pairs.
 - Rates: each arm's best of three, by one run each at SWEEP_LEVEL, on paintings of seen pairs.
 """
-import argparse
 import multiprocessing
 import random
 import re
@@ -26,7 +25,7 @@ from torch import nn
 
 from artgpt4 import (IGNORE, IMAGE_SLOT, INSTRUCTIONS, STOP, TRAINABLE, Adapter, ArtGPT4,
                      chat_prompt, example, instruction_prompt, pad_examples)
-from common.command_line import Progress, number, run_command
+from common.command_line import Progress, command_parser, number, run_command
 from common.files import read_json, write_json, written_beside
 from common.models import TINY, answers
 from common.page import markdown_table
@@ -235,7 +234,7 @@ def main(args):
         path.write_text(figure(shares), encoding="utf-8")
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python -m gallery.ablation", description=__doc__)
+    parser = command_parser("python -m gallery.ablation", __doc__)
     parser.add_argument("--weights", type=Path, default=TINY, help="default: weights/tiny")
     parser.add_argument("--scores", type=Path, default=Path("docs/ablation.json"), help="the runs")
     for flag, least, default, what in (

@@ -7,7 +7,6 @@ painted again.
     python -m gallery.album [FILE.png]            every subject in every style on a contact sheet
     python -m gallery.album --samples FOLDER      the pictures of samples/
 """
-import argparse
 import os
 import textwrap
 import zlib
@@ -19,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader
 
-from common.command_line import Progress, run_command
+from common.command_line import Progress, command_parser, run_command
 from common.files import written_beside
 from gallery.painting import paint
 from gallery.scenes import SAMPLES, SEEN_PAIRS, STYLES, SUBJECTS, UNSEEN_PAIRS, random_scenes
@@ -102,8 +101,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m gallery.album",
-                                     description=__doc__.partition("\n")[0])
+    parser = command_parser("python -m gallery.album", __doc__)
     parser.add_argument("file", nargs="?", type=Path, default=Path("runs/gallery.png"),
                         help="contact sheet to write (default: %(default)s)")
     parser.add_argument("--samples", type=Path, metavar="FOLDER",

@@ -1,5 +1,6 @@
 """Attention weights, which the model itself never keeps: recorded while it computes."""
 import contextlib
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 def recorded_attention():
     """Within the block, collect the weights (B, H, T, S) of every attention that is computed, in
     order: a list. Keys of grouped queries are repeated, a causal mask is applied."""
-    weights, attend = [], F.scaled_dot_product_attention
+    weights = []
 
     def record(q, k, v, mask=None, is_causal=False, enable_gqa=False):
         if enable_gqa:
@@ -23,11 +24,8 @@ def recorded_attention():
         weights.append(scores.softmax(dim=-1))
         return (weights[-1] @ v.float()).to(v.dtype)
 
-    F.scaled_dot_product_attention = record
-    try:
+    with patch.object(F, "scaled_dot_product_attention", record):
         yield weights
-    finally:
-        F.scaled_dot_product_attention = attend
 
 
 def watched(qformer, patches):
@@ -35,7 +33,4 @@ def watched(qformer, patches):
     in the last layer that sees the image, (N, Q, P), the mean over its heads."""
     with recorded_attention() as weights:
         queries = qformer(patches)
-    sees = [part is layer.cross_attn for layer in qformer.layers
-            for part in (layer.self_attn, layer.cross_attn) if part is not None]
-    looks = [row for row, is_cross in zip(weights, sees, strict=True) if is_cross]
-    return queries, looks[-1].mean(dim=1)
+    return queries, weights[1::3][-1].mean(dim=1)             # of two layers: self, cross, self

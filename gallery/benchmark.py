@@ -8,14 +8,13 @@ RULES has one rule for each benchmark: (scene, questions, answers) -> (score 0 t
 the benchmark's rubric with its words made countable. A name counts only if the text affirms it and
 no other name of its kind, so naming everything earns nothing, nor does "this is no windmill".
 """
-import argparse
 import math
 import re
 from dataclasses import asdict
 from pathlib import Path
 
 from artgpt4 import INSTRUCTIONS
-from common.command_line import number, run_command
+from common.command_line import command_parser, number, run_command
 from common.files import read_json, write_json, written_beside
 from gallery.painting import paint
 from gallery.scenes import (EMOTION_OF, FIGURES, MOODS, SEEN_PAIRS, SUBJECTS, THINGS,
@@ -273,8 +272,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m gallery.benchmark", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("python -m gallery.benchmark", __doc__)
     parser.add_argument("folder", type=Path, help="the benchmark folder to make")
     parser.add_argument("--items", type=number(int, 4, 10_000), default=27, metavar="N",
                         help="about so many pictures, in the paper's shape; default: 27")

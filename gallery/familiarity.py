@@ -6,7 +6,6 @@ each in units of the gallery's own: there a foreign picture stands out. 98 % of 
 stay below the threshold; other held-out ones, noise and files that are given are measured too. A
 model that was trained on other pictures knows these besides: the nearest centre counts.
 """
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from artgpt4 import errors_naming, preprocess
-from common.command_line import run_command
+from common.command_line import command_parser, run_command
 from common.files import open_image, save_tensors
 from common.models import load, model_flags
 from common.page import markdown_table
@@ -114,8 +113,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m gallery.familiarity",
-                                     description=__doc__.partition("\n")[0])
+    parser = command_parser("python -m gallery.familiarity", __doc__)
     model_flags(parser)
     parser.add_argument("pictures", nargs="*", help="files of pictures that no gallery has")
     parser.add_argument("--save", action="store_true", help=f"write the measure, as {FILE}")

@@ -9,7 +9,6 @@ The two sides run at once, each in a process of its own and in one thread. So th
 the same weights with any number of cores. On a GPU the random numbers are the same, but not the
 rounding.
 """
-import argparse
 import math
 import multiprocessing
 import os
@@ -24,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from artgpt4 import ArtGPT4, Config
-from common.command_line import Progress, number, run_command
+from common.command_line import Progress, command_parser, number, run_command
 from common.files import save_tensors, write_json, written_beside
 from common.models import device
 from gallery.familiarity import FILE, fitted
@@ -159,8 +158,7 @@ def main(args):
 
 
 def command_line():
-    parser = argparse.ArgumentParser(prog="python -m gallery.pretrain",
-                                     description=__doc__.partition("\n")[0])
+    parser = command_parser("python -m gallery.pretrain", __doc__)
     parser.add_argument("--init", type=Path, metavar="FOLDER", help="weights to go on from")
     parser.add_argument("--out", type=Path, default=Path("runs/pretrain"),
                         help="weights folder to write (default: %(default)s)")

@@ -13,14 +13,13 @@ painting shows:
 
 A claim is what an answer may say: the name of a rule of phrases.ini, and rules for its slots.
 """
-import argparse
 import itertools
 import random
 import re
 from functools import cache
 from pathlib import Path
 
-from common.command_line import Progress, number, run_command
+from common.command_line import Progress, command_parser, number, run_command
 from common.models import load, model_flags
 from common.page import markdown_table
 from conversation.rounds import Conversation
@@ -253,8 +252,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m gallery.questions",
-                                     description=__doc__.partition("\n")[0])
+    parser = command_parser("python -m gallery.questions", __doc__)
     model_flags(parser)
     parser.add_argument("--wordings", type=Path, metavar="FILE", help="default: strange.ini",
                         default=Path(__file__).with_name("strange.ini"))

@@ -6,7 +6,6 @@ pairs; how much the queries of one picture differ, and whether they look at the 
 is still named when the image vectors are replaced. Plain talk, all that MiniGPT-4 is taught, names
 no mood: what it is asked for are the rows without one.
 """
-import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, preprocess
-from common.command_line import Progress, run_command
+from common.command_line import Progress, command_parser, run_command
 from common.files import written_beside
 from common.models import answers, load, model_flags
 from common.page import markdown_table
@@ -200,8 +199,7 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m gallery.score",
-                                     description=__doc__.partition("\n")[0])
+    parser = command_parser("python -m gallery.score", __doc__)
     model_flags(parser)
     parser.add_argument("--stage", type=int, choices=(1, 2), default=2,
                         help="1: its captions; 2: its descriptions (default: %(default)s)")

@@ -131,6 +131,10 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
+def convert_py(arguments):
+    run_command(convert_weights.main, convert_weights.command_line(), arguments)
+
+
 @pytest.fixture(scope="session")
 def convert(checkpoints):
     """convert(out, flag=value, ...): run convert_weights.py on the golden released files. A value
@@ -141,8 +145,8 @@ def convert(checkpoints):
         given = {flag.replace("_", "-"): value for flag, value in flags.items()
                  if value is not None}
         with contextlib.chdir(checkpoints):
-            convert_weights.main([f"--{flag}" if value is True else f"--{flag}={value}"
-                                  for flag, value in given.items()])
+            convert_py([f"--{flag}" if value is True else f"--{flag}={value}"
+                        for flag, value in given.items()])
         return out
     return run
 

@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,9 @@ import convert_weights
 from artgpt4 import ArtGPT4
 from common.int8 import quantised
 from conversion.checkpoints import half_split
-from tests.conftest import HUB, RELEASED, close, golden_tensors, released, save_folder
+from tests.conftest import (
+    HUB, RELEASED, close, convert_py, golden_tensors, released, save_folder,
+)
 from tests.conversion.conftest import (
     interleaved, save_delta, save_instructblip, save_itm, save_meta,
 )
@@ -217,7 +218,7 @@ def test_the_prompt_format_is_recognised_recorded_and_said(convert, changed, tmp
 
 def test_export_brings_the_released_file_back_to_the_bit(convert, weights, tmp_path):
     out = tmp_path / "mine.pth"
-    convert_weights.main(["--weights", str(weights["artgpt4"]), "--export", str(out)])
+    convert_py(["--weights", str(weights["artgpt4"]), "--export", str(out)])
     exported, expected = torch.load(out, weights_only=True)["model"], released("ArtGPT-4.pth")
     assert exported.keys() == expected.keys()
     assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())
@@ -239,7 +240,7 @@ def test_misuse_is_named_and_changes_nothing(weights, here, capsys, arguments, c
     Path("weights").symlink_to(weights["artgpt4"])
     Path("there").write_text("mine")
     with pytest.raises(SystemExit) as stopped:
-        convert_weights.main(arguments.split())
+        convert_py(arguments.split())
     assert stopped.value.code == code and said in capsys.readouterr().err
     assert sorted(os.listdir()) == ["bad", "there", "weights"]
     assert Path("there").read_text() == "mine"
@@ -249,10 +250,10 @@ def test_the_list_names_two_ways_and_their_commands(checkpoints, here, capsys):
     Path("checkpoints").mkdir()
     for name in ("vicuna", "eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "ArtGPT-4.pth"):
         Path("checkpoints", name).symlink_to(checkpoints / name)
-    convert_weights.main([])
+    convert_py([])
     said = capsys.readouterr().out
     line = said.split("python convert_weights.py ")[1].split("\n2.")[0].replace("\\", "")
-    convert_weights.main(line.split())
+    convert_py(line.split())
     assert config_of(Path("weights/artgpt4"))["adapter_width"] == 24
 
 
@@ -263,15 +264,10 @@ def test_a_signal_leaves_nothing_and_what_kill_9_leaves_is_named(
         save(*given)
         signal.raise_signal(number)
 
-    def typed(arguments):
-        monkeypatch.setattr(sys, "argv", ["convert_weights.py", *arguments])
-        main()
-
-    main, save, out = convert_weights.main, convert_weights.save_tensors, tmp_path / "out"
+    save, out = convert_weights.save_tensors, tmp_path / "out"
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(convert_weights, "save_tensors", half)
-        patch.setattr(convert_weights, "main", typed)
         convert(out / "weights")
     signal.signal(signal.SIGTERM, before)
     assert stopped.value.code == code and list(out.iterdir()) == []

@@ -15,7 +15,7 @@ import artgpt4
 from artgpt4 import Config
 from explanation import figures
 from explanation.chapters import changed, counts, short
-from explanation.recording import chances, without_adapters
+from explanation.recording import WITHOUT_ADAPTERS, chances
 
 
 def pixels(html):
@@ -74,7 +74,7 @@ def test_chances_are_those_of_the_model_and_adapters_can_be_taken_out(model):
     steps = model.llama(whole)[0, 4:].softmax(dim=-1)
     expected = torch.stack([steps[i, token] for i, token in enumerate(ids)])
     assert torch.allclose(chances(model, embeds, ids), expected, atol=1e-6)
-    with without_adapters(model):
+    with WITHOUT_ADAPTERS:
         assert all(torch.equal(block.adapter(whole), whole) for block in model.llama.blocks)
         assert not torch.allclose(chances(model, embeds, ids), expected, atol=1e-6)
     assert torch.allclose(chances(model, embeds, ids), expected, atol=1e-6)
