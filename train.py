@@ -311,7 +311,7 @@ def run_stage(args, recipe, out):
     if is_gallery:
         say(on_rank_0(lambda model: score.table(score.score(model, args.stage)), model))
     elif measure is not None:                                  # its own pictures are not foreign
-        own = map(Image.fromarray, first_pictures(training, 1000))
+        own = first_pictures(training, 1000)
         measure = on_rank_0(familiarity.knowing, model, measure, own)
         if RANK == 0:
             save_tensors(measure, out / familiarity.FILE)

@@ -9,20 +9,13 @@ import torch.nn.functional as F
 @contextlib.contextmanager
 def recorded_attention():
     """Within the block, collect the weights (B, H, T, S) of every attention that is computed, in
-    order: a list. Keys of grouped queries are repeated, a causal mask is applied."""
-    weights = []
+    order: a list. They are what it gives where the values are the rows of the identity."""
+    weights, attend = [], F.scaled_dot_product_attention
 
-    def record(q, k, v, mask=None, is_causal=False, enable_gqa=False):
-        if enable_gqa:
-            k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-            v = v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-        scores = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
-        if is_causal:
-            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        weights.append(scores.softmax(dim=-1))
-        return (weights[-1] @ v.float()).to(v.dtype)
+    def record(q, k, v, mask=None, **options):
+        identity = torch.eye(k.shape[2], device=k.device).expand(*k.shape[:2], -1, -1)
+        weights.append(attend(q.float(), k.float(), identity, mask, **options))
+        return attend(q, k, v, mask, **options)
 
     with patch.object(F, "scaled_dot_product_attention", record):
         yield weights

@@ -47,19 +47,13 @@ def held_out_scenes(name, count, subjects, things=0, alone=0.5):
     return chosen
 
 
-def items_of(count):
-    """{benchmark: items} of about `count` items in the shape of the paper's, at least one of each.
-    """
-    total = sum(SHAPE.values())
-    return {name: max(1, round(count * share / total)) for name, share in SHAPE.items()}
-
-
 def scenes(items=27):
-    """{("IDC", "1"): Scene, ...}. 27 is the paper's number: 10 IDC, 10 ISAC with figures, 5 ICRC
-    with several objects, and 2 MDIUC, half of them figures."""
+    """{("IDC", "1"): Scene, ...} of about so many items, in the shape of the paper's, which has 27:
+    10 IDC, 10 ISAC with figures, 5 ICRC with several objects, and 2 MDIUC, half of them figures."""
     others = [subject for subject in SUBJECTS if subject not in FIGURES]
     outdoors = [subject for subject in others if subject not in ("vase of flowers", "cat")]
-    counts = items_of(items)
+    total = sum(SHAPE.values())
+    counts = {name: max(1, round(items * share / total)) for name, share in SHAPE.items()}
     half = counts["MDIUC"] // 2
     chosen = {"IDC": held_out_scenes("IDC", counts["IDC"], others),
               "ISAC": held_out_scenes("ISAC", counts["ISAC"], FIGURES, alone=1),

@@ -152,8 +152,7 @@ def main(args):
             parameter.data = parameter.data.half()
     save_pretrained(model, args.out)
     write_json(ABOUT, args.out / "about.json")
-    measure, _ = fitted(model.float(), min(args.pictures, 3000))
-    save_tensors(measure, args.out / FILE)
+    save_tensors(fitted(model.float(), min(args.pictures, 3000)), args.out / FILE)
     print(f"{args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")
 
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import random
 import re
+from collections import Counter
 from dataclasses import asdict
 
 import numpy as np
@@ -128,9 +129,7 @@ def test_the_benchmark_is_the_same_bytes_each_time_and_a_smaller_one_replaces_it
 
 
 def test_benchmarks_of_any_size_have_the_papers_shape():
-    assert benchmark.items_of(27) == benchmark.SHAPE
-    assert benchmark.items_of(100) == {"IDC": 37, "ISAC": 37, "ICRC": 19, "MDIUC": 7}
-    assert all(abs(sum(benchmark.items_of(count).values()) - count) < 3 for count in range(4, 300))
+    assert Counter(name for name, _ in benchmark.scenes()) == benchmark.SHAPE
     scenes = benchmark.scenes(200)
     assert len(set(scenes.values())) == 200
     assert all(scene.subject in FIGURES for (name, _), scene in scenes.items() if name == "ISAC")
@@ -193,7 +192,7 @@ def test_the_included_measure_tells_noise_from_paintings(tiny, tmp_path):
         with torch.inference_mode():
             [vectors] = tiny.encode_image(preprocess(image, 112)[None])
         assert familiarity.unfamiliar(tiny, measure, vectors) is expected
-    known = familiarity.knowing(tiny, measure, [Image.fromarray(noise)])
+    known = familiarity.knowing(tiny, measure, [noise])
     assert familiarity.unfamiliar(tiny, known, vectors) is False
     save_tensors(known, tmp_path / familiarity.FILE)
     for folder, centres in ((tmp_path, 2), (tmp_path / "elsewhere", 1)):
