@@ -24,6 +24,12 @@ from gallery.painting import paint
 from gallery.scenes import SAMPLES, SEEN_PAIRS, STYLES, SUBJECTS, UNSEEN_PAIRS, random_scenes
 
 
+def pixels_of(scene, size):
+    """The painting of a scene, uint8 (size, size, 3): a tensor, which workers share. A worker that
+    sent it through a pipe would wait there for ever once its parent is killed."""
+    return torch.from_numpy(np.array(paint(scene, size)))
+
+
 def fits(file, scenes, size):
     """Whether the pixels in a file have the checksum in its name, and the first painting of every
     subject is what is painted now."""
@@ -33,7 +39,7 @@ def fits(file, scenes, size):
         return False
     first = {scene.subject: i for i, scene in reversed(list(enumerate(scenes)))}
     return (file.stem.endswith(f"-{zlib.crc32(pixels):08x}") and len(pixels) == len(scenes)
-            and all(np.array_equal(pixels[i], paint(scenes[i], size)) for i in first.values()))
+            and all(np.array_equal(pixels[i], pixels_of(scenes[i], size)) for i in first.values()))
 
 
 def painted(scenes, folder="runs/gallery", size=224):
@@ -46,7 +52,7 @@ def painted(scenes, folder="runs/gallery", size=224):
             return np.load(file, mmap_mode="r")
         file.unlink(missing_ok=True)
     progress, file = Progress("painting", len(scenes), "pictures"), Path(folder, f"{name}.npy")
-    loader = DataLoader(scenes, batch_size=None, collate_fn=partial(paint, size=size),
+    loader = DataLoader(scenes, batch_size=None, collate_fn=partial(pixels_of, size=size),
                         num_workers=min(os.cpu_count(), len(scenes)),
                         generator=torch.Generator())          # torch's own chance stays untouched
     with written_beside(file) as path:

@@ -148,7 +148,7 @@ def about_two(first, second, rng, art=True):
     else:
         before, new = about_one(first, rng, most=3, art=art), [second]
     return before + shown_with(new, [
-        words.pair_question(topic, scenes, rng, art)[:2] if topic in words.PAIR_TOPICS
+        words.pair_question(topic, scenes, rng, art) if topic in words.PAIR_TOPICS
         else words.question(topic, second, rng, art)[:2] for topic in more])
 
 

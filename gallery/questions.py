@@ -180,8 +180,8 @@ def about_two(conversation, scenes, rng):
     halves = [tuple(words.fill("{half}", words.rules_of(scene), rng) for _ in range(60))
               for scene in scenes]
     for topic in rng.sample(words.PAIR_TOPICS, 3):
-        question, answer, short = words.pair_question(topic, scenes, rng)
-        scene, claims = scenes[0], [(f"{short}.", {})]
+        question, answer = words.pair_question(topic, scenes, rng)
+        scene, claims = scenes[0], []
         if topic == "one":
             nth = answer.split()[1]                           # "The first shows ..."
             scene, claims = scenes[nth == "second"], [("one", {"nth": (nth,)})]
@@ -189,7 +189,8 @@ def about_two(conversation, scenes, rng):
             claims = [("the first is {a}, the second {b}.", dict(zip("ab", halves, strict=True)))]
         for name in words.VALUES if topic == "which" else ():
             first, second = (words.kinds_of(name, one.attributes[name]) for one in scenes)
-            claims.append((topic, {"first kind": first, "second kind": second, "which": (short,)}))
+            claim = topic, {"first kind": first, "second kind": second}
+            claims += [claim] if says(answer, scene, *claim) else []
         text = "".join(conversation.answer(question))
         judged.append((None, topic, question, text, verdict(text, scene, claims)))
     return judged

@@ -114,7 +114,7 @@ def caption(scene, rng):
 def description(scene, rng, art=True):
     """Stage 2, the answer to "Describe this image in detail.": sentences that name all attributes
     (without art all but the mood) and the things."""
-    text = "{description} {around}." if scene.things and not art else "{description}"
+    text = "{description} {around}." if scene.things else "{description}"
     return sentences(fill(text, rules_of(scene, art), rng))
 
 
@@ -293,25 +293,20 @@ def question(topic, scene, rng, art=True):
 
 
 def pair_question(topic, scenes, rng, art=True):
-    """(question, answer, short answer) about two scenes, one of PAIR_TOPICS; see `question`."""
+    """(question, answer) about two scenes, one of PAIR_TOPICS; see `question`."""
     first, second = (rules_of(scene, art) | {"nth": (nth,)}
                      for nth, scene in zip(("first", "second"), scenes, strict=True))
-    own, told, short = rng.choice((first, second)), "{tell one}", "a {subject}"
+    own, told = rng.choice((first, second)), "{tell one}"
     if topic == "both":
         half = rng.choice(PLAIN["half"])
         told = f"the first is {fill(half, first, rng)}, the second {fill(half, second, rng)}."
-    elif topic == "which":
-        attribute = rng.choice(tuple(VALUES))
-        value = rng.choice(scenes).attributes[attribute]
-        if rng.random() < 0.15:
-            value = rng.choice(VALUES[attribute])
-        matching = [rules for rules in (first, second) if rules[attribute] == (value,)]
-        told, short = "{tell which}", ("neither", "the {nth}", "both")[len(matching)]
-        kinds = [kinds_of(attribute, scene.attributes[attribute]) for scene in scenes]
-        own = (matching or [first])[0] | {"kind": kinds_of(attribute, value), "which": (short,),
-                                          "first kind": kinds[0], "second kind": kinds[1]}
-    asked = ask(WORDINGS[topic], own, rng)
-    return asked, sentences(fill(told, own, rng)), fill(short, own, rng)
+    elif topic == "which":                                    # the answer says what each of them is
+        attribute, told = rng.choice(tuple(VALUES)), "{tell which}"
+        values = [scene.attributes[attribute] for scene in scenes]
+        asked = rng.choice((*values, rng.choice(VALUES[attribute])))      # neither's, perhaps
+        kinds = [kinds_of(attribute, value) for value in (asked, *values)]
+        own = own | dict(zip(("kind", "first kind", "second kind"), kinds, strict=True))
+    return ask(WORDINGS[topic], own, rng), sentences(fill(told, own, rng))
 
 
 # ---- What a text names

@@ -104,7 +104,8 @@ def test_a_talk_asks_no_follow_up_first_and_the_first_question_again_in_round_7(
 def test_questions_about_two_paintings_are_judged_by_the_one_that_is_meant(monkeypatch):
     drawn, said = words.pair_question, []
     knows = SimpleNamespace(answer=lambda question: [said[-1][1]])
-    errs = SimpleNamespace(answer=lambda question: [said[-1][1].replace("so the first", "so both")])
+    errs = SimpleNamespace(answer=lambda question: [re.sub(
+        r"is (.+), the second (.+)\.", r"is \2, the second \1.", said[-1][1])])
 
     def pair_question(topic, scenes, rng):
         said.append(drawn(topic, scenes, rng))
@@ -114,7 +115,7 @@ def test_questions_about_two_paintings_are_judged_by_the_one_that_is_meant(monke
         judged = questions.about_two(knows, (TREE, CAT), random.Random(seed))
         assert {row[4] for row in judged} == {RIGHT}, judged
         for *_, text, found in questions.about_two(errs, (TREE, CAT), random.Random(seed)):
-            assert found == (FALSE if "so both" in text else RIGHT), text
+            assert found == (FALSE if ", the second" in text else RIGHT), text
 
 
 @pytest.mark.parametrize("topic", questions.WHOLE)
