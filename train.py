@@ -171,7 +171,7 @@ def first_pictures(examples, most):
 # ---- The command
 
 
-def train_parser():
+def command_line():
     parser = command_parser("train.py", __doc__)
     model_flags(parser)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -330,4 +330,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run_command(main, train_parser())
+    run_command(main, command_line())

@@ -67,8 +67,8 @@ def run_command(main, parser, arguments=None):
 
 @contextlib.contextmanager
 def signals_kept(*numbers):
-    """Yields a list that collects signals, such as SIGINT (Ctrl-C), which would end the process or
-    raise KeyboardInterrupt: that is lost where Python calls a finalizer."""
+    """Yields a list that collects these signals, which would end the process. A KeyboardInterrupt
+    is lost if Ctrl-C comes while Python runs a finalizer; this is not."""
     received = []
     before = {number: signal.signal(number, lambda number, _: received.append(number))
               for number in numbers}

@@ -126,7 +126,8 @@ class Conversation:
 
     @torch.inference_mode()
     def answer(self, question=None):
-        """Yield the answer to a question, or without one to the last question again, in pieces.
+        """Yield the answer to a question, or without one to the last question again, in pieces: one
+        for each token, which may be empty.
 
         At the end the round is kept; if the iterator is closed early, with the answer so far. The
         oldest rounds are forgotten until the prompt leaves room for the answer, or for half of the
@@ -151,10 +152,9 @@ class Conversation:
             for token in self.tokens(embeds, room):
                 answer.append(int(token))
                 text, ended = self.model.decode(answer)
-                text = clean(text).strip()
-                if len(text) > len(said):
-                    piece, said = text[len(said):], text
-                    yield piece
+                piece = clean(text).strip()[len(said):]
+                said += piece
+                yield piece
                 if ended:
                     break
         finally:

@@ -98,7 +98,9 @@ class Session:
                 for piece in shown:
                     print(piece, end="", flush=True)
                     if stopped:
-                        raise KeyboardInterrupt
+                        break
+            if stopped:                                       # perhaps at the last token
+                raise KeyboardInterrupt
         finally:
             pieces.close()                                    # which keeps the round
             print(flush=True)

@@ -2,7 +2,7 @@
 
 Shapes: N answer tokens, T tokens, L blocks, H heads, Q queries, P patches + 1, D width.
 """
-from unittest.mock import patch
+from unittest import mock
 
 import torch
 
@@ -16,7 +16,7 @@ LONGEST = 120                                                 # tokens of an ans
 ROWS = 17                                                     # answers at once
 TOP = 5                                                       # likely tokens that are shown
 MINIGPT4 = "minigpt4.safetensors"                             # beside adapter.safetensors, if any
-WITHOUT_ADAPTERS = patch.object(Adapter, "forward", lambda adapter, x: x)       # in a with block
+WITHOUT_ADAPTERS = mock.patch.object(Adapter, "forward", lambda adapter, x: x)  # in a with
 
 
 @torch.inference_mode()

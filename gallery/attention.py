@@ -1,6 +1,6 @@
 """Attention weights, which the model itself never keeps: recorded while it computes."""
 import contextlib
-from unittest.mock import patch
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ def recorded_attention():
         weights.append(attend(q.float(), k.float(), identity, mask, **options))
         return attend(q, k, v, mask, **options)
 
-    with patch.object(F, "scaled_dot_product_attention", record):
+    with mock.patch.object(F, "scaled_dot_product_attention", record):
         yield weights
 
 

@@ -3,6 +3,7 @@ import contextlib
 import json
 import math
 import shutil
+import signal
 import zlib
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ RELEASED = json.loads((GOLDEN / "manifest.json").read_text())
 HUB = json.loads((GOLDEN / "manifest_hf.json").read_text())
 DEVICES = [name for name in ("cpu", "cuda") if name == "cpu" or torch.cuda.is_available()]
 torch.set_num_threads(1)                                      # the matrices are tiny
+signal.signal(signal.SIGINT, signal.default_int_handler)      # ignored in a shell's background
 
 
 def close(found, expected, tolerance=2e-5):
@@ -132,7 +134,11 @@ def checkpoints(tmp_path_factory):
 
 
 def convert_py(arguments):
-    run_command(convert_weights.main, convert_weights.command_line(), arguments)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        run_command(convert_weights.main, convert_weights.command_line(), arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

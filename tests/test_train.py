@@ -36,7 +36,7 @@ def test_the_paper_s_rates_are_those_of_the_released_code(expected, stage):
 
 def test_a_recipe_suits_the_weights_and_the_flags(weights):
     def recipe(*flags):
-        return train.chosen_recipe(train.train_parser().parse_args(list(map(str, flags))))
+        return train.chosen_recipe(train.command_line().parse_args(list(map(str, flags))))
 
     other = ["--weights", weights["artgpt4"]]
     tiny, paper, finetune = (train.RECIPES[name, 2] for name in ("tiny", "paper", "finetune"))
@@ -142,7 +142,7 @@ def test_stage_2_starts_with_stage_1_and_scores_the_gallery(here, monkeypatch, c
 
 
 def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tiny, here):
-    args = train.train_parser().parse_args(["--stage", "2", "--data", "14"])
+    args = train.command_line().parse_args(["--stage", "2", "--data", "14"])
     for mode in ("artgpt4", "minigpt4"):
         recipe = replace(train.RECIPES["tiny", 2], mode=mode)
         source = train.training_sets(args, recipe, tiny)[0].source
@@ -156,7 +156,7 @@ def test_artgpt4_is_taught_to_appreciate_and_minigpt4_plain_talk(tiny, here):
     ("artgpt4", "ArtGPT-4.pth", ""), ("minigpt4", "pretrained_minigpt4.pth", "proj.")])
 def test_training_starts_from_public_checkpoints_too(weights, checkpoints, name, file, part):
     flags = ["--stage", "2", "--weights", str(weights[name]), "--init", str(checkpoints / file)]
-    model = train.load_model(train.train_parser().parse_args(flags), resume=False)
+    model = train.load_model(train.command_line().parse_args(flags), resume=False)
     for key, tensor in load_file(weights[name] / "adapter.safetensors").items():
         assert torch.equal(model.get_parameter(key), tensor) or not key.startswith(part)
 

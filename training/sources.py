@@ -108,7 +108,7 @@ class Gallery:
         else:
             if kind < 0.52:
                 taught = ("emotions",) if scene.subject in FIGURES else APPRECIATED
-            else:                   # what stage 2 wears off first, or any plain talk
+            else:                   # what stage 2 forgets first, or any plain talk
                 taught = ("unknown", "around") if kind < 0.62 else some_topics(1, rng)
             last, most = rng.choice(taught), rng.choice((1, 2, 3, 6))
             rounds, shown = about_one(scene, rng, last, most, self.art), [i]

@@ -3,7 +3,6 @@ import json
 import os
 import pty
 import select
-import signal
 import sys
 import time
 from pathlib import Path
@@ -22,7 +21,6 @@ class Screen:
         self.shown = ""                                       # what has not been waited for yet
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)      # ignored in a shell's background
             os.execve(arguments[0], arguments, ENVIRONMENT | {"HOME": str(home)})
 
     def type(self, keys, awaited=PROMPT):

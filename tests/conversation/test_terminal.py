@@ -87,9 +87,10 @@ def test_ctrl_c_keeps_what_was_said_on_a_terminal_and_ends_a_pipe(run_chat, pict
     code, out, _ = run_chat(picture, lines=b"What?\nNothing?\nSure?\n", typed=True)
     assert (code, out) == (0, "A grey boat\nYes\n")
     assert asked[2] == [f"{IMAGE_SLOT} What?", "A grey boat", "Sure?"]
-    script(["A", signal.SIGINT, " grey", "s"])
-    code, out, _ = run_chat(picture, lines=b"What?\nSure?\n")
-    assert (code, out) == (130, "A grey\n")
+    for pieces in (["A", signal.SIGINT, " grey", "s"], ["A grey", signal.SIGINT]):
+        script(pieces)
+        code, out, _ = run_chat(picture, lines=b"What?\nSure?\n")
+        assert (code, out) == (130, "A grey\n")
 
 
 def test_a_closed_pipe_ends_it_quietly(run_chat, picture, script, monkeypatch):

@@ -131,6 +131,7 @@ def test_the_benchmark_is_the_same_bytes_each_time_and_a_smaller_one_replaces_it
 def test_benchmarks_of_any_size_have_the_papers_shape():
     assert Counter(name for name, _ in benchmark.scenes()) == benchmark.SHAPE
     scenes = benchmark.scenes(200)
+    assert Counter(name for name, _ in scenes) == {"IDC": 74, "ISAC": 74, "ICRC": 37, "MDIUC": 15}
     assert len(set(scenes.values())) == 200
     assert all(scene.subject in FIGURES for (name, _), scene in scenes.items() if name == "ISAC")
     assert all(len(scene.things) >= 2 for (name, _), scene in scenes.items() if name == "ICRC")

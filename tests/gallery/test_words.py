@@ -87,8 +87,9 @@ def test_questions_about_two_pictures_are_answered_from_the_right_one():
         assert words.named(answer)["subject"] == ("tree" if "first" in question else "couple")
         question, answer = words.pair_question("which", (TREE, COUPLE), rng)
         of_first, of_second = answer.split(", the second ")
-        assert words.mentioned(of_first, TREE.attributes.values())
-        assert words.mentioned(of_second, COUPLE.attributes.values())
+        [name] = [name for name, value in words.named(question).items() if value]
+        assert words.named(of_first)[name] == TREE.attributes[name]
+        assert words.named(of_second)[name] == COUPLE.attributes[name]
 
 
 def test_pages_are_html_in_the_paintings_own_colours():

@@ -19,7 +19,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 # train.py, but with a checkpoint after every step
-SAVING = "import train; train.SAVE_EVERY = 1; train.run_command(train.main, train.train_parser())"
+SAVING = "import train; train.SAVE_EVERY = 1; train.run_command(train.main, train.command_line())"
 PART = ".checkpoint-*.part"
 
 

@@ -56,7 +56,7 @@ def examples_of(source, model, **changes):
 
 def train_py(*flags):
     """train.py with flags, in this process. Returns its exit code."""
-    return run(train.main, train.train_parser(), *flags)
+    return run(train.main, train.command_line(), *flags)
 
 
 def log_of(out):
