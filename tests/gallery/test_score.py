@@ -130,6 +130,7 @@ def test_the_benchmark_is_the_same_bytes_each_time_and_a_smaller_one_replaces_it
 
 def test_benchmarks_of_any_size_have_the_papers_shape():
     assert Counter(name for name, _ in benchmark.scenes()) == benchmark.SHAPE
+    assert all(abs(len(benchmark.scenes(count)) - count) < 3 for count in range(4, 300, 5))
     scenes = benchmark.scenes(200)
     assert Counter(name for name, _ in scenes) == {"IDC": 74, "ISAC": 74, "ICRC": 37, "MDIUC": 15}
     assert len(set(scenes.values())) == 200
