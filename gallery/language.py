@@ -2,8 +2,8 @@
 
 Where the vectors of a picture stand later, a document has the facts of its scene, in words. In most
 documents the vectors of these words are mixed, so that they look like a picture's. All random
-numbers are drawn from the seed and the number of a window of documents, so they are the same in one
-process or several, and on every device.
+numbers are drawn from the seed and the number of a window of documents, so they are the same on
+every device.
 """
 import io
 import itertools
@@ -16,7 +16,6 @@ import sentencepiece
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
 
 from artgpt4 import (IGNORE, IMAGE_ID, IMAGE_MARK, INSTRUCTIONS, STOP, instruction_prompt,
                      pad_examples)
@@ -166,12 +165,10 @@ class Documents(NamedTuple):
                      pad_sequence([share.T for share in shares], batch_first=True).mT.contiguous(),
                      NOISE * torch.from_numpy(noise))
 
-    def batches(self, workers=0):
-        """Yield batch after batch, made here or by a number of other processes."""
-        context = "spawn" if workers else None
-        for window in DataLoader(self, batch_size=None, sampler=itertools.count(),
-                                 num_workers=workers, multiprocessing_context=context):
-            yield from window
+    def batches(self):
+        """Yield batch after batch, without end."""
+        for window in itertools.count():
+            yield from self[window]
 
 
 # ---- The objective

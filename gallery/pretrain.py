@@ -124,11 +124,11 @@ def pretrain_side(side, steps, tokenizer, args):
     model.to(args.device)
     if side == "vision":
         photographs = Photographs(TINY, args.pictures, args.seed, steps, args.batch_size or 48)
-        objective = vision_objective(model, photographs, args.workers)
+        objective = vision_objective(model, photographs)
     else:
         documents = Documents(tokenizer, args.batch_size or 16, TINY.queries, TINY.llama_width,
                               args.seed)
-        objective = language_objective(model, documents.batches(args.workers))
+        objective = language_objective(model, documents.batches())
     train(objective, steps, side)
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()
             if name.split(".")[0] in parts}
@@ -171,9 +171,6 @@ def command_line():
                         help="of both sides (default: 48 pictures, 16 documents)")
     parser.add_argument("--device", type=device, default="cpu",
                         help="cuda, cuda:1, cpu, ... (default: %(default)s)")
-    parser.add_argument("--workers", type=number(int, 0, 100), default=0,
-                        help="processes that make the batches of a side; 0: its own "
-                             "(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="(default: %(default)s)")
     return parser
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from artgpt4 import normalise
 from common.command_line import Progress
@@ -283,7 +282,7 @@ def targets_of(x, shown, across):
 
 MARGIN = 16                         # pixels around what a batch crops
 
-class Photographs(Dataset):
+class Photographs:
     """Item `step` is the batch of that step of a training: a function of seed and step alone.
     (pixels (B, 3, S, S) as the ViT takes them, targets by task, subject shares (B, P - 1)). config:
     of the model; count: plain scenes, drawn once with a margin around what a batch crops."""
@@ -304,9 +303,6 @@ class Photographs(Dataset):
             task: torch.tensor([[[float(value in facts) for value in values]] for facts in told])
             for task, values in (("subject", SUBJECTS), ("composition", COMPOSITIONS),
                                  ("setting", SETTINGS), ("things", THINGS))}
-
-    def __len__(self):
-        return self.steps
 
     def chosen(self, step):
         """The numbers of the scenes of a step; every epoch has its own order."""
@@ -343,13 +339,10 @@ def shrink_outputs(model):
                 parameter.data *= factor
     nn.init.normal_(model.qformer.queries)
 
-def vision_objective(model, photographs, workers=0):
-    """Pre-training of model.vit, ln_vision and qformer on Photographs, on the device of the model.
-    workers: processes that make these; 0: this one. Returns ({name: parameter} to
-    train, loss_of_step(step) -> (loss, a note for the progress line))."""
+def vision_objective(model, photographs):
+    """Pre-training of model.vit, ln_vision and qformer on Photographs, on the device of the model:
+    ({name: parameter} to train, loss_of_step(step) -> (loss, a note for the progress line))."""
     device, config = model.vit.pos_embed.device, model.config
-    batches = iter(DataLoader(photographs, batch_size=None, num_workers=workers,
-                              generator=torch.Generator()))
     heads = nn.ModuleDict({
         name: nn.Linear(config.vit_width if task.reads is None else config.qformer_width,
                         task.outputs) for name, task in TASKS.items()}).to(device)
@@ -357,7 +350,7 @@ def vision_objective(model, photographs, workers=0):
 
     def loss_of_step(step):
         nonlocal named_rightly
-        pixels, targets, subject_shares = next(batches)
+        pixels, targets, subject_shares = photographs[step]
         with torch.autocast(device.type, torch.bfloat16):
             patches = model.vit(pixels.to(device))
         patches = model.ln_vision(patches.float())                      # (B, P, Dv)
