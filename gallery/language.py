@@ -161,7 +161,10 @@ class Documents(NamedTuple):
             examples.append((line[:-1], answers_of(told, self.tokenizer)))
         found, shares = zip(*mixtures, strict=True)
         noise = normal.standard_normal((len(found), self.count, self.width), dtype=np.float32)
-        return Batch(*pad_examples(examples), pad_sequence(found, batch_first=True),
+        ids, targets = pad_examples(examples)
+        more = 0, -ids.shape[1] % 64      # of many widths, memory is found more and more slowly
+        return Batch(F.pad(ids, more), F.pad(targets, more, value=IGNORE),
+                     pad_sequence(found, batch_first=True),
                      pad_sequence([share.T for share in shares], batch_first=True).mT.contiguous(),
                      NOISE * torch.from_numpy(noise))
 

@@ -20,6 +20,7 @@ def test_batches_are_the_same_for_the_same_seed(tiny):
     for batch, other in zip(batches, others, strict=True):
         assert all(map(torch.equal, batch, other))
         assert batch.ids[:, 0].tolist() == [tiny.tokenizer.bos_id()] * 2
+        assert batch.ids.shape == batch.targets.shape and batch.ids.shape[1] % 64 == 0
         assert int((batch.ids == IMAGE_ID).sum()) == 16 * len(batch.words) == 16 * len(batch.noise)
         assert not (batch.targets[:, :-1][batch.ids[:, 1:] == IMAGE_ID] != IGNORE).any()
     assert not torch.equal(batches[0].targets, batches[16].targets)        # of the next window
