@@ -162,7 +162,7 @@ class Documents(NamedTuple):
         found, shares = zip(*mixtures, strict=True)
         noise = normal.standard_normal((len(found), self.count, self.width), dtype=np.float32)
         ids, targets = pad_examples(examples)
-        more = 0, -ids.shape[1] % 64      # of many widths, memory is found more and more slowly
+        more = 0, -ids.shape[1] % 64      # few widths T: malloc gets slow when there are many
         return Batch(F.pad(ids, more), F.pad(targets, more, value=IGNORE),
                      pad_sequence(found, batch_first=True),
                      pad_sequence([share.T for share in shares], batch_first=True).mT.contiguous(),
