@@ -9,16 +9,21 @@ from gallery import words
 
 # How often a question is about a topic: the harder ones more often.
 OFTEN = {"description": 2, "presence": 6, "kind": 4, "count": 3, "spot": 2, "part": 2, "subject": 3,
-         "around": 3, "composition": 2, "style": 2, "mood": 2, "unknown": 6, "poem": 2,
-         "page": 0.8}
+         "around": 3, "composition": 2, "style": 2, "mood": 3, "unknown": 10, "poem": 2,
+         "page": 1.2, "greeting": 2, "thanks": 2, "self": 2, "why": 2, "emotions": 2}
 APPRECIATED = ("description", "why", "situation")              # what [art] has answers to
+FORGOTTEN = ("unknown", "around", "greeting", "presence")      # what stage 2 would forget first
 FOLLOWED, BRIEF = 0.2, 0.1          # shares of rounds: with a follow-up; that ask for a word or two
 ECHOED = 0.1                        # of plain rounds: followed by words to be repeated
 SHORTHAND = {r"\bwhat is\b": ("what's", "whats"), r"\bis not\b": ("isn't",), r"\byou\b": ("u",),
              r"\bdo not\b": ("don't", "dont"), r"\bcannot\b": ("can't", "cant"), r"\bare\b": ("r",),
              r"\bcolour": ("color",), r"\bpicture\b": ("pic",), r"\bplease\b": ("pls", "plz"),
              r"\bthat is\b": ("that's", "thats"), r"\bit is\b": ("it's", "its"),
-             r"\band\b": ("&", "n"), r"\bI am\b": ("I'm", "im"), r"\bwho is\b": ("who's", "whos")}
+             r"\band\b": ("&", "n"), r"\bI am\b": ("I'm", "im"), r"\bwho is\b": ("who's", "whos"),
+             r"\bthere is\b": ("there's", "theres"), r"\bwhere is\b": ("where's", "wheres"),
+             r"\bwant to\b": ("wanna",), r"\bgoing to\b": ("gonna",), r"\bsort of\b": ("sorta",),
+             r"\bkind of\b": ("kinda",), r"\byour\b": ("ur",), r"\bwhat\b": ("wat", "wut"),
+             r"\b(?:have|has) got\b": ("got",)}
 KNOWN = set(re.findall("[a-z]{2,}", " ".join(sum(
     (*words.WORDINGS.values(), *words.NAMES.values(), words.SUBJECTS, tuple(words.THINGS)), ()))))
 LEXICON = sorted(KNOWN)
@@ -31,12 +36,13 @@ OF_ART = sorted({*words.EMOTION_OF.values(), *re.findall(r"\b[a-z]+\b(?!})", " "
 
 
 def misspelled(text, rng):
-    """The text with a letter of a longer known word left out, doubled, changed or in its
-    neighbour's place."""
-    places = [found.start() for found in re.finditer(r"\b[a-z]{4,}\b", text) if found[0] in KNOWN]
+    """The text with a letter inside a known word left out, doubled, changed or in its neighbour's
+    place."""
+    places = [i for found in re.finditer(r"\b[a-z]{3,}\b", text) if found[0] in KNOWN
+              for i in range(found.start() + 1, found.end() - 1)]
     if not places:
         return text
-    i = rng.choice(places) + rng.randint(1, 2)
+    i = rng.choice(places)
     a, b, rest = text[i], text[i + 1], text[i + 2:]
     return text[:i] + rng.choice((a, b, a + a + b, b + a, a + rng.choice("aeinrst"))) + rest
 
@@ -45,7 +51,7 @@ def typed(question, rng):
     """A question as somebody may type it: case, marks, shorthand, fillers, words left out or before
     it, and typos, each by its own chance."""
     for pattern, forms in SHORTHAND.items():
-        if rng.random() < 0.15:
+        if rng.random() < 0.12:
             question = re.sub(pattern, rng.choice(forms), question, flags=re.IGNORECASE)
     if rng.random() < 0.06:
         question = re.sub(SMALL_WORDS, "", question) or question

@@ -145,7 +145,7 @@ def absent(scene, rng, unknown=0.5):
     if rng.random() < unknown:
         name = rng.choice(NAMES["foreign"]) if rng.random() < 0.6 else no_word(rng)
         return name if rng.random() < 0.8 else f"{rng.choice(NAMES['adjective'])} {name}"
-    names = (*SUBJECTS, *THINGS, "person", "people")
+    names = (*SUBJECTS, *3 * tuple(THINGS), "person", "people")     # most often a thing
     return rng.choice([name for name in names if amount(name, scene) == 0])
 
 

@@ -30,7 +30,9 @@ from common.command_line import Progress, printable
 from common.files import is_picture, open_image, pictures_below, read_text
 from gallery import words
 from gallery.album import painted
-from gallery.conversations import APPRECIATED, about_one, about_two, prompt_and_answer, some_topics
+from gallery.conversations import (
+    APPRECIATED, FORGOTTEN, about_one, about_two, prompt_and_answer, some_topics,
+)
 from gallery.scenes import FIGURES, random_scenes
 from training.data import load_data
 
@@ -108,8 +110,8 @@ class Gallery:
         else:
             if kind < 0.52:
                 taught = ("emotions",) if scene.subject in FIGURES else APPRECIATED
-            else:                   # what stage 2 forgets first, or any plain talk
-                taught = ("unknown", "around") if kind < 0.62 else some_topics(1, rng)
+            else:
+                taught = FORGOTTEN if kind < 0.62 else some_topics(1, rng)
             last, most = rng.choice(taught), rng.choice((1, 2, 3, 6))
             rounds, shown = about_one(scene, rng, last, most, self.art), [i]
         return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)

@@ -58,7 +58,7 @@ def test_each_wording_has_an_answer_that_is_right_and_fallbacks_only_where_no_pi
         question, claims = questions.ask(key, wording, TREE, random.Random(1), BEFORE)
         assert claims and not re.search("[{}|]", question), (key, question)
         is_fair = verdict(fallback, TREE, claims) == RIGHT
-        assert is_fair == (not {"unknown", "why"}.isdisjoint(key.split(", "))), (key, question)
+        assert is_fair == ("unknown" in key.split(", ")), (key, question)
 
 
 @pytest.mark.parametrize("scene, wording, expected", [
