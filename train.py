@@ -83,9 +83,9 @@ RECIPES = {  # (recipe, stage): batch_size, warmup_lr, lr, min_lr, warmup_steps,
     # For weights/tiny: a few pictures of one's own, and the gallery; minutes on two cores.
     ("mine", 2): Recipe(12, 1e-5, 1e-2, 1e-4, 10, 0, max_text_tokens=240, epochs=150,
                         min_crop_area=0.8),
-    ("tiny", 1): Recipe(32, 2e-5, 8e-3, 2e-4, 20, 400, max_text_tokens=40, evaluations=2,
+    ("tiny", 1): Recipe(32, 2e-5, 4e-3, 2e-4, 20, 400, max_text_tokens=40, evaluations=2,
                         min_crop_area=0.8),
-    ("tiny", 2): Recipe(16, 2.15e-4, 8.6e-3, 4.3e-4, 20, 400, max_text_tokens=240, evaluations=2,
+    ("tiny", 2): Recipe(16, 2.15e-4, 4e-3, 4.3e-4, 20, 400, max_text_tokens=240, evaluations=2,
                         min_crop_area=0.8, accumulate=4),
 }
 
