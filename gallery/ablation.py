@@ -157,9 +157,9 @@ def prepared(args):
 
 def planned(runs, seeds):
     """The names of the runs of all seeds, (seeds, levels, arms), each arm at the rate of the sweep
-    with the most paintings all right, or if several have as many, the most attributes."""
+    with the most paintings all right under the training's prompt, then the most attributes."""
     def order(arm, rate):
-        digits = "".join(runs[f"{arm} | {SWEEP_LEVEL} | {rate} | 0"]["right"].values())
+        digits = runs[f"{arm} | {SWEEP_LEVEL} | {rate} | 0"]["right"]["training's prompt"]
         return digits.count("f"), sum(int(digit, 16).bit_count() for digit in digits)
     best = {arm: max(RATES, key=partial(order, arm)) for arm in ARMS}
     return np.array([[[f"{arm} | {level} | {rate} | {seed}" for arm, rate in best.items()]
