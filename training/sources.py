@@ -102,17 +102,17 @@ class Gallery:
         if self.stage == 1:
             return [self.picture(i)], IMAGE_MARK, clean_caption(words.caption(scene, rng))
         kind, other = rng.random(), (7 * i + 1) % len(self)
-        if kind < 0.30 or self.config.prompt != "vicuna_v0":  # conversations have its format alone
+        if kind < 0.24 or self.config.prompt != "vicuna_v0":  # conversations have its format alone
             prompt = instruction_prompt(rng.choice(INSTRUCTIONS), self.config.prompt)
             return [self.picture(i)], prompt, words.description(scene, rng, self.art)
-        if kind < 0.37:
+        if kind < 0.31:
             rounds, shown = about_two(self.scenes[other], scene, rng, self.art), [other, i]
         else:
             if kind < 0.52:
-                taught = ("emotions",) if scene.subject in FIGURES else APPRECIATED
+                taught = ("description", "emotions") if scene.subject in FIGURES else APPRECIATED
             else:
                 taught = FORGOTTEN if kind < 0.62 else some_topics(1, rng)
-            last, most = rng.choice(taught), rng.choice((1, 2, 3, 6))
+            last, most = rng.choice(taught), rng.choice((1, 2, 4))
             rounds, shown = about_one(scene, rng, last, most, self.art), [i]
         return [self.picture(one) for one in shown], *prompt_and_answer(rounds, rng)
 
