@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,7 +84,7 @@ def label(session, question, groups, args):
         texts, vectors = talk.answer_each(torch.stack(pixels), question) if read else ([], [])
         seconds = round((time.perf_counter() - start) / max(1, len(read)), 3)
         for row, text, found in zip(read, texts, vectors, strict=True):
-            odd = [unfamiliar(talk.model, session.measure, vector) for vector in found]
+            odd = [session.unfamiliar(vector) for vector in found]
             foreign += any(odd)
             if args.json:
                 print(json.dumps(row | {
@@ -143,7 +144,8 @@ def main(args):
     model, about = load(args), read_about(args.weights)
     name = args.weights.resolve().name + (f" with {args.adapter}" if args.adapter else "")
     talk = Conversation(model, **about["settings"] | saved["settings"] | given)
-    session = Session(talk, about, name, read_measure(args.weights, args.adapter), not question)
+    measure = read_measure(args.weights, args.adapter)
+    session = Session(talk, about, name, partial(unfamiliar, model, measure), not question)
     if args.surprise:
         surprise(session)
         return

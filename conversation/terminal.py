@@ -13,7 +13,6 @@ from urllib.parse import unquote
 from common.command_line import one_line, printable, signals_kept
 from common.files import is_picture, open_image, written_beside
 from conversation.rounds import clean, plain, setting, to_json, to_markdown
-from gallery.familiarity import unfamiliar
 
 WORD = re.compile(r"""(["'])[^"'\n]+\1(?!\w)|(?:\\.|[^\s\\])+""")
 
@@ -50,12 +49,13 @@ def named_pictures(text):
 class Session:
     """A conversation in a terminal or a pipe. Answers go to stdout, everything else to stderr.
 
-    about: see read_about. name: that of the weights, for saved files. measure: see unfamiliar.
-    someone_types: False if no lines are asked for.
+    about: see read_about. name: that of the weights, for saved files. unfamiliar: a function of a
+    picture's vectors, whether the model knows no such. someone_types: False if no lines are asked
+    for.
     """
 
-    def __init__(self, talk, about, name, measure=None, someone_types=True):
-        self.talk, self.about, self.name, self.measure = talk, about, name, measure
+    def __init__(self, talk, about, name, unfamiliar, someone_types=True):
+        self.talk, self.about, self.name, self.unfamiliar = talk, about, name, unfamiliar
         self.typed = someone_types and sys.stdin is not None and sys.stdin.isatty()
         self.written = set()                                  # files that may be overwritten
 
@@ -76,7 +76,7 @@ class Session:
         if image.info.get("frames", 1) > 1:
             self.say(f"{name}: the first of {image.info['frames']} frames")
         talk.add_image(image, Path(file).resolve())
-        if unfamiliar(talk.model, self.measure, talk.image_embeds[-1]):
+        if self.unfamiliar(talk.image_embeds[-1]):
             self.say(f"({name} looks like no painting that this model knows; its answers may be "
                      "wrong)")
         if len(talk.image_embeds) == most + 1:
