@@ -203,8 +203,9 @@ def command_line():
         help="of AdamW; default: %(default)s")
     add("--fsdp", action="store_true",
         help="spread the model over torchrun's processes, frozen weights included")
+    # On two CPU cores a worker takes more time from the model than it saves.
     add("--workers", type=number(int, 0, 1024), default=int(device == "cuda"), metavar="N",
-        help="processes that read pictures, for each training process; default: 1 for CUDA")
+        help="processes that read pictures, for each training process; default: %(default)s")
     group = parser.add_argument_group("changes of the recipe")
     for name, (kind, low, high), meaning in (
             ("steps", (int, 1, 10 ** 8), "length of the run, in optimizer steps"),

@@ -49,14 +49,13 @@ def named_pictures(text):
 class Session:
     """A conversation in a terminal or a pipe. Answers go to stdout, everything else to stderr.
 
-    about: see read_about. name: that of the weights, for saved files. unfamiliar: a function of a
-    picture's vectors, whether the model knows no such. someone_types: False if no lines are asked
-    for.
+    about: see read_about. name: that of the weights, for saved files. unfamiliar: a function (image
+    vectors (Q, D)) -> whether they are unlike those of training. asks: whether lines are asked for.
     """
 
-    def __init__(self, talk, about, name, unfamiliar, someone_types=True):
+    def __init__(self, talk, about, name, unfamiliar, asks):
         self.talk, self.about, self.name, self.unfamiliar = talk, about, name, unfamiliar
-        self.typed = someone_types and sys.stdin is not None and sys.stdin.isatty()
+        self.typed = asks and sys.stdin is not None and sys.stdin.isatty()
         self.written = set()                                  # files that may be overwritten
 
     def say(self, text):
