@@ -5,13 +5,14 @@
 A kill is SIGKILL, of which the process hears nothing before. The first kill and every second one
 after it come while a checkpoint is half-written, the others at a random moment.
 """
-import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from PIL import Image
@@ -27,8 +28,7 @@ def small_data(folder, pairs=12):
     """A folder of small pictures of one colour, with a caption each."""
     folder.mkdir(parents=True)
     for i in range(pairs):
-        picture = Image.new("RGB", (40, 40), (20 * i, 255 - 20 * i, 99))
-        picture.save(folder / f"{i}.jpg")
+        Image.new("RGB", (40, 40), (20 * i, 255 - 20 * i, 99)).save(folder / f"{i}.jpg")
         (folder / f"{i}.txt").write_text(f"A picture with {i} red houses and a lake.")
     return folder
 
@@ -46,17 +46,18 @@ def run_and_kill(flags, out, kills):
         process = subprocess.Popen(
             [sys.executable, "-c", SAVING, *flags, "--resume"], env=ENVIRONMENT,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if number % 2 == 1:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(rng.uniform(0, 4))
-        old, seen, wanted = set(out.glob(PART)), set(), (1 - number % 2) * rng.randrange(1, 6)
-        while process.poll() is None and len(seen) < wanted:
-            seen.update(set(out.glob(PART)) - old)
+        time.sleep(number % 2 * rng.uniform(0, 4))
+        old, seen, wanted = set(out.glob(PART)), set(), rng.randrange(1, 6)
+        while number % 2 == 0 and process.poll() is None and not seen & set(out.glob(PART)):
+            process.send_signal(signal.SIGCONT)
+            while process.poll() is None and len(seen) < wanted:
+                seen.update(set(out.glob(PART)) - old)
+            process.send_signal(signal.SIGSTOP)               # is it whole by now? then the next
+            time.sleep(0.01)
+            wanted += 1
         process.kill()
-        process.wait()
-        if process.returncode != -9:
-            raise SystemExit(f"the run ended, with code {process.returncode}, before kill "
-                             f"{number + 1}")
+        if process.wait() != -9:
+            raise SystemExit(f"the run ended with {process.returncode}, before kill {number + 1}")
         saved = [file.name for file in sorted(out.glob("checkpoint-*.pt"))]
         half = [f"half-written {file.stat().st_size} bytes" for file in out.glob(PART)]
         print(f"kill {number + 1}:", *saved[-1:], *half)
