@@ -5,7 +5,6 @@ import numpy as np
 
 FEWEST_ITEMS = 8                                              # with fewer there is no interval
 LEAN = 0.2          # items: how much a group's scatter leans on that of all; most where it has two
-HEADING = ("difference", "95 % interval", "wins, ties, losses")
 Difference = namedtuple("Difference", "mean low high wins ties losses")    # of the first model
 
 
@@ -25,43 +24,24 @@ def paired_difference(first, second, groups=None):
     names, place, sizes = np.unique(groups[known], return_inverse=True, return_counts=True)
     if len(names) < max(len(np.unique(groups)), 1):
         return None
-    first, second = first[:, known], second[:, known]
     weights = 1 / (len(sizes) * sizes[place])                 # (N,), their sum is 1
-    differences = first.mean(axis=0) - second.mean(axis=0)    # (N,)
+    models = first[:, known], second[:, known]
+    differences = models[0].mean(axis=0) - models[1].mean(axis=0)        # (N,)
     mean, low, high = float(weights @ differences), None, None
-    variance, freedom = uncertainty(first, second, weights, place)
-    if len(differences) >= FEWEST_ITEMS and variance > 1e-12:
+    deviations = differences - (np.bincount(place, differences) / sizes)[place]
+    squares, freedoms = np.bincount(place, deviations ** 2), np.maximum(sizes - 1, 1)
+    pooled = squares.sum() / max(len(place) - len(sizes), 1)
+    scatter = (squares + LEAN * pooled) / (sizes - 1 + LEAN)  # of a group's items
+    parts = list(zip(scatter / sizes / len(sizes) ** 2, freedoms, strict=True))
+    seeds = [scores @ weights for scores in models if len(scores) > 1]
+    parts += [(means.var(ddof=1) / len(means), len(means) - 1) for means in seeds]
+    variance = sum(part for part, _ in parts)
+    if len(differences) >= FEWEST_ITEMS and variance > 1e-12:            # Welch, Satterthwaite
+        freedom = variance ** 2 / sum(part ** 2 / freedom for part, freedom in parts)
         reach = student(0.95, freedom) * variance ** 0.5
         low, high = mean - reach, mean + reach
     signs = np.sign(differences.round(12)).tolist()
     return Difference(mean, low, high, *(signs.count(sign) for sign in (1, 0, -1)))
-
-
-def uncertainty(first, second, weights, place):
-    """(variance of the mean difference, its degrees of freedom by Welch and Satterthwaite).
-
-    weights (N,); place (N,): the number of each item's group. Items scatter within their group;
-    seeds around their model's mean. What both count is taken out once.
-    """
-    differences, sizes = first.mean(axis=0) - second.mean(axis=0), np.bincount(place)
-    deviations = differences - (np.bincount(place, differences) / sizes)[place]
-    squares, freedoms = np.bincount(place, deviations ** 2), np.maximum(sizes - 1, 1)
-    pooled = squares.sum() / max(len(place) - len(sizes), 1)
-    scatter = (squares + LEAN * pooled) / (sizes - 1 + LEAN)
-    parts = scatter / sizes / len(sizes) ** 2
-    variance = items = parts.sum()
-    seeds = len(first) + len(second) - 2
-    if seeds:
-        squares = shared = 0.0
-        for model in (first, second):
-            means = model @ weights                           # (S,)
-            squares += ((means - means.mean()) ** 2).sum()
-            rest = model - model.mean(axis=0) - (means - means.mean())[:, None]
-            shared += (rest ** 2 @ weights ** 2).sum() / max(len(model) - 1, 1) / len(model)
-        part = squares / seeds * (1 / len(first) + 1 / len(second))
-        variance = max(items + part - shared, items)
-        parts, freedoms = np.append(parts, part), np.append(freedoms, seeds)
-    return variance, parts.sum() ** 2 / max((parts ** 2 / freedoms).sum(), 1e-30)
 
 
 def student(level, freedom):
@@ -70,12 +50,3 @@ def student(level, freedom):
     density = np.cos(angles) ** (freedom - 1)
     share = np.concatenate(([0], np.cumsum(density[1:] + density[:-1])))
     return freedom ** 0.5 * np.tan(np.interp(level, share / share[-1], angles))
-
-
-def cells(difference, digits=2, scale=1):
-    """A Difference as three texts for a table: mean, interval, and wins, ties, losses."""
-    if difference is None:
-        return ["–"] * 3
-    mean, low, high, *counts = difference
-    ends = [] if low is None else [f"{scale * value:+.{digits}f}" for value in (low, high)]
-    return [f"{scale * mean:+.{digits}f}", " to ".join(ends) or "–", ", ".join(map(str, counts))]

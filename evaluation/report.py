@@ -10,11 +10,12 @@ import numpy as np
 
 from common.files import written_beside
 from common.page import html_table, markdown_table, page, paragraph
-from common.paired import HEADING, cells, paired_difference
+from common.paired import paired_difference
 from evaluation.answers import BENCHMARKS
 from evaluation.judges import answer_id, card, read_scores
 
 OVERALL = "overall"                                           # the mean of the four, a quarter each
+HEADING = ("difference", "95 % interval", "wins, ties, losses")
 
 # The scores of the paper's tables 1 to 3, item by item, and the averages as it prints them.
 PUBLISHED = {
@@ -55,6 +56,15 @@ def average_table(caption, scores, benchmarks):
             spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
             lines[-1].append("–" if np.isnan(values).any() else f"{values.mean():.2f}{spread}")
     return caption, ["model", *BENCHMARKS, OVERALL], lines
+
+
+def cells(difference):
+    """A Difference as three texts for a table: mean, interval, and wins, ties, losses."""
+    if difference is None:
+        return ["–"] * 3
+    mean, low, high, *counts = difference
+    interval = "–" if low is None else f"{low:+.2f} to {high:+.2f}"
+    return [f"{mean:+.2f}", interval, ", ".join(map(str, counts))]
 
 
 def difference_table(scores, benchmarks):
