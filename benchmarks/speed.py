@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from artgpt4 import ArtGPT4, Config, KVCache
-from common.int8 import Int8Linear, is_int8, quantised, two_digits
+from common.int8 import Int8Linear, is_int8, quantised
 from common.page import markdown_table
 
 SHAPES = {
@@ -98,11 +98,11 @@ def machine_limits(device):
     square = torch.randn(2048, 2048, device=device)
     layer = Int8Linear(2048, 11264).to(device)
     layer.pack()
-    digits, _ = two_digits(torch.randn(64, 2048, device=device))                 # 128 rows
+    x, digits = torch.randn(64, 2048, device=device), 1 if layer.packed is None else 2
     return {
         "bytes read": memory.nbytes / seconds(memory.amax),
         "float32 operations": 2 * 2048 ** 3 / seconds(lambda: square @ square),
-        "int8 operations": 2 * 128 * 2048 * 11264 / seconds(lambda: layer.product(digits), 20),
+        "int8 operations": digits * 2 * 64 * 2048 * 11264 / seconds(lambda: layer(x), 20),
     }
 
 

@@ -2,7 +2,6 @@
 import contextlib
 import io
 import json
-import math
 import os
 import re
 import secrets
@@ -11,7 +10,6 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -30,9 +28,7 @@ FOREIGN = (                   # what files begin with that are taken for picture
     (rb"(?i)\s*<(!doctype )?html", "a web page; download the file itself"),
     (rb"PK|\x80\x02", "a checkpoint that torch.save wrote; convert_weights.py reads it"),
     (rb"[{\[]", "JSON"), (rb"....ftyp(hei|hev|mif1|msf1)", "a HEIC picture, as phones take them"))
-MOST_PIXELS = 50_000_000      # that are decoded
-SIDE = 2048                   # pixels that the shorter side of a large JPEG keeps at least
-Image.MAX_IMAGE_PIXELS = None                                 # MOST_PIXELS is in its place
+Image.MAX_IMAGE_PIXELS = 100_000_000                          # Pillow refuses twice as many
 warnings.filterwarnings("ignore", module="PIL")               # on metadata that nobody needs
 
 
@@ -40,15 +36,11 @@ def is_picture(path):
     return Path(path).suffix.lower() in PICTURE_SUFFIXES
 
 
-def open_image(path, stream=None, side=SIDE):
+def open_image(path, stream=None, side=None):
     """The picture in a file, as an upright RGB image, on white where it is transparent; of an
-    animation or of several pages the first.
-
-    image.info has its "size" in the file, since a large JPEG is decoded at reduced size, and its
-    number of "frames". stream: a binary one to read instead; path is then its name. side: what a
-    JPEG's shorter side keeps, pixels. Raises ValueError, naming the file, for what is no picture,
-    damaged, or larger than MOST_PIXELS.
-    """
+    animation or of several pages the first. stream: a binary one to read instead; path is then its
+    name. side: the least of its shorter side, in pixels, to which a JPEG may be scaled while it is
+    decoded. Raises ValueError, naming the file, for what is no picture, damaged or too large."""
     if stream is None:
         check_file(path)
         stream = open(path, "rb")
@@ -62,31 +54,21 @@ def open_image(path, stream=None, side=SIDE):
         if image.format == "PNG":                             # decoding alone compares no checksums
             image.verify()
             image = Image.open(content, formats=FORMATS)
-        size, frames = image.size, getattr(image, "n_frames", 1)
-        image.draft(None, [round(side / min(size) * length) for length in size])
-        decoded = image.size
-        if math.prod(decoded) > MOST_PIXELS:
-            raise ValueError(f"{size[0]} x {size[1]} pixels, and at most {MOST_PIXELS:,} are "
-                             "decoded; scale it down")
+        if side is not None:
+            image.draft(None, (side, side))
         image.load()
         with contextlib.suppress(Exception):                  # odd EXIF turns nothing
             ImageOps.exif_transpose(image, in_place=True)
-        upright = to_rgb(image)
-        upright.info = {"size": size if image.size == decoded else size[::-1],
-                        "frames": 1 if image.format == "MPO" else frames}    # a JPEG's previews
-        return upright
+        return to_rgb(image)
 
 
 def to_rgb(image):
-    """A PIL image of any mode as RGB. Numbers that are no bytes are scaled so that white is their
-    largest if that is at most 1, else the least of 255, 511, 1023, ... that holds them all."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64)
-        low, top = values.min(), values.max()
-        if not 0 <= low <= top < math.inf:                    # nor is NaN
-            raise ValueError(f"a picture of mode {image.mode} with values that are no shades")
-        scale = max(255, 2.0 ** math.frexp(top)[1] - 1) if top > 1 else top or 1
-        image = Image.fromarray((values / scale * 255).round().astype(np.uint8))
+    """A PIL image as RGB. Shades of 16 bits become those of 8; ones without a known white, as in
+    scientific TIFFs, are a ValueError."""
+    if image.mode in ("I", "F"):
+        raise ValueError(f"a picture of 32-bit shades (mode {image.mode}); save it with 8 or 16")
+    if image.mode.startswith("I;16"):
+        image = image.point(lambda shade: shade / 257)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -97,16 +79,13 @@ def pictures_below(folder):
     """(the pictures in a folder and below it, sorted; {reason: how many files are left out}).
     Links to folders are not followed."""
     found, left_out = [], Counter()
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for file in (Path(place, name) for name in names):
-            if file.name.startswith("."):
-                left_out["hidden"] += 1
-            elif is_picture(file):
-                found.append(file)
-            else:
-                left_out[file.suffix or "no suffix"] += 1
-    return sorted(found), dict(left_out)
+    for file in sorted(Path(folder).rglob("*")):
+        hidden = any(name.startswith(".") for name in file.relative_to(folder).parts)
+        if is_picture(file) and not hidden:
+            found.append(file)
+        elif not file.is_dir():
+            left_out["hidden" if hidden else file.suffix or "no suffix"] += 1
+    return found, dict(left_out)
 
 
 # ---- Texts

@@ -1,26 +1,26 @@
-"""int8 in one linear layer: a frozen matrix at a byte a weight, and activations of two digits.
+"""int8 in one linear layer: a frozen matrix at a byte a weight, which a token reads in a quarter of
+the time that floats take.
 
     y = x W^T      x (T, in) activations, W (out, in) int8 with a scale a row: W = weight * scale
 
-A product of integers is several times as fast as one of floats, and at a byte a weight it reads a
-quarter of the memory. One int8 digit is too coarse for activations: a few columns of a language
-model's activations are far larger than the rest (LLM.int8(), 2022) and leave the rest of their
-row no resolution. So a row of x becomes two digits, as in 37 = 3 * 10 + 7:
+A few columns of a language model's activations are far larger than the rest (LLM.int8(), 2022), so
+one int8 digit is too coarse for them: it leaves the rest of their row no resolution. Where a CPU
+multiplies integers exactly, which is several times as fast as floats, a row of x becomes two
+digits, as in 37 = 3 * 10 + 7:
 
     x = unit * (256 * high + low)        unit = largest / 32512
 
-Both digits are rows of one product, which gives the two halves of y. With one token that is two
-rows, and they cost what one costs: the time goes into reading the matrix.
+Both are rows of one product, which gives the two halves of y. Elsewhere x stays as it is.
 """
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 ZERO = 128                                                    # a digit d is stored as d + 128
-ROWS = 1024                                                   # floats at a time, going backward
 LARGEST = 127 * 256                                           # of |256 * high + low|
+ROWS = 1024                                                   # of a matrix, as floats at a time
+FEW = 64                                                      # rows of x that bfloat16 is fast for
 
 
 def quantise(rows):
@@ -38,60 +38,48 @@ def two_digits(x):
     return places[..., :2].permute(2, 0, 1).flatten(0, 1), unit
 
 
-def packed_product(digits, packed, scale):
-    """digits uint8 (N, in) times a matrix (out, in) -> float32 (N, out), on a CPU. packed: the
-    matrix in the order in which oneDNN reads it (what torch.compile uses for int8 models)."""
+def packed_product(x, packed, scale):
+    """x (T, in) times a matrix (out, in) -> float32 (T, out), on a CPU where exact() holds. packed:
+    the matrix in the order in which oneDNN reads it (what torch.compile uses for int8 models)."""
+    digits, unit = two_digits(x)
     zeros = torch.zeros(len(scale), dtype=torch.int64)
-    return torch.ops.onednn.qlinear_pointwise(digits, 1.0, ZERO, packed, scale.float(), zeros, None,
-                                              1.0, 0, torch.float32, "none", [], "")
-
-
-def plain_product(digits, weight, scale):
-    """The same with the matrix as it is stored, int8 (out, in), on any device."""
-    digits = digits.bitwise_xor(ZERO).view(torch.int8)        # without the 128
-    n, out = len(digits), len(weight)
-    if digits.is_cuda:                        # there all sizes are multiples of 8, and N above 16
-        inner = -digits.shape[1] % 8
-        digits = F.pad(digits, (0, inner, 0, max(24 - n, -n % 8)))
-        if inner or out % 8:
-            weight = F.pad(weight, (0, inner, 0, -out % 8))
-    elif not exact():
-        return (digits.float() @ weight.float().t()).mul_(scale)
-    return torch._int_mm(digits, weight.t())[:n, :out].float().mul_(scale)
+    y = torch.ops.onednn.qlinear_pointwise(digits, 1.0, ZERO, packed, scale.float(), zeros, None,
+                                           1.0, 0, torch.float32, "none", [], "")
+    low, high = y.chunk(2)
+    return low.add_(high, alpha=256).mul_(unit)
 
 
 @cache
 def exact():
     """Whether this CPU's integer product of the largest digits is exact, and can be packed. Without
     VNNI instructions pairs of products are added in 16 bits, which overflow."""
-    digits = torch.full((2, 256), 255, dtype=torch.uint8)
-    weight = torch.full((32, 256), 127, dtype=torch.int8)
+    weight, ones = torch.full((32, 256), 127, dtype=torch.int8), torch.ones(2, 256)
     try:
-        packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        found = packed_product(digits, packed, torch.ones(32))
+        found = packed_product(ones, torch.ops.onednn.qlinear_prepack(weight, None), ones[0, :32])
     except (AttributeError, RuntimeError):                    # a torch without oneDNN
         return False
-    return bool((found == 127 * 127 * 256).all())
+    return bool((found - 127 * 256).abs().max() < 1)
 
 
 class Int8Matmul(torch.autograd.Function):
-    """x (T, in) times the matrix of an Int8Linear, with a gradient to x; the matrix is frozen."""
+    """x (T, in) times weight (out, in) and scale (out,), which are frozen and never floats as a
+    whole -> (T, out)."""
 
     @staticmethod
-    def forward(ctx, x, weight, scale, product):
+    def parts(weight, scale, dtype):
+        """The matrix in floats, ROWS at a time."""
+        for part, scales in zip(weight.split(ROWS), scale.split(ROWS), strict=True):
+            yield (part * scales[:, None]).to(dtype)
+
+    @staticmethod
+    def forward(ctx, x, weight, scale):
         ctx.save_for_backward(weight, scale)
-        digits, unit = two_digits(x)
-        low, high = product(digits).chunk(2)                  # (T, out) each
-        y = low.add_(high, alpha=256).mul_(unit)
-        return y.to(x.dtype, copy=ctx.needs_input_grad[0])    # a copy keeps no memory of `high`
+        return torch.cat([x @ part.t() for part in Int8Matmul.parts(weight, scale, x.dtype)], dim=1)
 
     @staticmethod
     def backward(ctx, grad):
-        weight, scale = ctx.saved_tensors
-        scaled, grad_x = grad.float() * scale, 0
-        for columns, rows in zip(scaled.split(ROWS, dim=1), weight.split(ROWS), strict=True):
-            grad_x = grad_x + columns @ rows.float()          # never the whole matrix as floats
-        return grad_x.to(grad.dtype), None, None, None
+        parts = Int8Matmul.parts(*ctx.saved_tensors, grad.dtype)
+        return sum(map(torch.matmul, grad.split(ROWS, dim=1), parts)), None, None
 
 
 class Int8Linear(nn.Module):
@@ -106,15 +94,17 @@ class Int8Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs), requires_grad=False) if bias else None
 
     def forward(self, x):                                     # (..., in) -> (..., out)
-        y = Int8Matmul.apply(x.flatten(0, -2), self.weight, self.scale, self.product)
-        y = y.view(*x.shape[:-1], -1)
+        rows = x.flatten(0, -2)
+        few = len(rows) <= FEW and self.in_features % 32 == 0 and rows.is_cpu
+        if self.packed is not None:
+            y = packed_product(rows, self.packed, self.scale)
+        elif few and not x.requires_grad:
+            ones = torch.ones_like(self.scale, dtype=torch.bfloat16)
+            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, ones) * self.scale
+        else:
+            y = Int8Matmul.apply(rows, self.weight, self.scale)
+        y = y.to(x.dtype).view(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
-
-    def product(self, digits):
-        """Digits uint8 (N, in) times the matrix -> floats (N, out)."""
-        if self.packed is None:
-            return plain_product(digits, self.weight, self.scale)
-        return packed_product(digits, self.packed, self.scale)
 
     def pack(self):
         """Keep the weight in oneDNN's order alone, where that is possible: for answering only."""
@@ -140,19 +130,17 @@ def quantised(llama=True, vit=False):
         for name, linear in list(model.named_modules()):
             weight, scale = state.get(f"{name}.weight"), state.get(f"{name}.scale")
             wanted = asked.get(name.partition(".")[0]) or scale is not None
-            if type(linear) is not nn.Linear or not wanted:   # adapters are of another class
-                continue
-            with torch.device("meta"):
-                int8 = Int8Linear(linear.in_features, linear.out_features, linear.bias is not None)
-            model.set_submodule(name, int8)
-            if weight is None:                                # load_state_dict names it
-                continue
+            if type(linear) is not nn.Linear or not wanted or weight is None:
+                continue                                      # adapters are of another class
             if scale is None and weight.is_floating_point():
                 weight, scale = quantise(weight)
             if weight.dtype != torch.int8 or scale is None or not scale.isfinite().all():
                 raise ValueError(f"{name}.weight is {weight.dtype}; expected finite floats, or "
                                  "int8 with a finite scale a row")
             state |= {f"{name}.weight": weight, f"{name}.scale": scale.float().flatten()}
+            sizes = linear.in_features, linear.out_features, linear.bias is not None
+            with torch.device("meta"):
+                model.set_submodule(name, Int8Linear(*sizes))
     return prepare
 
 

@@ -70,10 +70,7 @@ class Session:
     def add(self, image, file):
         """Add a picture to the conversation, and say what is unusual about it."""
         talk, name, most = self.talk, printable(Path(file).name), self.about["pictures"]
-        width, height = image.info.get("size", image.size)
-        self.note(f"{name}, {width} x {height}")
-        if image.info.get("frames", 1) > 1:
-            self.say(f"{name}: the first of {image.info['frames']} frames")
+        self.note(f"{name}, {image.width} x {image.height}")
         talk.add_image(image, Path(file).resolve())
         if self.unfamiliar(talk.image_embeds[-1]):
             self.say(f"({name} looks like no painting that this model knows; its answers may be "

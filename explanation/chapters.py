@@ -24,7 +24,7 @@ LARGE = 1e9                                                   # parameters
 
 def patches(tour):
     """Pixels and patches"""
-    config, grid, (width, height) = tour.model.config, tour.grid, tour.image.info["size"]
+    config, grid, (width, height) = tour.model.config, tour.grid, tour.image.size
     size, patch, low, high = config.image_size, config.patch_size, *tour.pixels.aminmax()
     text = (
         f"The picture, {width} × {height} pixels, becomes {size} × {size}, whatever its shape was. "

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from common import files
 from common.files import open_image, pictures_below, read_json, read_text, written_beside
 
 # ---- Pictures
@@ -35,9 +34,8 @@ def test_what_is_no_raster_picture_is_refused_by_name(tmp_path, make):
 @pytest.mark.parametrize("mode, value, seen", [
     ("RGB", (10, 200, 30), (10, 200, 30)), ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
     ("LA", (0, 0), (255, 255, 255)), ("1", 1, (255,) * 3), ("I;16", 40000, (155, 155, 155)),
-    ("I;16", 2048, (127, 127, 127)), ("I", 200, (200, 200, 200)), ("F", 0.5, (255, 255, 255)),
-    ("F", 128.0, (128, 128, 128)), ("F", float("nan"), None), ("F", float("inf"), None),
-    ("F", -1.0, None), ("CMYK", (0, 255, 255, 0), (254, 0, 0))])
+    ("I;16", 65535, (255, 255, 255)), ("I", 200, None), ("F", 0.5, None), ("F", 128.0, None),
+    ("CMYK", (0, 255, 255, 0), (254, 0, 0))])
 def test_any_mode_becomes_the_colours_one_sees_or_is_refused(tmp_path, mode, value, seen):
     Image.new(mode, (9, 7), value).save(tmp_path / "a.tiff")
     if seen is None:
@@ -58,7 +56,7 @@ def test_a_photo_is_turned_as_its_exif_says_whatever_else_that_holds(tmp_path, n
     own = {"tiffinfo": {0x0112: 6}} if name == "a.tiff" else {"exif": exif}
     image.save(tmp_path / name, **own)
     opened = open_image(tmp_path / name)
-    assert opened.size == opened.info["size"] == (20, 40)
+    assert opened.size == (20, 40)
     assert opened.getpixel((10, 5))[0] < 30 and opened.getpixel((10, 35))[0] > 220
 
 
@@ -76,16 +74,15 @@ def test_a_png_is_read_from_a_pipe_too_and_a_damaged_one_is_not_described_as_if_
             open_image("a.png", io.BytesIO(damaged))
 
 
-def test_too_many_pixels_are_refused_but_of_a_jpeg_decoded_smaller(tmp_path, monkeypatch):
+def test_a_jpeg_may_be_decoded_smaller_and_too_many_pixels_are_refused(tmp_path, monkeypatch):
     picture = Image.linear_gradient("L").resize((1000, 801)).convert("RGB")
-    for name in ("a.jpg", "a.png"):
+    for name, size in (("a.jpg", (250, 201)), ("a.png", (1000, 801))):
         picture.save(tmp_path / name)
         assert open_image(tmp_path / name).size == (1000, 801)
-    monkeypatch.setattr(files, "MOST_PIXELS", 400_000)        # too few for the whole picture
-    image = open_image(tmp_path / "a.jpg", side=200)
-    assert image.size == (250, 201) and image.info["size"] == (1000, 801)
-    assert abs(image.getpixel((100, 100))[0] - 127) < 3
-    with pytest.raises(ValueError, match="a.png: 1000 x 801"):
+        image = open_image(tmp_path / name, side=200)
+        assert image.size == size and abs(image.getpixel((100, size[1] // 2))[0] - 127) < 3
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400_000)
+    with pytest.raises(ValueError, match=r"a.png: .*801000 pixels"):
         open_image(tmp_path / "a.png")
 
 
@@ -95,7 +92,7 @@ def test_of_an_animation_it_is_the_first_frame(tmp_path, name, frames):
     red.save(tmp_path / name, save_all=frames > 1, append_images=others)
     image = open_image(tmp_path / name)
     red, green, _ = image.getpixel((4, 4))
-    assert red > 240 and green < 15 and image.info["frames"] == frames
+    assert red > 240 and green < 15
 
 
 def test_pictures_of_a_folder_are_found_below_it_and_the_rest_is_counted(tmp_path):
@@ -106,7 +103,7 @@ def test_pictures_of_a_folder_are_found_below_it_and_the_rest_is_counted(tmp_pat
     found, left_out = pictures_below(tmp_path)
     names = [str(file.relative_to(tmp_path)) for file in found]
     assert names == ["b.JFIF", "sub/a.png", "sub/deep/c.heic"]
-    assert left_out == {".txt": 1, "hidden": 1}
+    assert left_out == {".txt": 1, "hidden": 2}
 
 
 # ---- Texts and weights

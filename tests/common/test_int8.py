@@ -8,7 +8,7 @@ import torch
 
 from artgpt4 import ArtGPT4, Config
 from common import int8
-from common.int8 import Int8Linear, exact, is_int8, pack, quantise, quantised, two_digits
+from common.int8 import Int8Linear, exact, is_int8, pack, quantise, quantised
 from common.models import TINY
 from tests.conftest import DEVICES
 
@@ -31,45 +31,42 @@ def layer(inputs, outputs, bias=False, device="cpu"):
 
 @pytest.mark.parametrize("rows", [1, 7, 128])
 @on_every_device
-def test_two_digits_keep_what_columns_of_outliers_leave_of_the_rest(rows, device):
+def test_columns_of_outliers_leave_the_rest_of_a_row_its_resolution(rows, device):
     made, matrix = layer(4000, 300, device=device)
     held = made.weight.float() * made.scale[:, None]
     x = torch.randn(rows, 4000).to(device)
     x[:, ::1000] *= 60                        # one column in a thousand at 60 times the rest
     x *= torch.logspace(-19, 3, rows).to(device)[:, None]
-    assert error(made(x), x @ held.t()) <= 0.001
-    assert error(made(x), x @ matrix.t()) <= 0.012            # the weights' own rounding
-    for row, y in zip(x, made(x), strict=True):               # a row alone and among others
-        assert error(made(row[None])[0], y) < 1e-6 and error(y, held @ row) <= 0.001
+    for most in (0.005, 0.001 if exact() else 0.005):
+        assert error(made(x), x @ held.t()) <= most           # few rows alone are in bfloat16
+        assert error(made(x), x @ matrix.t()) <= 0.013        # the weights' own rounding
+        for row, y in zip(x, made(x), strict=True):
+            assert error(made(row[None])[0], held @ row) <= most and error(y, held @ row) <= most
+        made.pack()
+        assert (made.packed is not None) == (device == "cpu" and exact())
+        assert (made.packed is None) == (made.weight.numel() > 0)
 
 
-@pytest.mark.parametrize("inputs, outputs", [(320, 48), (96, 33), (50, 7), (4096, 64)])
-@pytest.mark.parametrize("mean", [0, 5])                      # 5: sums beyond 2^24, rounded
+@pytest.mark.parametrize("inputs, outputs", [(320, 48), (96, 33), (50, 7), (48, 9), (31, 1), (4096, 64)])
+@pytest.mark.parametrize("rows, most", [(9, 0.005), (65, 1e-6)])
 @on_every_device
-def test_products_plain_or_packed_are_those_of_exact_numbers(inputs, outputs, mean, device):
+def test_products_are_those_of_exact_numbers(inputs, outputs, rows, most, device):
     made, _ = layer(inputs, outputs, device=device)
-    made.weight.data.add_(mean).clamp_(-127, 127)
-    digits = [two_digits(torch.randn(rows, inputs) + mean)[0].to(device) for rows in (1, 9, 40)]
-    matrix = made.weight.double().t() * made.scale.double()
-    plain = [made.product(x) for x in digits]
-    made.pack()
-    assert (made.packed is not None) == (device == "cpu" and exact()) == (not made.weight.numel())
-    for x, found in zip(digits, plain, strict=True):
-        right = (x.double() - 128) @ matrix
-        for y in (found, made.product(x)):
-            assert y.dtype == torch.float32 and y.device == made.scale.device
-            atol = 1e-6 * right.abs().max().item() if mean else 0
-            assert torch.allclose(y.double(), right, rtol=1e-6, atol=atol)
+    x = torch.randn(rows, inputs).to(device) + 5
+    right = x.double() @ (made.weight.double() * made.scale.double()[:, None]).t()
+    for _ in range(2):
+        assert made(x).dtype == torch.float32 and error(made(x).double(), right) < most
+        made.pack()
+        most = 1e-4 if made.packed is not None else most
 
 
-def test_a_cpu_whose_integer_product_overflows_computes_in_floats(monkeypatch):
-    monkeypatch.setattr(int8, "packed_product", lambda digits, *_: torch.zeros(len(digits), 32))
+def test_a_cpu_whose_integer_product_overflows_is_found_out(monkeypatch):
+    monkeypatch.setattr(int8, "packed_product", lambda x, *_: torch.zeros(len(x), 32))
     monkeypatch.setattr(int8, "exact", cache(exact.__wrapped__))
-    monkeypatch.setattr(torch, "_int_mm", None)
     made, matrix = layer(256, 8)
     made.pack()
     x = torch.randn(3, 256)
-    assert not int8.exact() and made.packed is None and error(made(x), x @ matrix.t()) < 0.012
+    assert not int8.exact() and made.packed is None and error(made(x), x @ matrix.t()) < 0.013
 
 
 @on_every_device
