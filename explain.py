@@ -16,9 +16,8 @@ from pathlib import Path
 from common.command_line import command_parser, printable, run_command
 from common.files import open_image, written_beside
 from common.models import SAMPLES, describe, load, model_flags
-from common.page import page, paragraph
 from explanation.chapters import chapters, counts
-from explanation.figures import STYLE, drawings, picture_style
+from explanation.figures import STYLE, drawings, page, paragraph, picture_style
 from explanation.recording import Tour
 from gallery.familiarity import read_measure, unfamiliar
 

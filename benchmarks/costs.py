@@ -7,10 +7,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from artgpt4 import INSTRUCTIONS, PROMPTS, ArtGPT4, Config, instruction_prompt, preprocess
 from benchmarks.speed import empty_model
+from common.command_line import markdown_table
 from common.files import open_image
 from common.int8 import quantised
 from common.models import answers
-from common.page import markdown_table
 
 TOKENS, TEXT_TOKENS = 230, 160      # of a sequence with its image vectors; of these, learned ones
 WAYS = {                            # to train the 13B

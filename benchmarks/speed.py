@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from artgpt4 import ArtGPT4, Config, KVCache
+from common.command_line import markdown_table
 from common.int8 import Int8Linear, is_int8, quantised
-from common.page import markdown_table
 
 SHAPES = {
     "1b": Config(llama_width=2048, llama_mlp_width=5632, llama_layers=22, llama_heads=16,

@@ -1,4 +1,5 @@
-"""What the commands share: errors in one line, exit codes, argparse types, progress."""
+"""What the commands share: errors in one line, exit codes, argparse types, progress,
+tables."""
 import argparse
 import contextlib
 import os
@@ -6,6 +7,7 @@ import signal
 import sys
 import time
 import traceback
+from html import escape
 
 from safetensors import SafetensorError
 
@@ -114,3 +116,11 @@ class Progress:
         """Print a line of its own above the progress."""
         start = "\r\033[K" if sys.stderr.isatty() else ""
         print(start + text, end=end, file=sys.stderr, flush=True)
+
+
+def markdown_table(header, rows):
+    """A table of texts in Markdown; nothing in a cell is HTML or a bar."""
+    def line(cells):
+        texts = (escape(" ".join(str(cell).split()), quote=False) for cell in cells)
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])

@@ -130,17 +130,19 @@ def quantised(llama=True, vit=False):
         for name, linear in list(model.named_modules()):
             weight, scale = state.get(f"{name}.weight"), state.get(f"{name}.scale")
             wanted = asked.get(name.partition(".")[0]) or scale is not None
-            if type(linear) is not nn.Linear or not wanted or weight is None:
-                continue                                      # adapters are of another class
+            if type(linear) is not nn.Linear or not wanted:   # adapters are of another class
+                continue
+            with torch.device("meta"):
+                int8 = Int8Linear(linear.in_features, linear.out_features, linear.bias is not None)
+            model.set_submodule(name, int8)
+            if weight is None:                                # load_state_dict names it
+                continue
             if scale is None and weight.is_floating_point():
                 weight, scale = quantise(weight)
             if weight.dtype != torch.int8 or scale is None or not scale.isfinite().all():
                 raise ValueError(f"{name}.weight is {weight.dtype}; expected finite floats, or "
                                  "int8 with a finite scale a row")
             state |= {f"{name}.weight": weight, f"{name}.scale": scale.float().flatten()}
-            sizes = linear.in_features, linear.out_features, linear.bias is not None
-            with torch.device("meta"):
-                model.set_submodule(name, Int8Linear(*sizes))
     return prepare
 
 

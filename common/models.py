@@ -45,7 +45,6 @@ def load(args, train=False):
     starts it unless a file is given, and nothing packed. Raises ValueError, naming the file and
     what it is."""
     folder, adapter = args.weights, args.adapter
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")        # large pages: read up to 1/4 faster
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
     if size > 2:                                              # less takes a few seconds
         print(f"loading {folder}, {size:.1f} GB", file=sys.stderr)
@@ -68,18 +67,14 @@ def load(args, train=False):
             raise ValueError(f"{folder}: {name} holds NaN or infinity")
     if not (train or model.config.llama_width >= WIDE or os.environ.get("OMP_NUM_THREADS")):
         torch.set_num_threads(1)          # beside a busy process two would wait for each other
-    if model.proj.weight.device.type == "cpu" and not args.dtype and fits_as_float32(model):
-        model.float()                                         # a CPU is slow in half precision
+    if model.proj.weight.is_cpu and not args.dtype and hasattr(os, "sysconf"):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        sizes = [p.numel() * (4 if p.is_floating_point() else 1) for p in model.parameters()]
+        if sum(sizes) <= memory / 2:
+            model.float()                                     # a CPU is slow in half precision
     if not train:
         pack(model, Progress if size > 2 else None)
     return model
-
-
-def fits_as_float32(model):
-    """Whether a model takes at most half of this machine's memory, where that is known."""
-    needed = sum(p.numel() * (4 if p.is_floating_point() else 1) for p in model.parameters())
-    return hasattr(os, "sysconf") and (
-        needed <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2)
 
 
 def describe(model):

@@ -15,8 +15,8 @@ from collections import Counter
 
 from common.command_line import Misuse, Progress, printable
 from common.files import open_image, read_text, written_beside
-from common.page import data_url, html_table, page, paragraph, picture_tag
 from evaluation.answers import RUBRICS, append_record, digest, read_records
+from explanation.figures import data_url, html_table, page, paragraph, picture_tag
 from gallery import benchmark as gallery
 
 WAITS = (1, 4, 15, 60, 0)         # seconds until a server is asked again; 0: it is out of order

@@ -8,11 +8,12 @@ from html import escape
 
 import numpy as np
 
+from common.command_line import markdown_table
 from common.files import written_beside
-from common.page import html_table, markdown_table, page, paragraph
 from common.paired import paired_difference
 from evaluation.answers import BENCHMARKS
 from evaluation.judges import answer_id, card, read_scores
+from explanation.figures import html_table, page, paragraph
 
 OVERALL = "overall"                                           # the mean of the four, a quarter each
 HEADING = ("difference", "95 % interval", "wins, ties, losses")

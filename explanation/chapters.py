@@ -9,9 +9,10 @@ import torch
 
 import artgpt4
 from artgpt4 import IMAGE_ID, ArtGPT4, Config
-from common.page import html_table, paragraph, picture_tag
 from explanation import figures
-from explanation.figures import bars, beside, listing, lit, lits, percent, token_strip
+from explanation.figures import (
+    bars, beside, html_table, listing, lit, lits, paragraph, percent, picture_tag, token_strip,
+)
 
 PARTS = {"vit": "ViT", "ln_vision": "ViT", "qformer": "Q-Former", "proj": "projection",
          "llama": "language model"}

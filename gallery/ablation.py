@@ -25,10 +25,9 @@ from torch import nn
 
 from artgpt4 import (IGNORE, IMAGE_SLOT, INSTRUCTIONS, STOP, TRAINABLE, Adapter, ArtGPT4,
                      chat_prompt, example, instruction_prompt, pad_examples)
-from common.command_line import Progress, command_parser, number, run_command
+from common.command_line import Progress, command_parser, markdown_table, number, run_command
 from common.files import read_json, write_json, written_beside
 from common.models import TINY, answers
-from common.page import markdown_table
 from common.paired import student
 from gallery.album import painted
 from gallery.pretrain import end_with_parent

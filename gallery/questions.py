@@ -19,9 +19,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from common.command_line import Progress, command_parser, number, run_command
+from common.command_line import Progress, command_parser, markdown_table, number, run_command
 from common.models import load, model_flags
-from common.page import markdown_table
 from conversation.rounds import Conversation
 from gallery import words
 from gallery.painting import paint

@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from artgpt4 import IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, preprocess
-from common.command_line import Progress, command_parser, run_command
+from common.command_line import Progress, command_parser, markdown_table, run_command
 from common.files import written_beside
 from common.models import answers, load, model_flags
-from common.page import markdown_table
 from common.paired import paired_difference
 from gallery.album import contact_sheet, painted
 from gallery.attention import watched

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common import command_line
-from common.command_line import Misuse, Progress, number
+from common.command_line import Misuse, Progress, markdown_table, number
 from tests.conftest import run
 
 
@@ -76,3 +76,8 @@ def test_progress_is_a_line_every_10_seconds_or_on_a_terminal_one_that_is_rewrit
         shown.show(done, "2 cut" if done == 90 else "")
     shown.say("a.png")
     assert capsys.readouterr().err == said
+
+
+def test_a_cell_of_a_markdown_table_is_one_line_without_markup():
+    table = markdown_table(["a"], [["x|<b>\ny"]])
+    assert table == "| a |\n| --- |\n| x\\|&lt;b&gt; y |"

@@ -47,7 +47,8 @@ def test_columns_of_outliers_leave_the_rest_of_a_row_its_resolution(rows, device
         assert (made.packed is None) == (made.weight.numel() > 0)
 
 
-@pytest.mark.parametrize("inputs, outputs", [(320, 48), (96, 33), (50, 7), (48, 9), (31, 1), (4096, 64)])
+@pytest.mark.parametrize("inputs, outputs", [
+    (320, 48), (96, 33), (50, 7), (48, 9), (31, 1), (4096, 64)])
 @pytest.mark.parametrize("rows, most", [(9, 0.005), (65, 1e-6)])
 @on_every_device
 def test_products_are_those_of_exact_numbers(inputs, outputs, rows, most, device):
