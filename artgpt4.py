@@ -63,11 +63,6 @@ class Config:
                 raise ValueError(f"{name} is {value!r}; of the 13B model it is {default!r}")
         if self.prompt not in PROMPTS:
             raise ValueError(f"prompt is {self.prompt!r}, expected {' or '.join(PROMPTS)}")
-        for whole, part in (("image_size", "patch_size"), ("vit_width", "vit_heads"),
-                            ("qformer_width", "qformer_heads"), ("llama_width", "llama_heads"),
-                            ("llama_heads", "llama_kv_heads")):
-            if getattr(self, whole) % getattr(self, part):
-                raise ValueError(f"{whole} is no multiple of {part}")
 
 # ---- Pixels, with the mean and standard deviation of CLIP's images, as EVA-ViT was trained
 
@@ -94,6 +89,8 @@ class Attention(nn.Module):
 
     def __init__(self, width, source_width, heads):
         super().__init__()
+        if width % heads:
+            raise ValueError(f"a width of {width} is no multiple of {heads} heads")
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(source_width, width)             # EVA-ViT has no bias here: it is 0
@@ -273,8 +270,7 @@ class Llama(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        zeros = torch.zeros(config.vocab_size, config.llama_width)
-        self.embed = nn.Embedding.from_pretrained(zeros, freeze=False)   # faster than random ones
+        self.embed = nn.Embedding(config.vocab_size, config.llama_width)
         self.blocks = nn.ModuleList(LlamaBlock(config, i) for i in range(config.llama_layers))
         self.norm = RMSNorm(config.llama_width, config.rms_norm_eps)
         self.head = nn.Linear(config.llama_width, config.vocab_size, bias=False)
@@ -329,14 +325,9 @@ PROMPTS = {  # start, before a question, before an answer, between rounds, what 
     "vicuna_v1": (SYSTEM_V1, "USER: ", " ASSISTANT: ", END, END),       # of v1.1, v1.3 and v1.5
 }
 
-def plain(text):
-    """Text that somebody typed, with nothing in it that has a meaning in a prompt."""
-    text = text.replace(END, "").replace(IMAGE_MARK, "<Image Here>")
-    return re.sub("#(?=##)", "# ", text)
-
 def chat_prompt(messages, style="vicuna_v0"):
     """The prompt of a conversation: question, answer, ..., question. A question that comes with an
-    image begins with IMAGE_SLOT and a space; the rest of each should be plain()."""
+    image begins with IMAGE_SLOT and a space. No text that somebody typed may have a mark in it."""
     prompt, before_question, before_answer, between_rounds, _ = PROMPTS[style]
     for question, answer in zip(messages[:-1:2], messages[1::2], strict=True):
         prompt += before_question + question + before_answer + answer + between_rounds
@@ -366,9 +357,8 @@ def example(tokenizer, queries, prompt, text, longest):
 
 def pad_examples(examples):
     """B pairs of ids and targets -> both (B, T), padded on the right: no token looks there."""
-    ids, targets = (list(map(torch.tensor, rows)) for rows in zip(*examples, strict=True))
-    return (pad_sequence(ids, batch_first=True),
-            pad_sequence(targets, batch_first=True, padding_value=IGNORE))
+    ids, targets = ([torch.tensor(row) for row in rows] for rows in zip(*examples, strict=True))
+    return pad_sequence(ids, True), pad_sequence(targets, True, IGNORE)    # True: B comes first
 
 # ---- The whole
 
@@ -400,9 +390,6 @@ class ArtGPT4(nn.Module):
 
     def encode_image(self, pixels):
         """pixels (N, 3, S, S) -> image_embeds (N, Q, D of LLaMA). Each part has its dtype."""
-        size = self.config.image_size
-        if pixels.shape[1:] != (3, size, size):               # the ViT would crop a larger picture
-            raise ValueError(f"pixels are {tuple(pixels.shape)}, expected (N, 3, {size}, {size})")
         x = self.vit(pixels.to(self.vit.pos_embed.device, self.vit.pos_embed.dtype))
         x = self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))
         return self.proj(x).to(self.llama.embed.weight.dtype)
@@ -498,13 +485,12 @@ class ArtGPT4(nn.Module):
             model = cls(Config(**json.loads(file.read_text("utf-8-sig"))), None)     # no memory
         with errors_naming(folder / "tokenizer.model") as file:
             tokenizer = model.tokenizer = SentencePieceProcessor(model_proto=file.read_bytes())
-            if (min(tokenizer.bos_id(), tokenizer.eos_id()) < 0
-                    or tokenizer.get_piece_size() > model.config.vocab_size):
+            spare = model.config.vocab_size - len(tokenizer)
+            if min(tokenizer.bos_id(), tokenizer.eos_id(), spare) < 0:
                 raise ValueError("no BOS, no EOS, or more pieces than vocab_size of config.json")
         with errors_naming(folder / "llama.safetensors.index.json") as file:
             if file.exists():
-                where = json.loads(file.read_text("utf-8"))["weight_map"]
-                shards = sorted({Path(name).name for name in where.values()})
+                shards = sorted({*json.loads(file.read_text("utf-8"))["weight_map"].values()})
         for name in ("vision.safetensors", *shards):
             with errors_naming(folder / name) as file:
                 tensors = load_file(file)                     # mapped from disk
@@ -528,15 +514,13 @@ class ArtGPT4(nn.Module):
         self.proj = CastLinear(self.config.qformer_width, self.config.llama_width)
         for block in self.llama.blocks if self.config.adapter_width else ():
             block.adapter = Adapter(self.config.llama_width, self.config.adapter_width)
-        return {name: self.get_parameter(name).data for name in self.trainable_names()
-                if "norm" not in name}
+        return {name: each.data for name, each in self.named_parameters() if not each.is_meta}
 
     def read_adapter(self, file):
         """{name: tensor} of an adapter.safetensors: all trainable parameters and nothing else."""
-        shapes = {name: self.get_parameter(name).shape for name in self.trainable_names()}
         with errors_naming(file):
             state = load_file(file)
-            finite = all(t.is_floating_point() and t.isfinite().all() for t in state.values())
-            if not finite or shapes != {name: t.shape for name, t in state.items()}:
-                raise ValueError("expected finite floats for all trainable parameters, and no more")
+            finite = all(tensor.isfinite().all() for tensor in state.values())
+            if not finite or state.keys() != set(self.trainable_names()):
+                raise ValueError("expected finite values of all trainable parameters, and no more")
         return state

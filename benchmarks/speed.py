@@ -98,11 +98,11 @@ def machine_limits(device):
     square = torch.randn(2048, 2048, device=device)
     layer = Int8Linear(2048, 11264).to(device)
     layer.pack()
-    x, digits = torch.randn(64, 2048, device=device), 1 if layer.packed is None else 2
+    x, digits = torch.randn(128, 2048, device=device), 1 if layer.packed is None else 2
     return {
         "bytes read": memory.nbytes / seconds(memory.amax),
         "float32 operations": 2 * 2048 ** 3 / seconds(lambda: square @ square),
-        "int8 operations": digits * 2 * 64 * 2048 * 11264 / seconds(lambda: layer(x), 20),
+        "int8 operations": digits * 2 * 128 * 2048 * 11264 / seconds(lambda: layer(x), 20),
     }
 
 

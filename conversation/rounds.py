@@ -19,8 +19,7 @@ from urllib.parse import quote
 
 import torch
 
-import artgpt4
-from artgpt4 import IMAGE_SLOT, KVCache, chat_prompt, errors_naming, preprocess
+from artgpt4 import IMAGE_MARK, IMAGE_SLOT, KVCache, chat_prompt, errors_naming, preprocess
 from common.command_line import Misuse, number, printable
 from common.files import read_json
 from common.models import answers
@@ -56,8 +55,10 @@ def clean(text):
 
 
 def plain(text):
-    """Text as it may stand in a prompt: no mark, no control character, "?" for no Unicode."""
-    return artgpt4.plain(clean(text.encode(errors="replace").decode())).strip()
+    """Text that somebody typed as it may stand in a prompt, with nothing in it that has a meaning
+    there: no mark, no control character, "?" for no Unicode."""
+    text = clean(text.encode(errors="replace").decode())      # END is a control character
+    return re.sub("#(?=##)", "# ", text.replace(IMAGE_MARK, "<Image Here>")).strip()
 
 
 class Round(NamedTuple):

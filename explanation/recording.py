@@ -7,9 +7,10 @@ from unittest import mock
 import torch
 
 from artgpt4 import (IMAGE_ID, IMAGE_SLOT, INSTRUCTIONS, Adapter, KVCache, chat_prompt,
-                     instruction_prompt, plain, preprocess)
+                     instruction_prompt, preprocess)
 from common.int8 import is_int8
 from common.models import answers
+from conversation.rounds import plain
 from gallery.attention import recorded_attention
 
 LONGEST = 120                                                 # tokens of an answer

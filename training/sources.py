@@ -24,10 +24,11 @@ import torch
 from PIL import Image
 
 from artgpt4 import (
-    IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, errors_naming, instruction_prompt, plain,
+    IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, errors_naming, instruction_prompt,
 )
 from common.command_line import Progress, printable
 from common.files import is_picture, open_image, pictures_below, read_text
+from conversation.rounds import plain
 from gallery import words
 from gallery.album import painted
 from gallery.conversations import (
@@ -188,7 +189,7 @@ def pairs_of(place, name, read, left_out):
     """[(*place, name, caption)] with the caption that read() returns, in which nothing has a
     meaning in a prompt; [] if it cannot be learned, which is counted."""
     with contextlib.suppress(AttributeError, LookupError, OSError, TypeError, ValueError):
-        caption = plain(read()).encode("utf-8", "ignore").decode().strip()
+        caption = plain(read().encode("utf-8", "ignore").decode())
         if clean_caption(caption):
             return [(*place, printable(name), caption)]
     left_out["pictures without a caption in UTF-8"] += 1
