@@ -1,11 +1,9 @@
 """ArtGPT-4: a picture goes in, words about it come out. The whole model, to be read top to bottom.
 
-    pixels -> vit -> ln_vision -> qformer -> proj -> image vectors among the words of a prompt
-    -> llama -> text
+    pixels -> vit -> ln_vision -> qformer -> proj -> image vectors in a prompt -> llama -> text
 
 Paper: ArtGPT-4 (2023). It is MiniGPT-4 (EVA-ViT-g, BLIP-2's Q-Former, one linear layer, Vicuna)
 with a small image adapter in every block of Vicuna. What is notable here:
-
 - Only the projection, the adapters and some norms are trained (ArtGPT4.freeze). They stay float32
   whatever the frozen weights are, and are cast where they are used.
 - The last matrix of every adapter starts at zero: an untrained ArtGPT-4 is exactly MiniGPT-4.
@@ -65,7 +63,6 @@ class Config:
             raise ValueError(f"prompt is {self.prompt!r}, expected {' or '.join(PROMPTS)}")
 
 # ---- Pixels, with the mean and standard deviation of CLIP's images, as EVA-ViT was trained
-
 PIXEL_MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
 PIXEL_STD = torch.tensor((0.26862954, 0.26130258, 0.27577711))[:, None, None]
 
@@ -80,17 +77,13 @@ def preprocess(image, size):
     return normalise(torch.from_numpy(np.array(image)))
 
 # ---- EVA-ViT: an image as P vectors, one for each 14 x 14 patch and one for the class token
-
 def split_heads(x, heads):                                    # (B, T, H * d) -> (B, H, T, d)
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 class Attention(nn.Module):
     """Every vector of x looks at all of `source`: at x itself, or in the Q-Former at the image."""
-
     def __init__(self, width, source_width, heads):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"a width of {width} is no multiple of {heads} heads")
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(source_width, width)             # EVA-ViT has no bias here: it is 0
@@ -120,7 +113,6 @@ class ViTBlock(nn.Module):
 
 class ViT(nn.Module):
     """pixels (N, 3, S, S) -> (N, P, D), P = (S / patch_size)^2 + 1, before any final norm."""
-
     def __init__(self, config):
         super().__init__()
         patch, width = config.patch_size, config.vit_width
@@ -136,7 +128,6 @@ class ViT(nn.Module):
         return self.blocks(torch.cat((class_token, patches), dim=1) + self.pos_embed)  # (N, P, D)
 
 # ---- Q-Former: P features of the ViT become Q vectors. As in BERT, norms follow the residuals
-
 class QFormerLayer(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
@@ -159,7 +150,6 @@ class QFormerLayer(nn.Module):
 
 class QFormer(nn.Module):
     """Features (N, P, D of the ViT), after ln_vision -> (N, Q, D): what Q learned queries found."""
-
     def __init__(self, config):
         super().__init__()
         self.queries = nn.Parameter(torch.zeros(1, config.queries, config.qformer_width))
@@ -173,16 +163,13 @@ class QFormer(nn.Module):
         return x
 
 # ---- LLaMA, with the paper's image adapter in every block
-
 class CastLinear(nn.Linear):
     """A Linear with float32 weights for the optimizer, cast to the input's dtype when used."""
-
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight, computed in float32."""
-
     def forward(self, x):
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
@@ -190,7 +177,6 @@ class KVCache:
     """Keys and values of the `length` tokens so far, in every layer: a new token costs one token.
     Memory for `room` tokens of `rows` sequences is set aside at once. Each layer writes after the
     first `length`; then Llama.hidden advances length. To forget tokens, lower it."""
-
     def __init__(self, llama, room=None, rows=1):
         config, self.length = llama.config, 0
         d = config.llama_width // config.llama_heads
@@ -211,7 +197,6 @@ def rotate(x, cos, sin):
 
 class LlamaAttention(nn.Module):
     """Causal attention. With fewer kv_heads than heads, a group of query heads shares one."""
-
     def __init__(self, config, layer):
         super().__init__()
         self.layer, heads, kv_heads = layer, config.llama_heads, config.llama_kv_heads
@@ -235,7 +220,6 @@ class LlamaAttention(nn.Module):
 
 class Adapter(nn.Module):
     """The image adapter (paper, equation 1): up(gelu(down(x))) + x, the identity at first."""
-
     def __init__(self, width, inner_width):
         super().__init__()
         self.down = CastLinear(width, inner_width)
@@ -266,7 +250,6 @@ class LlamaBlock(nn.Module):                                  # paper, figure 2
 
 class Llama(nn.Module):
     """embeds (B, T, D), after the tokens of a KVCache -> logits (B, T, V), float32."""
-
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -303,7 +286,6 @@ def sample(logits, temperature=1.0, top_p=0.9, generator=None):
     return ids.gather(1, torch.multinomial(probs, 1, generator=generator))[:, 0]
 
 # ---- Prompts are text, with two marks for what is not: IMAGE_MARK and END
-
 IMAGE_MARK = "<ImageHere>"                                    # the Q vectors of an image
 IMAGE_SLOT = f"<Img>{IMAGE_MARK}</Img>"
 END = "\N{END OF TEXT}"                                       # the token EOS, which is "</s>"
@@ -361,7 +343,6 @@ def pad_examples(examples):
     return pad_sequence(ids, True), pad_sequence(targets, True, IGNORE)    # True: B comes first
 
 # ---- The whole
-
 TRAINABLE = {  # how names begin (paper, section 3.2); attn_norm in every other block
     "artgpt4": r"proj\.|llama\.blocks\.(\d+\.(adapter|mlp_norm)|\d*[02468]\.attn_norm)\.",
     "minigpt4": r"proj\.",
@@ -378,7 +359,6 @@ def errors_naming(file):
 
 class ArtGPT4(nn.Module):
     """The model and its tokenizer, a SentencePieceProcessor."""
-
     def __init__(self, config, tokenizer):
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
@@ -497,8 +477,11 @@ class ArtGPT4(nn.Module):
                 if tensors.keys() & state.keys():
                     raise ValueError("holds a tensor that another file holds too")
             state |= tensors
-        file = adapter or folder / "adapter.safetensors"      # its norms replace LLaMA's
-        state |= model.start_adapter() if adapter is False else model.read_adapter(file)
+        with errors_naming(adapter or folder / "adapter.safetensors") as file:
+            trained = model.start_adapter() if adapter is False else load_file(file)
+            if adapter is not False and trained.keys() != set(model.trainable_names()):
+                raise ValueError("expected all trainable parameters, and no more")
+            state |= trained                                  # its norms replace LLaMA's
         with errors_naming(folder):
             if prepare is not None:
                 prepare(model, state)
@@ -515,12 +498,3 @@ class ArtGPT4(nn.Module):
         for block in self.llama.blocks if self.config.adapter_width else ():
             block.adapter = Adapter(self.config.llama_width, self.config.adapter_width)
         return {name: each.data for name, each in self.named_parameters() if not each.is_meta}
-
-    def read_adapter(self, file):
-        """{name: tensor} of an adapter.safetensors: all trainable parameters and nothing else."""
-        with errors_naming(file):
-            state = load_file(file)
-            finite = all(tensor.isfinite().all() for tensor in state.values())
-            if not finite or state.keys() != set(self.trainable_names()):
-                raise ValueError("expected finite values of all trainable parameters, and no more")
-        return state

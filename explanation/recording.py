@@ -5,6 +5,7 @@ Shapes: N answer tokens, T tokens, L blocks, H heads, Q queries, P patches + 1, 
 from unittest import mock
 
 import torch
+from safetensors.torch import load_file
 
 from artgpt4 import (IMAGE_ID, IMAGE_SLOT, INSTRUCTIONS, Adapter, KVCache, chat_prompt,
                      instruction_prompt, preprocess)
@@ -115,7 +116,10 @@ class Tour:
         if (self.folder / MINIGPT4).is_file() and not is_int8(model.llama):
             names = model.trainable_names()
             trained = {name: model.get_parameter(name).detach().clone() for name in names}
-            model.load_state_dict(model.read_adapter(self.folder / MINIGPT4), strict=False)
+            other = load_file(self.folder / MINIGPT4)
+            if other.keys() != trained.keys():
+                raise ValueError(f"{self.folder / MINIGPT4}: expected all trainable parameters")
+            model.load_state_dict(other, strict=False)
             found["MiniGPT-4: a projection of its own, no adapters"] = answered()
             model.load_state_dict(trained, strict=False)
         return found

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 from artgpt4 import (IGNORE, IMAGE_SLOT, INSTRUCTIONS, STOP, TRAINABLE, Adapter, ArtGPT4,
@@ -108,7 +109,7 @@ def one_run(run, weights, paintings, steps):
     torch.set_num_threads(1)
     torch.manual_seed(int(seed))
     model = ArtGPT4.from_pretrained(weights, dtype=torch.float32, adapter=False)
-    read = model.read_adapter(weights / "minigpt4.safetensors")           # it reads pictures
+    read = load_file(weights / "minigpt4.safetensors")                    # it reads pictures
     model.proj.load_state_dict({name: read[f"proj.{name}"] for name in ("weight", "bias")})
     parameters, (scenes, queries) = attach(model, arm), paintings["training"]
     model.encode_image = lambda queries: model.proj(queries)  # the towers have done their part

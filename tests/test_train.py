@@ -187,7 +187,7 @@ def test_pictures_of_one_s_own_are_told_in_the_words_of_their_captions_and_known
     assert train_py("--stage", 2, "--data", folder, "--init", TINY, "--out", out, "--steps", 60,
                     "--batch-size", 4, "--workers", 0) == 0
     model, adapter = tiny_model(), out / "adapter.safetensors"
-    model.load_state_dict(model.read_adapter(adapter), strict=False)
+    model.load_state_dict(load_file(adapter), strict=False)
     prompt = chat_prompt([f"{IMAGE_SLOT} {INSTRUCTIONS[0]}"])
     with torch.inference_mode():
         vectors = model.encode_image(torch.stack(pixels))
