@@ -1,1 +1,1 @@
-"""What two or more folders use: files, flags, progress, pages, int8, loading."""
+"""What two or more folders use: files, flags, progress, tables, intervals, int8, loading."""
