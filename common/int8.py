@@ -103,8 +103,8 @@ class Int8Linear(nn.Module):
             y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, ones) * self.scale
         else:
             y = Int8Matmul.apply(rows, self.weight, self.scale)
-        y = y.to(x.dtype).view(*x.shape[:-1], -1)
-        return y if self.bias is None else y + self.bias
+        y = y if self.bias is None else y + self.bias         # which may be float32, an adapter's
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
 
     def pack(self):
         """Keep the weight in oneDNN's order alone, where that is possible: for answering only."""

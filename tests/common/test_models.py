@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from artgpt4 import ArtGPT4
+from artgpt4 import IMAGE_MARK, ArtGPT4
 from common import models
 from common.int8 import Int8Linear
 from common.models import describe, load, model_flags
@@ -88,6 +88,10 @@ def test_int8_is_of_the_parts_that_are_asked_for_and_packed_unless_they_train(we
     assert len(found) == 4 * 4 + 1 and not any(layer.packed for layer in found)
     assert not isinstance(model.llama.blocks[0].adapter.up, Int8Linear)
     assert layers("--dtype", "bfloat16")[1] == []
+    model, found = layers("--int8", "--vision-int8", "--dtype", "bfloat16")
+    pixels = torch.rand(1, 3, *2 * [model.config.image_size])
+    embeds = model.embed_prompt(IMAGE_MARK, model.encode_image(pixels))
+    assert embeds.dtype == torch.bfloat16 and model.llama(embeds).isfinite().all()
 
 
 def test_a_small_model_answers_in_one_thread_unless_told_otherwise(weights, monkeypatch):
