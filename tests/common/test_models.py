@@ -91,7 +91,7 @@ def test_int8_is_of_the_parts_that_are_asked_for_and_packed_unless_they_train(we
     model, found = layers("--int8", "--vision-int8", "--dtype", "bfloat16")
     pixels = torch.rand(1, 3, *2 * [model.config.image_size])
     embeds = model.embed_prompt(IMAGE_MARK, model.encode_image(pixels))
-    assert embeds.dtype == torch.bfloat16 and model.llama(embeds).isfinite().all()
+    assert embeds.dtype == torch.bfloat16 and len(list(model.generate(embeds, 2))) == 2
 
 
 def test_a_small_model_answers_in_one_thread_unless_told_otherwise(weights, monkeypatch):
