@@ -1,7 +1,6 @@
 """Speed: a model of random weights beside the limits of the machine, and beside other programs,
 transformers and llama.cpp, which are no dependencies: what cannot be imported is left out."""
 import importlib.util
-import math
 import statistics
 import tempfile
 import timeit
@@ -50,10 +49,9 @@ def random_model(config, dtype=torch.float32, device="cpu", int8=False, vision_i
 
 def matrix_weights(module):
     """(count, bytes) of the weights in matrices that a token goes through."""
-    matrices = [m for m in module.modules() if isinstance(m, nn.Linear | Int8Linear)]
-    counts = [m.in_features * m.out_features for m in matrices]          # packed: no elements left
-    widths = [m.weight.element_size() for m in matrices]
-    return sum(counts), sum(map(math.prod, zip(counts, widths, strict=True)))
+    sizes = [(m.in_features * m.out_features, m.weight.element_size())   # packed: no elements left
+             for m in module.modules() if isinstance(m, nn.Linear | Int8Linear)]
+    return sum(count for count, _ in sizes), sum(count * width for count, width in sizes)
 
 
 def seconds(run, repeats=3):
@@ -206,8 +204,6 @@ def peers_table(llama):
     runners = {"this project": language_model(llama)}
     runners |= {name: make(llama.config) for name, make in PEERS.items()
                 if importlib.util.find_spec(name)}
-    if len(runners) == 1:
-        raise ValueError("--peers: install transformers, or llama-cpp-python and gguf")
     rows = [[name, f"{prefill:.1f}", f"{decode:.2f}"]
             for name, (prefill, decode) in in_turns(runners).items()]
     return markdown_table(["language model alone", "prefill, tokens/s", "decode, tokens/s"], rows)

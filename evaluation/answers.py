@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -104,19 +103,16 @@ def digest(*values):
 def read_items(folder):
     """All Items of a benchmark folder, in order. Raises ValueError, naming what is wrong."""
     file = folder / "questions.json"
-    given = read_json(file) if file.exists() else {}
-    if given.keys() - set(BENCHMARKS):
-        raise ValueError(f"{file}: expected are {', '.join(BENCHMARKS)}, found "
-                         f"{', '.join(given)[:100]}")
-    items = []
-    for benchmark in BENCHMARKS:
-        asked = given.get(benchmark)
+    questions, items = QUESTIONS | (read_json(file) if file.exists() else {}), []
+    for name in questions.keys() - set(BENCHMARKS):
+        raise ValueError(f"{file}: no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    for benchmark, asked in questions.items():
         pictures = numbered_pictures(folder / benchmark)
-        if isinstance(asked, dict) and asked.keys() - {str(number) for number in pictures}:
+        if isinstance(asked, dict) and asked.keys() - set(map(str, pictures)):
             raise ValueError(f"{file}: {benchmark} has questions about pictures that are not there")
         for number, picture in pictures.items():
-            own = asked.get(str(number)) if isinstance(asked, dict) else asked
-            own = QUESTIONS[benchmark] if own is None else own
+            each = asked if isinstance(asked, dict) else {str(number): asked}
+            own = each.get(str(number), QUESTIONS[benchmark])
             rounds = [own] if isinstance(own, str) else own
             if not (isinstance(rounds, list) and rounds
                     and all(isinstance(text, str) and plain(text) for text in rounds)):
@@ -132,7 +128,7 @@ def numbered_pictures(folder):
     """{number: file} of the pictures 1.jpg, 2.webp ... in a folder; other files are ignored. Raises
     ValueError for a picture that cannot be read, or a number that is there twice."""
     found = {}
-    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for file in sorted(folder.glob("*")):
         if file.stem.isascii() and file.stem.isdigit() and is_picture(file):
             open_image(file)
             number = int(file.stem)
@@ -253,7 +249,7 @@ def written_answers(texts, items):
                  if record.get("model", name) == name}
         column = Column(name, f"answers from {file}", {})
         for item in items:
-            record = known.pop(item.name, {})
+            record = known.get(item.name, {})
             answers = record.get("answers", [record.get("answer")])
             asked = record.get("questions", list(item.questions))
             if asked != list(item.questions) or not isinstance(answers, list) or (
@@ -261,8 +257,5 @@ def written_answers(texts, items):
                 raise ValueError(f"{file}: {item.name}: expected is a line with an answer to each "
                                  f"of its questions, which are {item.questions}")
             column.answers[item.name] = answers
-        if known:
-            print(f"{file}: {len(known)} answers are to pictures that the benchmark does not have",
-                  file=sys.stderr)
         columns.append(column)
     return columns

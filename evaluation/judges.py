@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections import Counter
 
 from common.command_line import Misuse, Progress, printable
 from common.files import open_image, read_text, written_beside
@@ -46,7 +45,7 @@ def judge_all(judge, groups, repeats, file):
     """Ask a judge about groups, [(item, answers of each model to be judged at once)], in random
     order. `file` keeps each verdict; what it holds is asked again only if that is free. Raises
     ValueError if all stay unjudged."""
-    known, reasons = read_scores(file).get(judge.name, {}), Counter()
+    known, reasons = read_scores(file).get(judge.name, {}), []
     wanted = {(tuple(answer_id(item, answers) for answers in group), repeat): (item, group)
               for repeat in range(1 if judge.free else repeats) for item, group in groups}
     todo = [key for key in wanted if judge.free or not known.get(key)]
@@ -56,16 +55,16 @@ def judge_all(judge, groups, repeats, file):
             verdicts = judge(*wanted[key])
         except Unjudged as error:
             verdicts = []
-            reasons[str(error)] += 1
+            reasons.append(str(error))
         if verdicts != known.get(key, []):
             ids, repeat = key
             append_record(file, {"judge": judge.name, "answers": ids, "repeat": repeat,
                                  "verdicts": verdicts})
         if not judge.free:
             progress.show(done)
-    for reason, _ in reasons.most_common(1):
-        text = f"{reasons.total()} of {len(wanted)} stay unjudged, most often because: {reason}"
-        if reasons.total() == len(wanted) and not judge.free:
+    if reasons:
+        text = f"{len(reasons)} of {len(wanted)} stay unjudged, the last because: {reasons[-1]}"
+        if len(reasons) == len(wanted) and not judge.free:
             raise ValueError(text)
         print(text, file=sys.stderr)
 
@@ -267,14 +266,12 @@ def read_reply(reply, count):
     within sentences. [] if it leaves room for doubt."""
     text = reply.rpartition("</think>")[2]
     try:
-        found, end = json.JSONDecoder().raw_decode(text, max(text.find("{"), 0))
-    except (ValueError, RecursionError):
+        found, end = json.JSONDecoder().raw_decode(text, text.index("{"))
+        parts = [found.get("A", found)] if count == 1 else [found["A"], found["B"]]
+        verdicts = [(part["score"], str(part.get("reason", ""))) for part in parts]
+    except (ValueError, TypeError, KeyError, RecursionError):
         return []
-    if not isinstance(found, dict) or "{" in text[end:] or "<think>" in text:
+    if "{" in text[end:] or "<think>" in text:
         return []
-    verdicts = [found.get("A", found)] if count == 1 else [found.get(letter) for letter in "AB"]
-    for verdict in verdicts:
-        score = verdict.get("score") if isinstance(verdict, dict) else None
-        if type(score) is not int or not 0 <= score <= 5:     # isinstance would accept true
-            return []
-    return [(verdict["score"], str(verdict.get("reason", ""))) for verdict in verdicts]
+    clear = all(type(score) is int and 0 <= score <= 5 for score, _ in verdicts)
+    return verdicts if clear else []                          # isinstance would accept true
