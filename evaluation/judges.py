@@ -33,20 +33,17 @@ def answer_id(item, answers):
 # ---- The loop
 
 def read_scores(file):
-    """{judge: {(ids, repeat): verdicts}} of scores.jsonl; of lines on the same, the last one."""
-    found = {}
-    for record in read_records(file, "judge", "answers", "repeat", "verdicts"):
-        key = tuple(record["answers"]), record["repeat"]
-        found.setdefault(record["judge"], {})[key] = record["verdicts"]
-    return found
+    """{(judge, ids, repeat): verdicts} of scores.jsonl; of lines on the same, the last one."""
+    return {(record["judge"], tuple(record["answers"]), record["repeat"]): record["verdicts"]
+            for record in read_records(file, "judge", "answers", "repeat", "verdicts")}
 
 
 def judge_all(judge, groups, repeats, file):
     """Ask a judge about groups, [(item, answers of each model to be judged at once)], in random
     order. `file` keeps each verdict; what it holds is asked again only if that is free. Raises
     ValueError if all stay unjudged."""
-    known, reasons = read_scores(file).get(judge.name, {}), []
-    wanted = {(tuple(answer_id(item, answers) for answers in group), repeat): (item, group)
+    known, reasons = read_scores(file), []
+    wanted = {(judge.name, tuple(answer_id(item, said) for said in group), repeat): (item, group)
               for repeat in range(1 if judge.free else repeats) for item, group in groups}
     todo = [key for key in wanted if judge.free or not known.get(key)]
     progress = Progress("scores:", len(todo), "requests")
@@ -57,8 +54,8 @@ def judge_all(judge, groups, repeats, file):
             verdicts = []
             reasons.append(str(error))
         if verdicts != known.get(key, []):
-            ids, repeat = key
-            append_record(file, {"judge": judge.name, "answers": ids, "repeat": repeat,
+            name, ids, repeat = key
+            append_record(file, {"judge": name, "answers": ids, "repeat": repeat,
                                  "verdicts": verdicts})
         if not judge.free:
             progress.show(done)

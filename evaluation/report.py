@@ -32,7 +32,8 @@ NOTES = (
     "Differences are paired: the same items, first model minus second. Intervals are Student's t, "
     "over items within their benchmark, and over training seeds where there are several; with one "
     "seed they speak of these very weights. There is none below 8 items. Repeats of a judge are "
-    "averaged first. Where many pairs are compared, some intervals leave zero out by chance.",
+    "averaged first. Where many pairs are compared, some intervals leave zero out by chance. No "
+    "overall score without all four benchmarks.",
     "Weighted kappa (quadratic): 1 where two judges agree, 0 where they do no more than by chance.")
 
 
@@ -80,17 +81,6 @@ def difference_table(scores, benchmarks):
     return "Paired differences", ["models", "benchmark", *HEADING], lines
 
 
-def missing(scores, benchmarks):
-    """Notes on what a judge has not scored."""
-    notes = [f"{np.isnan(found).sum()} of {found.size} answers of {name} are unjudged; its means "
-             "are of the rest." for name, found in scores.items() if np.isnan(found).any()]
-    rows = [averages(found, benchmarks) for found in scores.values()]
-    empty = [name for name in BENCHMARKS if any(np.isnan(row[name]).any() for row in rows)]
-    if empty:
-        notes.append(f"No judged item in {', '.join(empty)}: so there is no overall score.")
-    return notes
-
-
 # ---- Judges
 
 def agreement_table(means):
@@ -110,16 +100,15 @@ def agreement_table(means):
 
 def letter_table(records, names):
     """What the letter A was worth to judges of two answers at a time, in points: each pair is
-    judged in both orders. records: {judge: {(ids, repeat): [Verdict]}}; names: {id: item name}."""
-    lines = []
-    for judge, found in records.items():
-        pairs = {}                                            # item name: [(score of A, of B)]
-        for (ids, repeat), verdicts in found.items():
-            if len(verdicts) == 2 and (ids[::-1], repeat) in found:
-                pairs.setdefault(names[ids[0]], []).append([score for score, _ in verdicts])
-        if pairs:
-            first, second = np.array([np.mean(scores, axis=0) for scores in pairs.values()]).T
-            lines.append([judge, *cells(paired_difference([first], [second]))])
+    judged in both orders. records: see read_scores; names: {id: item name}."""
+    lines, pairs = [], {}                          # {judge: {item name: [(score of A, of B)]}}
+    for (judge, ids, repeat), verdicts in records.items():
+        if len(verdicts) == 2 and (judge, ids[::-1], repeat) in records:
+            scores = pairs.setdefault(judge, {}).setdefault(names[ids[0]], [])
+            scores.append([score for score, _ in verdicts])
+    for judge, found in pairs.items():
+        first, second = np.array([np.mean(scores, axis=0) for scores in found.values()]).T
+        lines.append([judge, *cells(paired_difference([first], [second]))])
     return "What the letter A was worth", ["judge", *HEADING], lines
 
 
@@ -131,23 +120,24 @@ def write_report(out, items, columns, facts):
     benchmarks, verdicts, records = [item.benchmark for item in items], {}, {}
     ids = [[answer_id(item, column.answers[item.name]) for item in items] for column in columns]
     names = {id: item.name for row in ids for id, item in zip(row, items, strict=True)}
-    for judge, found in read_scores(out / "scores.jsonl").items():
-        for (group, repeat), row in found.items():
-            if row and names.keys() >= set(group):            # on answers of this report
-                records.setdefault(judge, {})[group, repeat] = row
-                for id, verdict in zip(group, row, strict=True):
-                    verdicts.setdefault(judge, {}).setdefault(id, []).append(verdict)
+    for (judge, group, repeat), row in read_scores(out / "scores.jsonl").items():
+        if row and names.keys() >= set(group):                # on answers of this report
+            records[judge, group, repeat] = row
+            for id, verdict in zip(group, row, strict=True):
+                verdicts.setdefault(judge, {}).setdefault(id, []).append(verdict)
     means = {judge: {id: np.mean([score for score, _ in row]) for id, row in found.items()}
              for judge, found in verdicts.items()}
     tables, notes = [], list(facts)
     for judge, found in means.items():
         scores = {}
         for column, row in zip(columns, ids, strict=True):
-            row = np.array([[found.get(id, np.nan) for id in row]])
-            scores[column.name] = np.append(scores.get(column.name, row[:0]), row, axis=0)
+            scores.setdefault(column.name, []).append([found.get(id, np.nan) for id in row])
+        scores = {name: np.array(rows) for name, rows in scores.items()}
         tables += [average_table(f"Judged by {judge}", scores, benchmarks),
                    difference_table(scores, benchmarks)]
-        notes += [f"Judged by {judge}: {note}" for note in missing(scores, benchmarks)]
+        notes += [f"Judged by {judge}: {np.isnan(rows).sum()} of {rows.size} answers of {name} are "
+                  "unjudged; its means are of the rest."
+                  for name, rows in scores.items() if np.isnan(rows).any()]
     tables += [agreement_table(means), letter_table(records, names)]
     tables = [table for table in tables if table[2]]
     notes += NOTES if means else ["Not judged; --judge says by whom."]
