@@ -42,8 +42,7 @@ def command_line():
     add = parser.add_argument
     add("--shape", choices=SHAPES, help="random weights of this shape, in place of --weights")
     model_flags(parser)
-    add("--peers", action="store_true",
-        help="also llama.cpp (llama-cpp-python, gguf) and transformers, if installed")
+    add("--peers", action="store_true", help="also llama.cpp and transformers, if installed")
     add("--memory", action="store_true", help="the memory of training")
     add("--int8-error", action="store_true", help="relative errors of int8")
     return parser

@@ -49,9 +49,7 @@ def main(args):
             raise Misuse("--judge-together needs two models")
     if judge:
         judge_all(judge, groups, args.repeats, args.out / "scores.jsonl")
-    facts = [f"Benchmark: {args.folder}, {len(items)} items"]
-    facts += [f"{column.name}: {column.source}" for column in columns]
-    print(write_report(args.out, items, columns, facts))
+    print(write_report(args.out, args.folder, items, columns))
     print(f"\n{args.out / 'report.html'}: the answers, and what judges say of them")
 
 

@@ -1,7 +1,6 @@
 """Speed: a model of random weights beside the limits of the machine, and beside other programs,
 transformers and llama.cpp, which are no dependencies: what cannot be imported is left out."""
 import importlib.util
-import statistics
 import tempfile
 import timeit
 from functools import partial
@@ -73,8 +72,7 @@ def in_turns(runners):
             decode = timeit.timeit(partial(run, [0], False), number=NEW)
             if turn > 0:
                 speeds[name].append((PROMPT / prefill, NEW / decode))
-    return {name: tuple(map(statistics.median, zip(*rows, strict=True)))
-            for name, rows in speeds.items()}
+    return {name: tuple(np.median(rows, axis=0)) for name, rows in speeds.items()}
 
 
 def language_model(llama):

@@ -129,7 +129,7 @@ def numbered_pictures(folder):
     ValueError for a picture that cannot be read, or a number that is there twice."""
     found = {}
     for file in sorted(folder.glob("*")):
-        if file.stem.isascii() and file.stem.isdigit() and is_picture(file):
+        if file.stem.isdecimal() and is_picture(file):
             open_image(file)
             number = int(file.stem)
             if number in found:

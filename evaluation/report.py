@@ -114,9 +114,9 @@ def letter_table(records, names):
 
 # ---- The report
 
-def write_report(out, items, columns, facts):
+def write_report(out, folder, items, columns):
     """Write out/report.md, the tables of all judges in out/scores.jsonl, and out/report.html, the
-    answers too. Returns the text of the first. facts: lines that say where answers come from."""
+    answers too. Returns the text of the first. folder: that of the benchmark."""
     benchmarks, verdicts, records = [item.benchmark for item in items], {}, {}
     ids = [[answer_id(item, column.answers[item.name]) for item in items] for column in columns]
     names = {id: item.name for row in ids for id, item in zip(row, items, strict=True)}
@@ -127,7 +127,8 @@ def write_report(out, items, columns, facts):
                 verdicts.setdefault(judge, {}).setdefault(id, []).append(verdict)
     means = {judge: {id: np.mean([score for score, _ in row]) for id, row in found.items()}
              for judge, found in verdicts.items()}
-    tables, notes = [], list(facts)
+    tables, notes = [], [f"Benchmark: {folder}, {len(items)} items"]
+    notes += [f"{column.name}: {column.source}" for column in columns]
     for judge, found in means.items():
         scores = {}
         for column, row in zip(columns, ids, strict=True):
