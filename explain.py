@@ -1,6 +1,6 @@
 """One HTML page that walks a picture through the model, with the numbers that the model computed.
 
-    python explain.py                            one of samples/ -> runs/explain.html
+    python explain.py                            samples/couple.png -> runs/explain.html
     python explain.py picture.jpg --out page.html
     python explain.py --prompt "What is the mood of this painting?"
 
@@ -13,74 +13,60 @@ import sys
 from html import escape
 from pathlib import Path
 
+import torch
+
 from common.command_line import command_parser, printable, run_command
 from common.files import open_image, written_beside
 from common.models import SAMPLES, describe, load, model_flags
 from explanation.chapters import chapters, counts
-from explanation.figures import STYLE, drawings, page, paragraph, picture_style
+from explanation.figures import STYLE, drawings, framed, page, paragraph, picture_style
 from explanation.recording import Tour
 from gallery.familiarity import read_measure, unfamiliar
 
-DEFAULT_OUT = Path("runs/explain.html")
+COUPLE, LIGHTHOUSE = (Path(os.path.relpath(SAMPLES / name))
+                      for name in ("couple.png", "lighthouse.png"))
 QUESTION = "Describe this image in detail."
 
 
-def introduction(tour, args, links):
+def introduction(tour, links):
     """The head of the page: question and answer, links to the chapters, the model drawn."""
-    parameters = counts(tour.model.config)["together"][0]
+    args, config, warning = tour.args, tour.model.config, ""
+    parameters = counts(config)["together"][0]
     about = f"{args.weights.resolve().name}, {parameters:,} parameters, {describe(tour.model)}"
-    warning, measure = "", read_measure(args.weights, args.adapter)
-    if unfamiliar(tour.model, measure, tour.image_embeds[0]):
+    if unfamiliar(tour.model, read_measure(args.weights, args.adapter), tour.image_embeds[0]):
         warning = ('<p class="warning">This picture looks like no painting that the model knows; '
                    "its answers may be wrong.</p>")
-    drawn = "".join(drawings(tour.model.config))
     return (
         '<p>A picture goes in, words about it come out. This page follows one picture '
         "through the model, from its pixels to the last word of the answer. Every number and every "
         "figure was computed for this picture; the code is the code that ran.</p>"
-        '<div class="drawings"><figure><div class="picture" role="img" aria-label="The '
-        f'picture"></div><figcaption>{escape(printable(args.image))}</figcaption></figure><div>'
-        f"<h3>The question</h3>{paragraph(tour.question)}<h3>The answer</h3>"
+        f'<div class="drawings">{framed("", "The picture", printable(args.image))}<div>'
+        f"<h3>The question</h3>{paragraph(args.prompt)}<h3>The answer</h3>"
         f'{paragraph(tour.text or "(nothing)")}{warning}<p class="faint">{escape(about)}. At each '
-        f'step the likeliest word was taken.</p></div></div>{links}<div class="drawings">{drawn}'
-        "</div>")
+        f'step the likeliest word was taken.</p></div></div>{links}<div class="drawings">'
+        f'{"".join(drawings(config))}</div>')
 
 
-def other_sample(file):
-    """A picture in samples/ that is not `file`. Raises ValueError if there is none."""
-    for other in sorted(SAMPLES.glob("*.png")):
-        if file is None or not other.samefile(file):
-            return Path(os.path.relpath(other))
-    raise ValueError(f"{SAMPLES}: no picture to take, or to compare with")
-
-
+@torch.no_grad()
 def main(args):
-    if args.image is None:
-        args.image = other_sample(None)
-        print(f"no picture given: this is about {args.image}", file=sys.stderr)
-    if args.out != DEFAULT_OUT and not args.out.parent.is_dir():
-        raise ValueError(f"--out {args.out}: its folder does not exist; make it first")
     with written_beside(args.out) as path:                    # refused before the work
-        path.write_text(explained(args), encoding="utf-8")
+        image = open_image(args.image)
+        other = open_image(LIGHTHOUSE if COUPLE.samefile(args.image) else COUPLE)
+        tour = Tour(args, load(args), (image, other))
+        links, parts = chapters(tour)
+        command = escape(printable(shlex.join(["python", *sys.argv])))
+        footer = f"<footer><p>Made by <code>{command}</code>.</p></footer>"
+        path.write_text(page("ArtGPT-4, explained on one picture",
+                             introduction(tour, links) + parts + footer,
+                             STYLE + picture_style(image)), encoding="utf-8")
     print(printable(args.out))
-
-
-def explained(args):
-    """The page, HTML."""
-    images = open_image(args.image), open_image(other_sample(args.image))
-    tour = Tour(args, load(args), images)
-    links, parts = chapters(tour)
-    command = escape(printable(shlex.join(["python", *sys.argv])))
-    footer = f"<footer><p>Made by <code>{command}</code>.</p></footer>"
-    return page("ArtGPT-4, explained on one picture",
-                f"{introduction(tour, args, links)}{parts}{footer}",
-                STYLE + picture_style(images[0]))
 
 
 def command_line():
     parser = command_parser("explain.py", __doc__)
-    parser.add_argument("image", nargs="?", type=Path, help="a picture; default: one of samples/")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="FILE",
+    parser.add_argument("image", nargs="?", type=Path, default=COUPLE,
+                        help="a picture; default: samples/couple.png")
+    parser.add_argument("--out", type=Path, default=Path("runs/explain.html"), metavar="FILE",
                         help="the page to write; default: %(default)s")
     parser.add_argument("--prompt", default=QUESTION, metavar="TEXT",
                         help=f'what the model is asked; default: "{QUESTION}"')

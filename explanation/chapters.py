@@ -1,6 +1,7 @@
 """The chapters, in the order in which the model works: each a function from a Tour to HTML, and the
 code that it is about. A function's docstring is its title."""
 import difflib
+import itertools
 import math
 import re
 from html import escape
@@ -85,12 +86,9 @@ def qformer(tour):
 
 def prompt(tour):
     """The prompt: a picture among words"""
-    config, image, tokens = tour.model.config, 0, []
-    for i, token in enumerate(tour.prompt_ids):
-        is_image = token == IMAGE_ID
-        tokens.append((f"image {image}" if is_image else tour.piece(token), str(i),
-                       None if is_image else 0))
-        image += is_image
+    config, numbers = tour.model.config, itertools.count()
+    tokens = [(f"image {next(numbers)}", str(i), None) if token == IMAGE_ID
+              else (tour.piece(token), str(i), 0) for i, token in enumerate(tour.prompt_ids)]
     text = (
         "The language model continues a text. It reads vectors of "
         f"{config.llama_width} numbers, one for each token: a word or a part of one. One matrix, "
@@ -183,15 +181,14 @@ def changed(text, before):
     """The sentences of a text as HTML that are not all in the text before; what is new is marked,
     and "…" stands for the others. Nothing if no word is new."""
     words, parts = text.split(), [""]
-    new = [True] * len(words)
-    for same in difflib.SequenceMatcher(None, before.split(), words, False).get_matching_blocks():
-        new[same.b:same.b + same.size] = [False] * same.size
-    for word, is_new in zip(words, new, strict=True):
-        parts[-1] += f"<mark>{escape(word)}</mark> " if is_new else f"{escape(word)} "
-        if word.endswith((".", "!", "?")):
-            parts.append("")
+    matcher = difflib.SequenceMatcher(None, before.split(), words, False)
+    for kind, _, _, start, end in matcher.get_opcodes():
+        for word in words[start:end]:
+            parts[-1] += f"{escape(word)} " if kind == "equal" else f"<mark>{escape(word)}</mark> "
+            if word.endswith((".", "!", "?")):
+                parts.append("")
     told = "".join(part if "<mark>" in part else "… " for part in parts if part)
-    return re.sub("(… )+", "… ", told) if any(new) else ""
+    return re.sub("(… )+", "… ", told) if "<mark>" in told else ""
 
 
 def surgery(tour):
@@ -202,7 +199,7 @@ def surgery(tour):
         "stands for sentences that stay. That is what this vector says for these two pictures: an "
         "observation, not a law.\n\nBeside each answer is where the query of that number looks in "
         "our picture.")
-    if not tour.even_if_large and counts(tour.model.config)["together"][0] > LARGE:
+    if not tour.args.surgery and counts(tour.model.config)["together"][0] > LARGE:
         return beside(text, "Not computed for a model of this size: it takes minutes. The flag "
                       "--surgery asks for it."), artgpt4.ArtGPT4.embed_ids
     *single, every = (changed(answer, tour.text) for answer in tour.transplants())

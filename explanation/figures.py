@@ -119,9 +119,9 @@ def picture_tag(image, size, text=""):
     return f'<img src="{data_url(image, size)}" alt="{escape(text)}">'
 
 
-def picture_style(image, size=336):
+def picture_style(image):
     """CSS that puts the picture, as the model sees it (square), behind every class="picture"."""
-    return f'.picture {{ background-image: url("{data_url(image.resize((size, size)), size)}"); }}'
+    return f'.picture {{ background-image: url("{data_url(image.resize((336, 336)), 336)}"); }}'
 
 
 def percent(share, digits=1):
@@ -152,7 +152,7 @@ def listing(thing):
 # ---- The picture, lit
 
 
-def framed(over, text, caption=""):
+def framed(over, text, caption):
     """The picture with HTML over it. text: for those who cannot see it."""
     return (f'<figure><div class="picture" role="img" aria-label="{escape(text)}">{over}</div>'
             f"<figcaption>{escape(caption)}</figcaption></figure>")
@@ -193,19 +193,17 @@ def bars(rows):
     return f'<div class="bars">{"".join(lines)}</div>'
 
 
-def heat(value):
-    """A value from 0 to 1 as a background that text can be read on, light or dark."""
-    if value is None:
-        return "background:rgb(200 100 27/.45)"               # orange
-    return f"background:rgb(40 104 168/{0.65 * min(max(value, 0), 1):.2f})"        # blue
-
-
 def token_strip(tokens):
     """Tokens one after another: [(text, text below, value)]. A value from 0 to 1 colours it blue,
-    None orange."""
-    parts = [f'<span style="{heat(value)}">{escape(text)}<small>{escape(below)}</small></span>'
-             for text, below, value in tokens]
-    return f'<div class="strip">{"".join(parts)}</div>'
+    None orange, so that the text can be read, light or dark."""
+    parts = ""
+    for text, below, value in tokens:
+        colour = "200 100 27/.45"
+        if value is not None:
+            colour = f"40 104 168/{0.65 * min(max(value, 0), 1):.2f}"
+        parts += (f'<span style="background:rgb({colour})">{escape(text)}'
+                  f"<small>{escape(below)}</small></span>")
+    return f'<div class="strip">{parts}</div>'
 
 
 # ---- Drawings

@@ -2,26 +2,23 @@
 
 Shapes: N answer tokens, T tokens, L blocks, H heads, Q queries, P patches + 1, D width.
 """
+import argparse
 from unittest import mock
 
 import torch
-from safetensors.torch import load_file
 
 from artgpt4 import (IMAGE_ID, IMAGE_SLOT, INSTRUCTIONS, Adapter, KVCache, chat_prompt,
                      instruction_prompt, preprocess)
-from common.int8 import is_int8
-from common.models import answers
+from common.models import answers, load
 from conversation.rounds import plain
 from gallery.attention import recorded_attention
 
 LONGEST = 120                                                 # tokens of an answer
 ROWS = 17                                                     # answers at once
 TOP = 5                                                       # likely tokens that are shown
-MINIGPT4 = "minigpt4.safetensors"                             # beside adapter.safetensors, if any
 WITHOUT_ADAPTERS = mock.patch.object(Adapter, "forward", lambda adapter, x: x)  # in a with
 
 
-@torch.inference_mode()
 def chances(model, embeds, ids):
     """The probability of each of N ids after what embeds (1, T, D) hold -> (N,)."""
     ids = torch.tensor(ids, device=embeds.device)
@@ -33,20 +30,18 @@ def chances(model, embeds, ids):
 class Tour:
     """What explain.py was given, and what is recorded of the model's work on it.
 
-    args: of explain.py. images: the picture and another one, PIL. The model stays as it was."""
+    args: of explain.py. images: the picture and another one, PIL."""
 
     def __init__(self, args, model, images):
-        self.model, self.folder, self.question = model, args.weights, args.prompt
-        self.even_if_large = args.surgery                     # make the chapter that takes minutes
+        self.args, self.model = args, model
         self.image, self.other = images
         self.grid = model.config.image_size // model.config.patch_size   # patches along a side
-        self.prompt = chat_prompt([f"{IMAGE_SLOT} {plain(self.question)}"], model.config.prompt)
+        self.prompt = chat_prompt([f"{IMAGE_SLOT} {plain(args.prompt)}"], model.config.prompt)
         self.prompt_ids = model.prompt_ids(self.prompt)
         self.other_embeds = self.see(self.other)              # (1, Q, D)
         self.image_embeds = self.see(self.image)
         self.answer()
 
-    @torch.inference_mode()
     def see(self, image):
         """Encode a PIL image -> its image vectors (1, Q, D). Kept: `pixels` (3, S, S), normalised;
         where patches look, `patch_looks` (L of the ViT, P, P), and queries, `query_looks` (layers
@@ -60,7 +55,6 @@ class Tour:
             for looks in (weights[:blocks], weights[blocks + 1::3]))
         return image_embeds
 
-    @torch.inference_mode()
     def answer(self):
         """Answer at temperature 0: `ids`, the N tokens, and `text`. Kept of each step: `top`, the
         TOP likeliest tokens, [(id, probability)]; `looks`, N times (L, T so far), where the token
@@ -84,8 +78,8 @@ class Tour:
                 self.ids.append(token.item())
                 self.looks.append(torch.stack([each[0, :, -1].mean(0).cpu() for each in weights]))
                 weights.clear()
-                self.text, ended = model.decode(self.ids)
-                if ended:
+                self.text, self.ended = model.decode(self.ids)
+                if self.ended:
                     break
         self.text = self.text.strip()
 
@@ -101,27 +95,19 @@ class Tour:
         with WITHOUT_ADAPTERS:
             return torch.stack((given, chances(self.model, embeds, self.ids)))
 
-    @torch.inference_mode()
     def other_answers(self):
         """{name: text}: the question answered without the adapters, and with MiniGPT-4's weights if
-        the folder has them. int8 adapters cannot be exchanged."""
-        model, found = self.model, {}
-
-        def answered():
+        the folder has them."""
+        def answered(model):
             embeds = model.embed_prompt(self.prompt, model.encode_image(self.pixels[None]))
             return answers(model, embeds, self.room, temperature=0)[0]
 
         with WITHOUT_ADAPTERS:
-            found["The adapters taken out"] = answered()
-        if (self.folder / MINIGPT4).is_file() and not is_int8(model.llama):
-            names = model.trainable_names()
-            trained = {name: model.get_parameter(name).detach().clone() for name in names}
-            other = load_file(self.folder / MINIGPT4)
-            if other.keys() != trained.keys():
-                raise ValueError(f"{self.folder / MINIGPT4}: expected all trainable parameters")
-            model.load_state_dict(other, strict=False)
-            found["MiniGPT-4: a projection of its own, no adapters"] = answered()
-            model.load_state_dict(trained, strict=False)
+            found = {"The adapters taken out": answered(self.model)}
+        file = self.args.weights / "minigpt4.safetensors"
+        if file.is_file():
+            other = load(argparse.Namespace(**vars(self.args) | {"adapter": file}))
+            found["MiniGPT-4: a projection of its own, no adapters"] = answered(other)
         return found
 
     def lesson(self):
@@ -134,7 +120,6 @@ class Tour:
                  for embeds in (self.image_embeds, self.other_embeds)]
         return ids, *((-each.log()).tolist() for each in found)
 
-    @torch.inference_mode()
     def transplants(self):
         """Answers with each image vector in turn replaced by the other picture's, and with all of
         them: Q + 1 texts."""
@@ -161,9 +146,7 @@ class Tour:
     def words(self):
         """[(word, [numbers of its tokens])] of the answer, without what ends it."""
         words = []
-        for i, token in enumerate(self.ids):
-            if self.model.decode(self.ids[:i + 1])[1]:
-                break
+        for i, token in enumerate(self.ids[:-1] if self.ended else self.ids):
             piece = self.piece(token)
             if piece.startswith("▁") or not words:
                 words.append([piece.lstrip("▁"), []])
