@@ -23,8 +23,7 @@ from explanation.figures import STYLE, drawings, framed, page, paragraph, pictur
 from explanation.recording import Tour
 from gallery.familiarity import read_measure, unfamiliar
 
-COUPLE, LIGHTHOUSE = (Path(os.path.relpath(SAMPLES / name))
-                      for name in ("couple.png", "lighthouse.png"))
+COUPLE, LIGHTHOUSE = SAMPLES / "couple.png", SAMPLES / "lighthouse.png"
 QUESTION = "Describe this image in detail."
 
 
@@ -64,7 +63,7 @@ def main(args):
 
 def command_line():
     parser = command_parser("explain.py", __doc__)
-    parser.add_argument("image", nargs="?", type=Path, default=COUPLE,
+    parser.add_argument("image", nargs="?", type=Path, default=Path(os.path.relpath(COUPLE)),
                         help="a picture; default: samples/couple.png")
     parser.add_argument("--out", type=Path, default=Path("runs/explain.html"), metavar="FILE",
                         help="the page to write; default: %(default)s")

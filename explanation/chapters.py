@@ -110,7 +110,7 @@ def prompt(tour):
 
 def looking(tour):
     """Each token looks back"""
-    config, to_image = tour.model.config, tour.looks_at_image()
+    config, to_image = tour.model.config, torch.stack(tour.looks)
     words = tour.words() or [("(nothing)", [0])]
     rows = torch.stack([to_image[tokens].mean(dim=0) for _, tokens in words])
     more = (rows - rows.mean(dim=0)).clamp(0) @ tour.query_looks.mean(dim=0)   # (words, P)
@@ -140,8 +140,7 @@ def adapter(tour):
     """The adapter: a small step in every block"""
     config, (given, without) = tour.model.config, tour.token_chances()
     cards = "".join(f'<div class="card"><h3>{name}</h3>{paragraph(text or "(nothing)")}</div>'
-                    for name, text in ({"With the adapters": tour.text}
-                                       | tour.other_answers()).items())
+                    for name, text in tour.compared().items())
     if config.adapter_width == 0:
         return "<p>These weights have no adapters: they are a MiniGPT-4.</p>", artgpt4.LlamaBlock
     owed = (without / given.clamp(1e-30)).clamp(1e-30, 1)

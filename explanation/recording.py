@@ -36,10 +36,13 @@ class Tour:
         self.args, self.model = args, model
         self.image, self.other = images
         self.grid = model.config.image_size // model.config.patch_size   # patches along a side
-        self.prompt = chat_prompt([f"{IMAGE_SLOT} {plain(args.prompt)}"], model.config.prompt)
-        self.prompt_ids = model.prompt_ids(self.prompt)
+        prompt = chat_prompt([f"{IMAGE_SLOT} {plain(args.prompt)}"], model.config.prompt)
+        self.prompt_ids = model.prompt_ids(prompt)
+        start = self.prompt_ids.index(IMAGE_ID)
+        self.slot = slice(start, start + model.config.queries)     # the places of the image vectors
         self.other_embeds = self.see(self.other)              # (1, Q, D)
         self.image_embeds = self.see(self.image)
+        self.embeds = model.embed_ids(self.prompt_ids, self.image_embeds)            # (1, T, D)
         self.answer()
 
     def see(self, image):
@@ -57,8 +60,9 @@ class Tour:
 
     def answer(self):
         """Answer at temperature 0: `ids`, the N tokens, and `text`. Kept of each step: `top`, the
-        TOP likeliest tokens, [(id, probability)]; `looks`, N times (L, T so far), where the token
-        before looked, a mean over heads. Raises ValueError if there is no room for an answer."""
+        TOP likeliest tokens, [(id, probability)]; `looks`, N times (Q,), the attention of the token
+        before to each image vector, a mean over blocks and heads. Raises ValueError if there is no
+        room for an answer."""
         model = self.model
         self.room = min(LONGEST, model.config.context - len(self.prompt_ids))
         if self.room < 1:
@@ -71,43 +75,37 @@ class Tour:
             self.top.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
             return logits
 
-        embeds = model.embed_prompt(self.prompt, self.image_embeds)
         cache = KVCache(model.llama, len(self.prompt_ids) + self.room)
         with recorded_attention() as weights:
-            for token in model.generate(embeds, self.room, cache, keep_likeliest, temperature=0):
+            for token in model.generate(self.embeds, self.room, cache, keep_likeliest,
+                                        temperature=0):
                 self.ids.append(token.item())
-                self.looks.append(torch.stack([each[0, :, -1].mean(0).cpu() for each in weights]))
+                looks = [each[0, :, -1, self.slot].mean(dim=0).cpu() for each in weights]
+                self.looks.append(torch.stack(looks).mean(dim=0))
                 weights.clear()
                 self.text, self.ended = model.decode(self.ids)
                 if self.ended:
                     break
         self.text = self.text.strip()
 
-    def looks_at_image(self):
-        """(N, Q): the attention to each image vector, a mean over blocks and heads."""
-        is_image = torch.tensor(self.prompt_ids) == IMAGE_ID
-        return torch.stack([row[:, :len(is_image)][:, is_image].mean(dim=0) for row in self.looks])
-
     def token_chances(self):
         """(2, N): the probability of the answer's tokens with the adapters, and without them."""
-        embeds = self.model.embed_prompt(self.prompt, self.image_embeds)
-        given = chances(self.model, embeds, self.ids)
+        given = chances(self.model, self.embeds, self.ids)
         with WITHOUT_ADAPTERS:
-            return torch.stack((given, chances(self.model, embeds, self.ids)))
+            return torch.stack((given, chances(self.model, self.embeds, self.ids)))
 
-    def other_answers(self):
-        """{name: text}: the question answered without the adapters, and with MiniGPT-4's weights if
+    def compared(self):
+        """{name: text}: the answer, that without the adapters, and that with MiniGPT-4's weights if
         the folder has them."""
-        def answered(model):
-            embeds = model.embed_prompt(self.prompt, model.encode_image(self.pixels[None]))
-            return answers(model, embeds, self.room, temperature=0)[0]
-
+        found, file = {"With the adapters": self.text}, self.args.weights / "minigpt4.safetensors"
         with WITHOUT_ADAPTERS:
-            found = {"The adapters taken out": answered(self.model)}
-        file = self.args.weights / "minigpt4.safetensors"
+            found["The adapters taken out"], = answers(self.model, self.embeds, self.room,
+                                                       temperature=0)
         if file.is_file():
-            other = load(argparse.Namespace(**vars(self.args) | {"adapter": file}))
-            found["MiniGPT-4: a projection of its own, no adapters"] = answered(other)
+            model = load(argparse.Namespace(**vars(self.args) | {"adapter": file}))
+            embeds = model.embed_ids(self.prompt_ids, model.encode_image(self.pixels[None]))
+            found["MiniGPT-4: a projection of its own, no adapters"], = answers(
+                model, embeds, self.room, temperature=0)
         return found
 
     def lesson(self):
@@ -123,15 +121,12 @@ class Tour:
     def transplants(self):
         """Answers with each image vector in turn replaced by the other picture's, and with all of
         them: Q + 1 texts."""
-        queries = self.model.config.queries
-        replaced = torch.cat((torch.eye(queries), torch.ones(1, queries))).bool()[..., None]
-        rows = torch.where(replaced.to(self.other_embeds.device), self.other_embeds,
-                           self.image_embeds)                 # (Q + 1, Q, D)
-        texts = []
-        for part in rows.split(ROWS):
-            embeds = self.model.embed_ids([self.prompt_ids] * len(part), part)
-            texts += answers(self.model, embeds, self.room, temperature=0)
-        return texts
+        each = torch.arange(self.model.config.queries)
+        embeds = self.embeds.repeat(len(each) + 1, 1, 1)      # (Q + 1, T, D)
+        vectors = embeds[:, self.slot]                        # (Q + 1, Q, D), a view
+        vectors[each, each] = vectors[-1] = self.other_embeds[0]
+        return [text for part in embeds.split(ROWS)
+                for text in answers(self.model, part, self.room, temperature=0)]
 
     # In words
     def on_picture(self, row):
