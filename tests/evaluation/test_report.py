@@ -35,7 +35,7 @@ def test_a_judge_that_prefers_the_letter_a_is_found_out():
             first, second = (worth[model] + rng.integers(0, 2) for model in pair)
             ids = tuple(f"{model}{item}" for model in pair)
             records["J", ids, 0] = [[first + 1, ""], [second, ""]]
-    records["J", ("x0", "z0"), 0] = [[5, ""], [0, ""]]             # in one order alone: not counted
+    records["J", ("x0", "z0"), 0] = [[5, ""], [0, ""]]         # in one order alone: not counted
     names = {f"{model}{item}": item for model in "xyz" for item in range(12)}
     _, _, [line] = letter_table(records, names)
     low, high = map(float, line[2].split(" to "))
