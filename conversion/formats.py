@@ -90,11 +90,8 @@ META = {
 
 ARTGPT4 = {  # pretrained_minigpt4.pth holds only the first line
     "proj.*": "llama_proj.*",
-    "llama.blocks.{i}.attn_norm.weight": "llama_model.model.layers.{i}.input_layernorm.weight",
-    "llama.blocks.{i}.mlp_norm.weight":
-        "llama_model.model.layers.{i}.post_attention_layernorm.weight",
     "llama.blocks.{i}.adapter.*": "llama_model.model.layers.{i}.self_attn.1.*",
-}
+} | {ours: f"llama_model.{theirs}" for ours, theirs in LLAMA.items() if "_norm" in ours}
 
 
 class Format(NamedTuple):
@@ -175,8 +172,7 @@ VISION_SIZES = {
 SETTINGS = {
     "llm": {"model_type": ("llama",), "hidden_act": ("silu",), "attention_bias": (False,),
             "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"]), "mlp_bias": (False,),
-            "partial_rotary_factor": (1,), "tie_word_embeddings": (False, True),
-            "use_scaled_rope": (False,)},
+            "tie_word_embeddings": (False, True)},
     "rope": {"rope_type": ("default",), "type": ("default",), "factor": (1,),
              "partial_rotary_factor": (1,)},
     "vision_config": {"hidden_act": ("gelu",), "layer_norm_eps": (1e-6, 1e-5),
@@ -215,21 +211,19 @@ def llama_sizes(values, file, layers):
     """{name in Config: value} of the language model, from the values of a config.json and its
     number of layers. Raises ValueError for what artgpt4.py does not compute, and for odd sizes."""
     values = {key: value for key, value in values.items() if value is not None}
-    for key in values.keys() & {"rope_scaling", "rope_parameters"}:   # of newer transformers
-        rope = values.pop(key)
+    for key in ("rope_parameters", "rope_scaling"):           # of newer transformers
+        rope = values.pop(key, {})
         rope = rope if isinstance(rope, dict) else {key: rope}
         theta = values.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
         check_settings(rope, SETTINGS["rope"] | {"rope_theta": (theta,)}, f"{file}: {key}")
     values = {
-        "rms_norm_eps": 1e-6, "rope_theta": 10000.0,          # what LLaMA's first config.json lacks
+        "model_type": "absent", "rms_norm_eps": 1e-6,         # what LLaMA's first config.json lacks
         "num_key_value_heads": values.get("num_attention_heads"),
         "max_position_embeddings": values.pop("max_sequence_length", 2048)} | values
     sizes = {"llama_layers": layers}
     for key, ours in LLAMA_SIZES.items():
         value, example = values.pop(key, None), getattr(Config, ours)
-        low, high = (1e-15, 0.1) if key.endswith("eps") else (1, 1e9)
-        kinds = (int, float) if isinstance(example, float) else (int,)
-        if type(value) not in kinds or not low <= value <= high:
+        if type(value) not in (int, type(example)) or not 0 < value <= 1e9:
             raise ValueError(f"{file}: {key} is {json.dumps(value)}; of the 13B it is {example}")
         sizes[ours] = type(example)(value)
     width, heads = sizes["llama_width"], sizes["llama_heads"]
@@ -237,8 +231,6 @@ def llama_sizes(values, file, layers):
         raise ValueError(f"{file}: num_attention_heads or num_key_value_heads is no divisor")
     found = {"head_dim": (width // heads,), "num_hidden_layers": (layers,)}
     check_settings(values, SETTINGS["llm"] | found, file)
-    if not values.keys() & {"model_type", "architectures"}:
-        raise ValueError(f"{file}: neither model_type nor architectures says what model it is")
     return sizes
 
 
@@ -258,13 +250,12 @@ def vision_sizes(vit, qformer):
              "qformer_heads": qformer_width // 64, "qformer_mlp_width": qformer_mlp_width}
     for checkpoint, part in ((vit, "vision_config"), (qformer, "qformer_config")):
         if checkpoint.path.is_dir():
-            file, values = checkpoint.config_file, checkpoint.config.get(part)
-            check_settings(checkpoint.config,
-                           SETTINGS["blip2"] | {"num_query_tokens": (queries,)}, file)
-            if not isinstance(values, dict):
-                raise ValueError(f"{file}: {part} is {json.dumps(values)}")
+            file, config = checkpoint.config_file, checkpoint.config
+            check_settings(config, SETTINGS["blip2"] | {"num_query_tokens": (queries,)}, file)
+            for key in VISION_SIZES:
+                if not isinstance(config.get(key), dict):
+                    raise ValueError(f"{file}: {key} is {json.dumps(config.get(key))}")
             found = {key: (sizes[ours],) for key, ours in VISION_SIZES[part].items()}
-            check_settings(values, SETTINGS[part] | found, f"{file}: {part}")
-    vision = qformer.config.get("vision_config", {})          # its ln_vision; 1e-5 in LAVIS's file
-    eps = vision.get("layer_norm_eps") or 1e-6 if qformer.path.is_dir() else 1e-5
-    return sizes | {"ln_vision_eps": eps}
+            check_settings(config[part], SETTINGS[part] | found, f"{file}: {part}")
+    vision = qformer.config.get("vision_config", {"layer_norm_eps": 1e-5})   # of LAVIS's ln_vision
+    return sizes | {"ln_vision_eps": vision.get("layer_norm_eps") or 1e-6}

@@ -23,19 +23,17 @@ SETTINGS = [  # of the language model's config.json: what is refused by name
     ("architectures", ["MistralForCausalLM"]), ("logit_scale", 0.5), ("embedding_multiplier", 12),
     ("auto_map", {"AutoModel": "modeling.Other"}), ("qk_layernorm", True), ("int8", True),
     ("rms_norm_eps", float("nan")), ("rms_norm_eps", float("inf")), ("rms_norm_eps", True),
-    ("rms_norm_eps", 5.0), ("rope_theta", float("nan")), ("rope_theta", 0.5),
+    ("rope_theta", float("nan")),
     ("num_hidden_layers", 10**9), ("num_hidden_layers", 3),
     ("hidden_size", "96"), ("hidden_size", None), ("vocab_size", -1),
     ("num_attention_heads", 32), ("num_attention_heads", 5),
     ("num_key_value_heads", 3), ("tie_word_embeddings", 1.5),
     ("max_position_embeddings", "4k"), ("intermediate_size", None), ("model_type", "absent"),
 ]
-CONTRADICTIONS = [      # where the last one is named
-    {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4},
-    {"model_type": "absent", "architectures": ["PhiForCausalLM"]}]
+TWICE = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_theta": 1e4}
 
 
-@pytest.mark.parametrize("config", [{key: value} for key, value in SETTINGS] + CONTRADICTIONS)
+@pytest.mark.parametrize("config", [{key: value} for key, value in SETTINGS] + [TWICE])
 def test_a_setting_that_is_not_computed_is_refused_by_name(refused, changed, config):
     line = refused(llm=changed("vicuna", config=config))
     assert "config.json" in line and [*config][-1] in line
@@ -124,8 +122,6 @@ def test_a_tokenizer_of_another_model_is_refused(refused, changed):
         assert "tokenizer.model: " in refused(llm=folder)
     (folder / "tokenizer.model").unlink()
     assert "tokenizer.model: " in refused(llm=folder)
-    swapped = {"bos_token_id": 2, "eos_token_id": 1}
-    assert "tokenizer.model: " in refused(llm=changed("vicuna", config=swapped))
     short = {name: released("vicuna")[name][:300]
              for name in ("model.embed_tokens.weight", "lm_head.weight")}
     assert "tokenizer.model: " in refused(llm=changed("vicuna", short, {"vocab_size": 300}))
