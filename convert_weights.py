@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cache, partial, reduce
 from glob import escape
@@ -21,19 +20,17 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from safetensors.torch import load_file
 
 from artgpt4 import PROMPTS, ArtGPT4, Config, errors_naming
 from common.command_line import Misuse, Progress, command_parser, number, printable, run_command
 from common.files import check_file, save_tensors, write_json, written_beside
 from common.int8 import quantise
 from conversion.checkpoints import (
-    compare_checksum, open_checkpoint, take, take_adapter, take_sum,
+    compare_checksum, open_checkpoint, open_file, take, take_adapter, take_sum,
 )
 from conversion.formats import llama_sizes, their_names, vision_sizes
 
 SHARD = 2_000_000_000                                         # bytes: so much is in memory at once
-V0 = "it has a token more than its tokenizer"                 # how Vicuna v0 is known
 
 def open_llm(path, delta_path):
     """The Checkpoint of the language model, and {name in Config: value}."""
@@ -61,20 +58,17 @@ def open_llm(path, delta_path):
     for key in sizes.keys() - {"vocab_size"}:
         if sizes[key] != changed[key]:
             raise ValueError(f"{delta.path}: {key} is {changed[key]}, but {sizes[key]} in {path}")
-    if not delta.tokenizer.exists():
-        delta.tokenizer = llm.tokenizer
     return delta, changed
 
 
-def check_tokenizer(file, llm, rows):
+def check_tokenizer(file, rows):
     """How many rows of a language model's embedding are beyond the pieces of a tokenizer.model.
     Raises ValueError unless they fit together."""
     check_file(file)
     with errors_naming(file):
         tokenizer = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes() or b"empty")
         pieces, special = tokenizer.get_piece_size(), [tokenizer.bos_id(), tokenizer.eos_id()]
-        if special != [tokenizer.piece_to_id(piece) for piece in ("<s>", "</s>")] or special == [
-                llm.config.get("eos_token_id"), llm.config.get("bos_token_id")]:
+        if special != [tokenizer.piece_to_id(piece) for piece in ("<s>", "</s>")]:
             raise ValueError("its BOS and EOS are not LLaMA's <s> and </s>")
         if not pieces <= rows < pieces + 64:
             raise ValueError(f"{pieces} pieces, but the language model has {rows} tokens")
@@ -88,7 +82,7 @@ def recognised_prompt(llm, extra):
     if llm.kind == "instructblip_llm":
         return "vicuna_v1", "InstructBLIP's Vicuna"
     if extra == 1:
-        return "vicuna_v0", "StableVicuna's is like it" if "stable" in name else V0
+        return "vicuna_v0", "it has a token more than its tokenizer"
     if "v1" in name or (llm.path / "generation_config.json").exists():
         return "vicuna_v1", "by its name or its generation_config.json"
     return "vicuna_v0", "nothing says which; --prompt does"
@@ -111,18 +105,18 @@ def convert(args):
     sizes["adapter_width"] = sizes["llama_width"] // 4
     if is_trained:
         sizes["adapter_width"], _ = adapter.shape("llama.blocks.0.adapter.down.weight")
-    extra = check_tokenizer(llm.tokenizer, llm, sizes["vocab_size"])
+    extra = check_tokenizer(llm.tokenizer, sizes["vocab_size"])
     prompt, why = recognised_prompt(llm, extra)
     config = Config(**sizes, prompt=args.prompt or prompt)
     files = plan(config, vit, qformer, llm, adapter)
     sources = {file for each in (vit, qformer, llm, llm.base) if each for file in each.files}
     progress = Progress("checksums compared", len(sources), "files")
-    with ThreadPoolExecutor() as pool:
-        for done, _ in enumerate(pool.map(compare_checksum, sorted(sources)), 1):
-            progress.show(done)
+    for done, file in enumerate(sorted(sources), 1):
+        compare_checksum(file)
+        progress.show(done)
     write_folder(Path(args.out), files, config, llm.tokenizer, args.int8)
     print(f"prompt format: {config.prompt} ({'as given' if args.prompt else why})")
-    if adapter is not None and why != V0:
+    if adapter is not None and (prompt, extra) != ("vicuna_v0", 1):
         print(f"warning: {printable(adapter.path)} was trained with Vicuna v0; with this model its "
               "answers are noise", file=sys.stderr)
     weights = printable(args.out)
@@ -141,7 +135,7 @@ def plan(config, vit, qformer, llm, adapter):
     def part(source, *prefixes):
         source.check_names(shapes)
         read = take if source.base is None else take_sum
-        return in_one_dtype({name: partial(read, source, name, shape, config)
+        return in_one_dtype({name: partial(read, source, name, shape)
                              for name, shape in shapes.items()
                              if name.startswith(prefixes) and ".adapter." not in name})
 
@@ -220,8 +214,7 @@ def write_folder(out, files, config, tokenizer, int8):
 def export(args):
     """Write adapter.safetensors of a weights folder or a run in the layout of ArtGPT-4.pth."""
     file = Path(args.weights) / "adapter.safetensors"
-    check_file(file)
-    ours = load_file(file)
+    ours = open_file(file)
     theirs = {released: tensor for name, tensor in ours.items()
               for released in their_names("artgpt4", name)}
     if len(theirs) < len(ours) or not all(tensor.isfinite().all() for tensor in theirs.values()):

@@ -166,9 +166,8 @@ class Checkpoint:
     def count(self, name):
         """The number of blocks: the highest index of any name + 1, so that the rest of a block is
         missed. name: a tensor of artgpt4.py, in block 0."""
-        prefix = their_names(self.kind, name)[0].partition(".0.")[0]
-        found = [re.match(re.escape(prefix) + r"\.(\d{1,3})\.", name) for name in self.tensors
-                 if not re.fullmatch(FORMATS[self.kind].unused, name)]
+        before = re.escape(their_names(self.kind, name)[0].partition("0.")[0])
+        found = [re.match(before + r"(\d{1,3})\.", name) for name in self.tensors]
         return max((int(match[1]) + 1 for match in found if match), default=0)
 
     def check_names(self, shapes):
@@ -216,14 +215,14 @@ def open_checkpoint(path, flag):
     return Checkpoint(path, kind, files, tensors, config, config_file, tokenizer)
 
 
-def take(checkpoint, name, shape, config, device):
+def take(checkpoint, name, shape, device):
     """The tensor that artgpt4.py calls `name`; on "meta" its shape and dtype alone. Raises
     ValueError, naming the tensor, if it is missing, of another shape, no floats, or damaged."""
     parts, found = parts_of(checkpoint.kind, name), []
     rows = [shape[0] // len(parts)] * len(parts)
-    if len(parts) == 3:                                       # queries, keys, values
-        keys = (shape[0] - config.llama_width) // 2
-        rows = [config.llama_width, keys, keys]
+    if len(parts) == 3:                                       # queries (D, D), keys, values
+        keys = (shape[0] - shape[1]) // 2
+        rows = [shape[1], keys, keys]
     for (source, number, of), count in zip(parts, rows, strict=True):
         value, whole = checkpoint.read(source, device), (count * of, *shape[1:])
         if name == "vit.pos_embed":
@@ -241,15 +240,15 @@ def take(checkpoint, name, shape, config, device):
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def take_sum(delta, name, shape, config, device):
+def take_sum(delta, name, shape, device):
     """take() of a delta and its base, in float16 as the released tool adds them. Rows that only the
     delta has, as the token more of Vicuna v0, are added to zeros."""
     rows = shape[0]
     if name in ("llama.embed.weight", "llama.head.weight"):
         rows, _ = delta.base.shape("llama.embed.weight")
     total = torch.zeros(shape, dtype=torch.float16, device=device)
-    total[:rows] = take(delta.base, name, (rows, *shape[1:]), config, device)
-    return total.add_(take(delta, name, shape, config, device).half())
+    total[:rows] = take(delta.base, name, (rows, *shape[1:]), device)
+    return total.add_(take(delta, name, shape, device).half())
 
 
 def resized(pos_embed, grid):
@@ -273,5 +272,5 @@ def take_adapter(checkpoint, config, shapes):
     checkpoint.check_names(shapes)
     compare_checksum(checkpoint.path)
     only = "proj." if checkpoint.kind == "minigpt4" else ""
-    return {name: partial(take, checkpoint, name, shape, config)
+    return {name: partial(take, checkpoint, name, shape)
             for name, shape in shapes.items() if name.startswith(only)}
