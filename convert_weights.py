@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cache, partial, reduce
 from glob import escape
@@ -31,6 +32,7 @@ from conversion.checkpoints import (
 from conversion.formats import llama_sizes, their_names, vision_sizes
 
 SHARD = 2_000_000_000                                         # bytes: so much is in memory at once
+V0 = "it has a token more than its tokenizer"                 # how Vicuna v0 is known
 
 def open_llm(path, delta_path):
     """The Checkpoint of the language model, and {name in Config: value}."""
@@ -58,6 +60,8 @@ def open_llm(path, delta_path):
     for key in sizes.keys() - {"vocab_size"}:
         if sizes[key] != changed[key]:
             raise ValueError(f"{delta.path}: {key} is {changed[key]}, but {sizes[key]} in {path}")
+    if not delta.tokenizer.exists():
+        delta.tokenizer = llm.tokenizer
     return delta, changed
 
 
@@ -82,7 +86,7 @@ def recognised_prompt(llm, extra):
     if llm.kind == "instructblip_llm":
         return "vicuna_v1", "InstructBLIP's Vicuna"
     if extra == 1:
-        return "vicuna_v0", "it has a token more than its tokenizer"
+        return "vicuna_v0", "StableVicuna's is like it" if "stable" in name else V0
     if "v1" in name or (llm.path / "generation_config.json").exists():
         return "vicuna_v1", "by its name or its generation_config.json"
     return "vicuna_v0", "nothing says which; --prompt does"
@@ -111,12 +115,12 @@ def convert(args):
     files = plan(config, vit, qformer, llm, adapter)
     sources = {file for each in (vit, qformer, llm, llm.base) if each for file in each.files}
     progress = Progress("checksums compared", len(sources), "files")
-    for done, file in enumerate(sorted(sources), 1):
-        compare_checksum(file)
-        progress.show(done)
+    with ThreadPoolExecutor() as pool:
+        for done, _ in enumerate(pool.map(compare_checksum, sorted(sources)), 1):
+            progress.show(done)
     write_folder(Path(args.out), files, config, llm.tokenizer, args.int8)
     print(f"prompt format: {config.prompt} ({'as given' if args.prompt else why})")
-    if adapter is not None and (prompt, extra) != ("vicuna_v0", 1):
+    if adapter is not None and why != V0:
         print(f"warning: {printable(adapter.path)} was trained with Vicuna v0; with this model its "
               "answers are noise", file=sys.stderr)
     weights = printable(args.out)
