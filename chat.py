@@ -9,7 +9,6 @@
     python chat.py --surprise                           describe a painting nobody has seen
 """
 import argparse
-import contextlib
 import json
 import os
 import re
@@ -117,8 +116,7 @@ def surprise(session):
 
 
 def main(args):
-    with contextlib.suppress(AttributeError):                 # a notebook's stdout is no file
-        sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)
     files, folder, questions = pictures_and_questions(args.picture)
     questions += [] if args.prompt is None else [args.prompt]
     if len(questions) > 1:

@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from artgpt4 import IGNORE, TRAINABLE, normalise
 from common.command_line import Misuse, command_parser, number, run_command
-from common.files import check_file, read_json, save_tensors, written_beside
+from common.files import read_json, save_tensors, written_beside
 from common.models import TINY, load, model_flags
 from conversion.checkpoints import open_checkpoint, take_adapter
 from gallery import familiarity, score
@@ -231,13 +231,12 @@ def chosen_recipe(args):
         say(f"recipe {name}, chosen by the weights and flags")
     if (name, args.stage) not in RECIPES:
         raise Misuse(f"--recipe {name} has no stage {args.stage}")
-    given = {key: getattr(args, key) for key in (
-        "steps", "batch_size", "accumulate", "mode", "seed") if getattr(args, key) is not None}
-    recipe = replace(RECIPES[name, args.stage], **given)
-    if args.lr is not None:
-        ratio = args.lr / recipe.lr
-        recipe = replace(recipe, lr=args.lr, warmup_lr=recipe.warmup_lr * ratio,
-                         min_lr=recipe.min_lr * ratio)
+    usual = RECIPES[name, args.stage]
+    given = {key: value for key, value in vars(args).items()
+             if key in asdict(usual) and value is not None}
+    recipe = replace(usual, **given)
+    ratio = recipe.lr / usual.lr
+    recipe = replace(recipe, warmup_lr=usual.warmup_lr * ratio, min_lr=usual.min_lr * ratio)
     if recipe.batch_size % (WORLD * recipe.accumulate):
         raise Misuse(f"--batch-size {recipe.batch_size} cannot be shared evenly by {WORLD} "
                      f"processes with --accumulate {recipe.accumulate}")
@@ -249,14 +248,15 @@ def load_model(args, resume):
     them. Raises ValueError, naming the file, if one does not fit."""
     default = Path("runs/stage1/adapter.safetensors") if args.stage == 2 else None
     file = None if resume else args.adapter or default
-    if file:
-        file = file / "adapter.safetensors" if file.is_dir() else file
-        check_file(file)
-    args.adapter = file if file and file.suffix == ".safetensors" else None    # what load() reads
+    if file and file.is_dir():
+        file = file / "adapter.safetensors"
+    args.adapter, checkpoint = file, None                      # load() reads the first
+    if file and file.suffix != ".safetensors":
+        args.adapter, checkpoint = None, open_checkpoint(file, "adapter")
     model = load(args, train=True)
-    if file and not args.adapter:
+    if checkpoint:
         shapes = {name: model.get_parameter(name).shape for name in model.trainable_names()}
-        stored = take_adapter(open_checkpoint(file, "adapter"), model.config, shapes)
+        stored = take_adapter(checkpoint, model.config, shapes)
         model.load_state_dict({name: one("cpu") for name, one in stored.items()}, strict=False)
     if args.checkpointing:
         recompute_blocks(model.llama)

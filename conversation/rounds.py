@@ -72,7 +72,6 @@ class Conversation:
 
     rounds: all that was said, oldest first. forgotten: how many of them are in no prompt any more,
     for want of room; their pictures still are. waiting: the files that the next question brings.
-    new_tokens: the length of the last answer.
     """
 
     def __init__(self, model, **settings):
@@ -83,7 +82,7 @@ class Conversation:
         self.settings = {name: default for name, (_, default, _) in SETTINGS.items()}
         for name, value in settings.items():
             self.set(name, value)
-        self.rounds, self.waiting, self.forgotten, self.new_tokens = [], [], 0, 0
+        self.rounds, self.waiting, self.forgotten = [], [], 0
         self.image_embeds = embed.new_empty(0, model.config.queries, model.config.llama_width)
         self.cache = KVCache(model.llama, self.context)
         self.cached = []                                      # the ids that the cache holds
@@ -160,7 +159,6 @@ class Conversation:
                     break
         finally:
             self.cached = (ids + answer)[:self.cache.length]
-            self.new_tokens = len(answer)
             if said:
                 self.rounds, self.waiting = [*earlier, rounds[-1]._replace(answer=said)], []
 

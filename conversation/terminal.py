@@ -85,13 +85,14 @@ class Session:
 
     def ask(self, question=None):
         """Print the answer as it comes and, for someone who types, its speed."""
-        talk, start, forgotten = self.talk, time.perf_counter(), self.talk.forgotten
-        pieces = talk.answer(question)
+        talk, start, count = self.talk, time.perf_counter(), 0
+        pieces, forgotten = talk.answer(question), talk.forgotten
         shown = itertools.chain([next(pieces, "")], pieces)   # errors come before any output
         seconds = time.perf_counter() - start
         try:
             with signals_kept(signal.SIGINT) as stopped:
                 for piece in shown:
+                    count += 1                                # a piece for each token
                     print(piece, end="", flush=True)
                     if stopped:
                         break
@@ -103,7 +104,7 @@ class Session:
         if talk.forgotten > forgotten:
             self.say(f"(the context of {talk.context} tokens is full: {talk.forgotten} of "
                      f"{len(talk.rounds)} rounds are forgotten; /reset begins anew)")
-        count, speed = talk.new_tokens, talk.new_tokens / (time.perf_counter() - start)
+        speed = count / (time.perf_counter() - start)
         self.note(f"{count} tokens, {speed:.1f} tokens/s, the first after {seconds:.2f} s")
 
     def run(self):

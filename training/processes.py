@@ -36,7 +36,6 @@ def processes(device):
         print(f"train.py: rank {RANK} lost another process of this run and ends too; mend its "
               "error, then run the same command with --resume", file=sys.stderr)
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
 
 

@@ -21,7 +21,7 @@ import zlib
 import torch
 
 from common.command_line import Misuse, Progress, one_line, signals_kept
-from common.files import check_file, save_tensors, written_beside
+from common.files import save_tensors, written_beside
 from conversion.checkpoints import compare_checksum
 from training.processes import RANK, copy_whole, local, say, whole
 
@@ -128,12 +128,18 @@ class Run:
     def load(self, file):
         """Copy what a checkpoint holds into weights and optimizer, once all of it is known to fit.
         Raises ValueError, naming the file, if it is damaged, Misuse if it has other flags."""
-        saved = read_checkpoint(file)
+        try:
+            compare_checksum(file)
+            saved = torch.load(file, "cpu", weights_only=True, mmap=True)
+            flags, tensors, *numbers = (saved[key] for key in (
+                "flags", "tensors", "step", "best", "log_size"))
+        except Exception as error:                            # a damaged file can raise anything
+            raise ValueError(f"{file}: damaged ({one_line(error)}); without it --resume continues "
+                             "from the checkpoint before it") from None
         for flag, value in self.flags.items():
-            if saved["flags"].get(flag) != value:
-                raise Misuse(f"{file}: that run has {flag} {saved['flags'].get(flag)}, not {value};"
-                             " resume it with the same flags, or give another --out")
-        tensors = saved["tensors"]
+            if flags.get(flag) != value:
+                raise Misuse(f"{file}: that run has {flag} {flags.get(flag)}, not {value}; resume "
+                             "it with the same flags, or give another --out")
         kinds, expected = ({name: (tensor.shape, tensor.dtype) for name, tensor in each.items()}
                            for each in (tensors, self.tensors))
         if kinds != expected or not all(tensor.isfinite().all() for tensor in tensors.values()):
@@ -141,19 +147,7 @@ class Run:
                              "or with NaN or infinity")
         for name, tensor in self.tensors.items():
             copy_whole(tensors[name], tensor)
-        self.step, self.best, self.log_size = (saved[key] for key in ("step", "best", "log_size"))
-
-
-def read_checkpoint(file):
-    """The dictionary in a checkpoint file. Raises ValueError, naming it, if it is damaged."""
-    check_file(file)
-    try:
-        compare_checksum(file)
-        saved = torch.load(file, "cpu", weights_only=True, mmap=True)
-        return {key: saved[key] for key in ("step", "flags", "tensors", "best", "log_size")}
-    except Exception as error:                                # a damaged file can raise anything
-        raise ValueError(f"{file}: damaged ({one_line(error)}); without it --resume continues from "
-                         "the checkpoint before it") from None
+        self.step, self.best, self.log_size = numbers
 
 
 def open_log(folder):
