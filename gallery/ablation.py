@@ -9,12 +9,9 @@ last the names of what is seen are new as well. Fixed before any run:
   each prompt. All intervals hold at once: by t over seeds, and by a bootstrap over the pairs.
 - Rates: each arm's best of three, by one run each at SWEEP_LEVEL, on paintings of seen pairs.
 """
-import multiprocessing
 import random
 import re
 import zlib
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 
 from artgpt4 import (IGNORE, IMAGE_SLOT, INSTRUCTIONS, STOP, TRAINABLE, Adapter, ArtGPT4,
                      chat_prompt, example, instruction_prompt, pad_examples)
@@ -31,7 +29,6 @@ from common.files import read_json, write_json, written_beside
 from common.models import TINY, answers
 from common.paired import student
 from gallery.album import painted
-from gallery.pretrain import end_with_parent
 from gallery.scenes import UNSEEN_PAIRS, random_scenes
 from gallery.score import ATTRIBUTES, rightly, seen
 from gallery.words import VALUES, fill, rules_of, sentences
@@ -171,18 +168,17 @@ def make_all(kept, args):
     if kept.setdefault("identity", identity) != identity:
         raise ValueError(f"{args.scores}: of other weights, texts or settings; remove it")
     make = partial(one_run, weights=args.weights, paintings=paintings, steps=args.steps)
-    runs, spawn = kept["runs"], multiprocessing.get_context("spawn")
+    runs = kept["runs"]
     sweep = [f"{arm} | {SWEEP_LEVEL} | {rate} | 0" for arm in ARMS for rate in RATES]
     total = len(sweep) + args.seeds * len(LEVELS) * len(ARMS)
     progress = Progress("ablation", total, "runs", before=len(runs))
     for plan in (lambda: sweep, lambda: planned(runs, args.seeds).flatten().tolist()):
         left = [run for run in plan() if run not in runs]
-        with (ProcessPoolExecutor(args.jobs, spawn, end_with_parent) as pool,
-              closing(pool.map(make, left)) as made):         # after an error, start no more
-            for run, found in zip(left, made, strict=True):
-                runs[run] = found
-                write_json(kept, args.scores)
-                progress.show(len(runs))
+        made = DataLoader(left, batch_size=None, collate_fn=make, num_workers=args.jobs)
+        for run, found in zip(left, made, strict=True):
+            runs[run] = found
+            write_json(kept, args.scores)
+            progress.show(len(runs))
 
 # ---- Tables and figure
 

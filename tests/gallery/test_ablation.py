@@ -3,7 +3,6 @@ intervals."""
 import random
 import re
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
 import numpy as np
@@ -97,7 +96,7 @@ def test_a_run_repeats_to_the_bit_and_that_of_the_sweep_has_other_paintings(monk
 
 def args_for(folder, **changes):
     return Namespace(**{"scores": folder / "scores.json", "weights": TINY, "steps": 300, "seeds": 2,
-                        "jobs": 1} | changes)
+                        "jobs": 0} | changes)             # in this process
 
 
 def test_the_sweep_chooses_each_arms_rate_and_an_interrupted_command_goes_on(
@@ -118,7 +117,6 @@ def test_the_sweep_chooses_each_arms_rate_and_an_interrupted_command_goes_on(
         return {"weights": 1, "right": dict.fromkeys(ablation.PROMPTS, row)}
     monkeypatch.setattr(ablation, "one_run", one_run)
     monkeypatch.setattr(ablation, "prepared", lambda args: ({}, f"{args.steps} steps"))
-    monkeypatch.setattr(ablation, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
     with pytest.raises(KeyboardInterrupt):
         ablation.main(args_for(tmp_path))
     assert len(read_json(tmp_path / "scores.json")["runs"]) == 40
