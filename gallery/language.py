@@ -9,7 +9,6 @@ import io
 import itertools
 import random
 import re
-from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -115,82 +114,63 @@ def mixture(facts, count, rng, normal):
     return torch.tensor([token for fact in facts for token in fact]), weights
 
 
-class Batch(NamedTuple):
-    """B documents of at most T tokens; N pictures of Q vectors, mixed from at most F words."""
-    ids: torch.Tensor           # (B, T); IMAGE_ID for a mixed vector
-    targets: torch.Tensor       # (B, T); IGNORE where nothing is predicted
-    words: torch.Tensor         # (N, F) what the pictures are mixed from,
-    weights: torch.Tensor       # (N, Q, F) with these weights
-    noise: torch.Tensor         # (N, Q, D)
-
-
-class Documents(NamedTuple):
-    """What batches are made of. Item i is window i: batches, each of documents of like length."""
-    tokenizer: sentencepiece.SentencePieceProcessor
-    batch: int                  # documents in a batch
-    count: int                  # vectors of a picture, and their width
-    width: int
-    seed: int
-    window: int = 16
-
-    def __getitem__(self, i):
-        rng = random.Random(f"documents {self.seed} {i}")
+def batches(model, seed, size):
+    """Yield batches, see `batched`, of `size` documents without end. Of 16 batches at a time, each
+    has documents of like length."""
+    for window in itertools.count():
+        rng = random.Random(f"documents {seed} {window}")
         normal = np.random.default_rng(rng.getrandbits(64))
-        scenes = random_scenes(self.window * self.batch + 1, f"text {self.seed} {i}")
+        scenes = random_scenes(16 * size + 1, f"text {seed} {window}")
         rng.shuffle(scenes)
-        rows = [tokenised(document(*pair, rng), self.tokenizer, rng)
+        rows = [tokenised(document(*pair, rng), model.tokenizer, rng)
                 for pair in itertools.pairwise(scenes)]
-        rows.sort(key=lambda row: sum(map(len, row[0])) + self.count * len(row[1]))
-        parts = [rows[start:start + self.batch] for start in range(0, len(rows), self.batch)]
+        rows.sort(key=lambda row: sum(map(len, row[0])) + model.config.queries * len(row[1]))
+        parts = [rows[start:start + size] for start in range(0, len(rows), size)]
         rng.shuffle(parts)
-        return [self.batched(part, rng, normal) for part in parts]
+        for part in parts:
+            yield batched(model, part, rng, normal)
 
-    def batched(self, rows, rng, normal):
-        """Tokenised documents -> a Batch. Three pictures of ten, but never the first, are not
-        mixed: their words stand there themselves, in any order."""
-        examples, mixtures = [], []
-        for texts, pictures in rows:
-            line, told = [], []
-            for text, picture in itertools.zip_longest(texts, pictures, fillvalue=()):
-                shown = [token for fact in rng.sample(picture, len(picture)) for token in fact]
-                if picture and (not mixtures or rng.random() < MIXED):
-                    shown = [IMAGE_ID] * self.count
-                    mixtures.append(mixture(picture, self.count, rng, normal))
-                line += text + shown
-                told += text + [IGNORE] * len(shown)
-            examples.append((line[:-1], answers_of(told, self.tokenizer)))
-        found, shares = zip(*mixtures, strict=True)
-        noise = normal.standard_normal((len(found), self.count, self.width), dtype=np.float32)
-        ids, targets = pad_examples(examples)
-        more = 0, -ids.shape[1] % 64      # few widths T: malloc gets slow when there are many
-        return Batch(F.pad(ids, more), F.pad(targets, more, value=IGNORE),
-                     pad_sequence(found, batch_first=True),
-                     pad_sequence([share.T for share in shares], batch_first=True).mT.contiguous(),
-                     NOISE * torch.from_numpy(noise))
 
-    def batches(self):
-        """Yield batch after batch, without end."""
-        for window in itertools.count():
-            yield from self[window]
+def batched(model, rows, rng, normal):
+    """B tokenised documents -> ids (B, T), IMAGE_ID for a mixed vector, and targets (B, T); of N
+    pictures words (N, F), with weights (N, Q, F) that mix them, and noise (N, Q, D). Three pictures
+    of ten, but never the first, are not mixed: their words stand there themselves, in any order."""
+    examples, mixtures, count = [], [], model.config.queries
+    for texts, pictures in rows:
+        line, told = [], []
+        for text, picture in itertools.zip_longest(texts, pictures, fillvalue=()):
+            shown = [token for fact in rng.sample(picture, len(picture)) for token in fact]
+            if picture and (not mixtures or rng.random() < MIXED):
+                shown = [IMAGE_ID] * count
+                mixtures.append(mixture(picture, count, rng, normal))
+            line += text + shown
+            told += text + [IGNORE] * len(shown)
+        examples.append((line[:-1], answers_of(told, model.tokenizer)))
+    found, shares = zip(*mixtures, strict=True)
+    noise = normal.standard_normal((len(found), count, model.config.llama_width), dtype=np.float32)
+    ids, targets = pad_examples(examples)
+    more = 0, -ids.shape[1] % 64          # few widths T: malloc gets slow when there are many
+    weights = pad_sequence([share.T for share in shares], batch_first=True).mT.contiguous()
+    return (F.pad(ids, more), F.pad(targets, more, value=IGNORE),
+            pad_sequence(found, batch_first=True), weights, NOISE * torch.from_numpy(noise))
 
 
 # ---- The objective
 
 
 def language_objective(model, batches):
-    """What train in pretrain.py needs: (the parameters of model.llama without its adapters, by
-    name; loss_of_step). batches: of Documents. All targets weigh the same: when yes and no
-    weighed more, they became the reply to whatever was not understood."""
+    """Pre-training of model.llama without its adapters: see vision_objective. All targets weigh the
+    same: when yes and no weighed more, they became the reply to whatever was not understood."""
     llama, device = model.llama, model.llama.embed.weight.device
 
-    def loss_of_step(step):
-        batch = Batch(*(tensor.to(device) for tensor in next(batches)))
-        keep = batch.targets != IGNORE
+    def next_loss():
+        ids, targets, words, weights, noise = (tensor.to(device) for tensor in next(batches))
+        keep = targets != IGNORE
         with torch.autocast(device.type, torch.bfloat16):
-            vectors = batch.weights @ llama.embed(batch.words) + batch.noise    # (N, Q, D)
-            logits = llama.head(llama.hidden(model.embed_ids(batch.ids, vectors))[keep])
-        return F.cross_entropy(logits.float(), batch.targets[keep]), ""
+            vectors = weights @ llama.embed(words) + noise    # (N, Q, D)
+            logits = llama.head(llama.hidden(model.embed_ids(ids, vectors))[keep])
+        return F.cross_entropy(logits.float(), targets[keep])
 
     parameters = {name: parameter for name, parameter in llama.named_parameters()
                   if ".adapter." not in name}
-    return parameters, loss_of_step
+    return parameters, next_loss

@@ -27,8 +27,8 @@ from common.command_line import Progress, command_parser, number, run_command
 from common.files import save_tensors, write_json, written_beside
 from common.models import device
 from gallery.familiarity import FILE, fitted
-from gallery.language import Documents, gallery_tokenizer, language_objective
-from gallery.vision import Photographs, shrink_outputs, vision_objective
+from gallery.language import batches, gallery_tokenizer, language_objective
+from gallery.vision import photographs, plain_scenes, shrink_outputs, vision_objective
 
 ABOUT = {
     "knows": "This model knows its painted gallery alone: 14 subjects in 6 styles and 6 palettes.",
@@ -59,9 +59,8 @@ def initialise(module):
 
 def train(objective, steps, what):
     """A run with a warm-up of 2 % and a cosine to zero: Muon for the hidden matrices, AdamW for all
-    else. objective: ({name: parameter}, loss_of_step), where loss_of_step(step) -> (loss, a note
-    for the progress line, which is called `what`)."""
-    parameters, loss_of_step = objective
+    else. objective: of vision_objective or language_objective; what: its name."""
+    parameters, next_loss = objective
     hidden, others = [], []
     for name, parameter in parameters.items():
         is_hidden = parameter.ndim == 2 and not re.search("embed|head", name)
@@ -72,7 +71,7 @@ def train(objective, steps, what):
     progress = Progress(what, steps, "steps")
     for step in range(steps):
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
-        loss, note = loss_of_step(step)
+        loss = next_loss()
         for parameter in parameters.values():
             parameter.grad = None
         loss.backward()
@@ -80,9 +79,7 @@ def train(objective, steps, what):
         for peak, optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = peak * min((step + 1) / (1 + steps // 50), cosine)
             optimizer.step()
-        if step % 20 == 0 or step + 1 == steps:               # a GPU need not wait every step
-            note_of_loss = f"loss {loss.item():.3f}{note}"
-        progress.show(step + 1, note_of_loss)
+        progress.show(step + 1, f"loss {loss.item():.3f}")
 
 
 def save_pretrained(model, folder):
@@ -123,12 +120,11 @@ def pretrain_side(side, steps, tokenizer, args):
         model.load_state_dict(load_file(args.init / file), strict=False)
     model.to(args.device)
     if side == "vision":
-        photographs = Photographs(TINY, args.pictures, args.seed, steps, args.batch_size or 48)
-        objective = vision_objective(model, photographs)
+        scenes = plain_scenes(args.pictures, args.seed, TINY.image_size)
+        made = photographs(scenes, TINY, args.seed, steps, args.batch_size or 48)
+        objective = vision_objective(model, made)
     else:
-        documents = Documents(tokenizer, args.batch_size or 16, TINY.queries, TINY.llama_width,
-                              args.seed)
-        objective = language_objective(model, documents.batches())
+        objective = language_objective(model, batches(model, args.seed, args.batch_size or 16))
     train(objective, steps, side)
     return {name: tensor.cpu() for name, tensor in model.state_dict().items()
             if name.split(".")[0] in parts}

@@ -7,6 +7,7 @@ What they have seen is read by linear heads that are thrown away afterwards. Eve
 and so work, of its own: TASKS. When heads read the mean over the queries instead, nothing keeps
 the queries apart, and after a few hundred steps all are equal.
 """
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -190,28 +191,24 @@ class Task(NamedTuple):
     """What a linear head reads, and how the loss weighs it."""
     reads: slice | None         # from these queries, each by itself; None: from each patch
     outputs: int
-    loss: Callable              # (output, target) -> scalar
+    loss: Callable              # (output, target), both (reads, outputs) -> scalar
     weight: float
-
-def shares_loss(logits, shares):
-    """Cross entropy with shares that sum to one over the last dimension; (..., classes) both."""
-    return F.cross_entropy(logits.flatten(0, -2), shares.flatten(0, -2))
 
 GRID = 3                            # queries 7 to 15 describe the cells of a 3 x 3 grid
 CELLS = slice(7, 7 + GRID**2)
 TASKS = {
-    "subject": Task(slice(0, 1), len(SUBJECTS), shares_loss, 1.5),
-    "composition": Task(slice(1, 2), len(COMPOSITIONS), shares_loss, 0.5),
+    "subject": Task(slice(0, 1), len(SUBJECTS), F.cross_entropy, 1.5),
+    "composition": Task(slice(1, 2), len(COMPOSITIONS), F.cross_entropy, 0.5),
     "box": Task(slice(1, 2), 4, F.smooth_l1_loss, 9),        # the subject's centre and deviation
     "things": Task(slice(2, 3), len(THINGS), F.binary_cross_entropy_with_logits, 6),
-    "setting": Task(slice(3, 4), len(SETTINGS), shares_loss, 0.3),
-    "effects": Task(slice(4, 5), len(EFFECTS), shares_loss, 1),
-    "colours": Task(slice(5, 6), 4**3, shares_loss, 0.5),    # a histogram
+    "setting": Task(slice(3, 4), len(SETTINGS), F.cross_entropy, 0.3),
+    "effects": Task(slice(4, 5), len(EFFECTS), F.cross_entropy, 1),
+    "colours": Task(slice(5, 6), 4**3, F.cross_entropy, 0.5),    # a histogram
     "roughness": Task(slice(6, 7), 2 * 8, F.mse_loss, 1),    # its mean and deviation
-    "cell shows": Task(CELLS, len(SHOWN), shares_loss, 1),
+    "cell shows": Task(CELLS, len(SHOWN), F.cross_entropy, 1),
     "cell colours": Task(CELLS, 3 * 4 * 4, F.mse_loss, 3),   # of 4 x 4 fields
     "cell roughness": Task(CELLS, 8 * 2 * 2, F.mse_loss, 1),
-    "patch shows": Task(None, len(SHOWN), shares_loss, 3),
+    "patch shows": Task(None, len(SHOWN), F.cross_entropy, 3),
     "patch looks": Task(None, 3 + 8, F.mse_loss, 1),         # its colour and roughness
 }
 POINTING = 0.3                      # the weight of `pointing_loss`
@@ -282,50 +279,43 @@ def targets_of(x, shown, across):
 
 MARGIN = 16                         # pixels around what a batch crops
 
-class Photographs:
-    """Item `step` is the batch of that step of a training: a function of seed and step alone.
-    (pixels (B, 3, S, S) as the ViT takes them, targets by task, subject shares (B, P - 1)). config:
-    of the model; count: plain scenes, drawn once with a margin around what a batch crops."""
+def plain_scenes(count, seed, size):
+    """Scenes, drawn once for a whole training: pictures, uint8 (count, side, side, 3), the numbers
+    of SHOWN at their pixels, uint8 (count, side, side), and labels by task, (count, 1, outputs).
+    The side is `size` and a margin, out of which every batch crops."""
+    scenes, side = random_scenes(count, f"plain {seed}"), size + MARGIN
+    pictures = np.empty((count, side, side, 3), dtype=np.uint8)
+    shown = np.empty((count, side, side), dtype=np.uint8)
+    progress = Progress("drawing plain scenes", count, "pictures")
+    for i, scene in enumerate(scenes):
+        pictures[i] = draw(scene, side)
+        shown[i] = render(scene, side).per_shape(lambda shape: SHOWN.index(shape.name))
+        progress.show(i + 1)
+    told = [(scene.subject, scene.composition, scene.setting, *scene.things) for scene in scenes]
+    return pictures, shown, {
+        task: torch.tensor([[[float(value in facts) for value in values]] for facts in told])
+        for task, values in (("subject", SUBJECTS), ("composition", COMPOSITIONS),
+                             ("setting", SETTINGS), ("things", THINGS))}
 
-    def __init__(self, config, count, seed, steps, batch):
-        self.config, self.seed, self.steps, self.batch = config, seed, steps, batch
-        scenes, side = random_scenes(count, f"plain {seed}"), config.image_size + MARGIN
-        self.drawn = np.empty((count, side, side, 3), dtype=np.uint8)
-        self.shown = np.empty((count, side, side), dtype=np.uint8)
-        progress = Progress("drawing plain scenes", count, "pictures")
-        for i, scene in enumerate(scenes):
-            self.drawn[i] = draw(scene, side)
-            self.shown[i] = render(scene, side).per_shape(lambda shape: SHOWN.index(shape.name))
-            progress.show(i + 1)
-        told = [(scene.subject, scene.composition, scene.setting, *scene.things)
-                for scene in scenes]
-        self.labels = {                                                 # (count, 1, outputs)
-            task: torch.tensor([[[float(value in facts) for value in values]] for facts in told])
-            for task, values in (("subject", SUBJECTS), ("composition", COMPOSITIONS),
-                                 ("setting", SETTINGS), ("things", THINGS))}
-
-    def chosen(self, step):
-        """The numbers of the scenes of a step; every epoch has its own order."""
-        count, first = len(self.drawn), step * self.batch
-        places = [divmod(at, count) for at in range(first, first + self.batch)]
-        orders = {epoch: random.Random(f"{self.seed} {epoch}").sample(range(count), count)
-                  for epoch, _ in places}
-        return [orders[epoch][place] for epoch, place in places]
-
-    def __getitem__(self, step):
-        """At first plain photographs, from half the steps on all with effects."""
-        rng, size = random.Random(f"{self.seed} {step}"), self.config.image_size
+def photographs(scenes, config, seed, steps, batch):
+    """Yield the batches of a training: (pixels (B, 3, S, S) as the ViT takes them, targets by task,
+    subject shares (B, P - 1)). They are plain at first, from half the steps on all have effects.
+    scenes: of plain_scenes; config: of the model."""
+    (pictures, shown, labels), size = scenes, config.image_size
+    epochs = (random.Random(f"{seed} {epoch}").sample(range(len(pictures)), len(pictures))
+              for epoch in itertools.count())
+    order = itertools.chain.from_iterable(epochs)
+    for step in range(steps):
+        rng, chosen = random.Random(f"{seed} {step}"), list(itertools.islice(order, batch))
         top, left = rng.randrange(MARGIN + 1), rng.randrange(MARGIN + 1)
-        chosen = self.chosen(step)
         window = (chosen, slice(top, top + size), slice(left, left + size))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng.randrange(2**63))
-            x, effects = photograph(self.drawn[window], rng, share=min(1, 2 * step / self.steps))
-        targets, subject_shares = targets_of(x, torch.from_numpy(self.shown[window]),
-                                             size // self.config.patch_size)
-        targets |= {name: label[chosen] for name, label in self.labels.items()}
+        torch.manual_seed(rng.randrange(2**63))
+        x, effects = photograph(pictures[window], rng, share=min(1, 2 * step / steps))
+        targets, subject_shares = targets_of(x, torch.from_numpy(shown[window]),
+                                             size // config.patch_size)
+        targets |= {name: label[chosen] for name, label in labels.items()}
         targets["effects"] = F.one_hot(effects, len(EFFECTS)).float().mean(dim=1, keepdim=True)
-        return normalise(255 * x.movedim(1, -1)), targets, subject_shares
+        yield normalise(255 * x.movedim(1, -1)), targets, subject_shares
 
 # ---- The objective
 
@@ -339,18 +329,16 @@ def shrink_outputs(model):
                 parameter.data *= factor
     nn.init.normal_(model.qformer.queries)
 
-def vision_objective(model, photographs):
-    """Pre-training of model.vit, ln_vision and qformer on Photographs, on the device of the model:
-    ({name: parameter} to train, loss_of_step(step) -> (loss, a note for the progress line))."""
+def vision_objective(model, batches):
+    """Pre-training of model.vit, ln_vision and qformer on batches of photographs(), on the device
+    of the model: ({name: parameter} to train, a function that gives the loss of the next batch)."""
     device, config = model.vit.pos_embed.device, model.config
     heads = nn.ModuleDict({
         name: nn.Linear(config.vit_width if task.reads is None else config.qformer_width,
                         task.outputs) for name, task in TASKS.items()}).to(device)
-    named_rightly = 0.0                                                 # a running mean
 
-    def loss_of_step(step):
-        nonlocal named_rightly
-        pixels, targets, subject_shares = photographs[step]
+    def next_loss():
+        pixels, targets, subject_shares = next(batches)
         with torch.autocast(device.type, torch.bfloat16):
             patches = model.vit(pixels.to(device))
         patches = model.ln_vision(patches.float())                      # (B, P, Dv)
@@ -359,12 +347,9 @@ def vision_objective(model, photographs):
         for name, task in TASKS.items():
             source = patches[:, 1:] if task.reads is None else queries[:, task.reads]
             output, target = heads[name](source), targets[name].to(device)
-            loss = loss + task.weight * task.loss(output, target)
-            if name == "subject":
-                right = output.argmax(dim=-1) == target.argmax(dim=-1)
-        named_rightly += 0.02 * (right.float().mean().item() - named_rightly)
-        return loss, f", subject {named_rightly:.0%}"
+            loss = loss + task.weight * task.loss(output.flatten(0, -2), target.flatten(0, -2))
+        return loss
 
     modules = nn.ModuleDict({"vit": model.vit, "ln_vision": model.ln_vision,
                              "qformer": model.qformer, "heads": heads})
-    return dict(modules.named_parameters()), loss_of_step
+    return dict(modules.named_parameters()), next_loss
