@@ -116,10 +116,9 @@ class ViT(nn.Module):
     def __init__(self, config):
         super().__init__()
         patch, width = config.patch_size, config.vit_width
-        positions = (config.image_size // patch) ** 2 + 1
         self.patch_embed = nn.Conv2d(3, width, patch, stride=patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, (config.image_size // patch) ** 2 + 1, width))
         self.blocks = nn.Sequential(*(ViTBlock(config) for _ in range(config.vit_layers)))
 
     def forward(self, pixels):
@@ -370,6 +369,8 @@ class ArtGPT4(nn.Module):
 
     def encode_image(self, pixels):
         """pixels (N, 3, S, S) -> image_embeds (N, Q, D of LLaMA). Each part has its dtype."""
+        if pixels.shape[1:] != (3, self.config.image_size, self.config.image_size):
+            raise ValueError(f"pixels are {tuple(pixels.shape)}, not squares of image_size")
         x = self.vit(pixels.to(self.vit.pos_embed.device, self.vit.pos_embed.dtype))
         x = self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))
         return self.proj(x).to(self.llama.embed.weight.dtype)
@@ -431,9 +432,8 @@ class ArtGPT4(nn.Module):
         cache: a KVCache of the text before embeds; afterwards it holds embeds too, and every token
         but the last. adjust: a function (logits (B, V), ids so far (B, n)) -> logits (B, V), for
         penalties. sampling: see sample(). The caller stops where decode() says that all ended."""
-        rows, length, _ = embeds.shape
-        cache = cache or KVCache(self.llama, length + max_new_tokens, rows)
-        chosen = torch.empty(rows, 0, dtype=torch.long, device=embeds.device)    # (B, n)
+        cache = cache or KVCache(self.llama, embeds.shape[1] + max_new_tokens, len(embeds))
+        chosen = torch.empty(len(embeds), 0, dtype=torch.long, device=embeds.device)     # (B, n)
         for _ in range(max_new_tokens):
             logits = self.llama.head(self.llama.hidden(embeds, cache)[:, -1]).float()
             ids = sample(adjust(logits, chosen), **sampling)

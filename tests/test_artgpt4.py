@@ -137,7 +137,7 @@ def test_another_number_of_images_or_size_of_pixels_is_an_error(model, expected)
         with pytest.raises(ValueError):
             model.embed_prompt(prompt, expected["image_embeds"][:1])
     for wrong in (expected["pixels"][0], expected["pixels"][..., :-1]):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ValueError):
             model.encode_image(wrong)
     with pytest.raises(ValueError, match="3 are given"):
         model.loss(expected["pixels"][[0, 1, 1]], expected["captions"][:1])
