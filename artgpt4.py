@@ -470,7 +470,7 @@ class ArtGPT4(nn.Module):
                 raise ValueError("no BOS, no EOS, or more pieces than vocab_size of config.json")
         with errors_naming(folder / "llama.safetensors.index.json") as file:
             if file.exists():
-                shards = sorted({*json.loads(file.read_text("utf-8"))["weight_map"].values()})
+                shards = sorted({*map(str, json.loads(file.read_text())["weight_map"].values())})
         for name in ("vision.safetensors", *shards):
             with errors_naming(folder / name) as file:
                 tensors = load_file(file)                     # mapped from disk
@@ -493,7 +493,7 @@ class ArtGPT4(nn.Module):
         return model.to(device).eval()
 
     def start_adapter(self):
-        """Projection and adapters as training starts them -> their {name: tensor}."""
+        """Of a model on "meta": projection and adapters as training starts them, {name: tensor}."""
         self.proj = CastLinear(self.config.qformer_width, self.config.llama_width)
         for block in self.llama.blocks if self.config.adapter_width else ():
             block.adapter = Adapter(self.config.llama_width, self.config.adapter_width)
