@@ -61,6 +61,9 @@ class Config:
                 raise ValueError(f"{name} is {value!r}; of the 13B model it is {default!r}")
         if self.prompt not in PROMPTS:
             raise ValueError(f"prompt is {self.prompt!r}, expected {' or '.join(PROMPTS)}")
+        if (self.image_size % self.patch_size or self.vit_width % self.vit_heads
+                or self.qformer_width % self.qformer_heads):
+            raise ValueError("no whole patches in image_size, or heads in vit_ or qformer_width")
 
 # ---- Pixels, with the mean and standard deviation of CLIP's images, as EVA-ViT was trained
 PIXEL_MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
@@ -252,7 +255,8 @@ class Llama(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.llama_width)
+        zeros = torch.zeros(config.vocab_size, config.llama_width)
+        self.embed = nn.Embedding.from_pretrained(zeros, freeze=False)   # faster than random ones
         self.blocks = nn.ModuleList(LlamaBlock(config, i) for i in range(config.llama_layers))
         self.norm = RMSNorm(config.llama_width, config.rms_norm_eps)
         self.head = nn.Linear(config.llama_width, config.vocab_size, bias=False)
@@ -295,16 +299,13 @@ SYSTEM = ("Give the following image: <Img>ImageContent</Img>. You will be able t
           "once I provide it to you. Please answer my questions.")
 SYSTEM_V1 = ("A chat between a curious user and an artificial intelligence assistant. The assistant"
              " gives helpful, detailed, and polite answers to the user's questions. ")
-INSTRUCTIONS = (                                              # stage 2 draws one for every batch
-    "Describe this image in detail.",
-    "Take a look at this image and describe what you notice.",
-    "Please provide a detailed description of the picture.",
-    "Could you describe the contents of this image for me?",
-)
+INSTRUCTIONS = ("Describe this image in detail.",             # stage 2 draws one for every batch
+                "Take a look at this image and describe what you notice.",
+                "Please provide a detailed description of the picture.",
+                "Could you describe the contents of this image for me?")
 PROMPTS = {  # start, before a question, before an answer, between rounds, what ends an answer
     "vicuna_v0": (SYSTEM, "###Human: ", "###Assistant: ", "", STOP),
-    "vicuna_v1": (SYSTEM_V1, "USER: ", " ASSISTANT: ", END, END),       # of v1.1, v1.3 and v1.5
-}
+    "vicuna_v1": (SYSTEM_V1, "USER: ", " ASSISTANT: ", END, END)}       # of v1.1, v1.3 and v1.5
 
 def chat_prompt(messages, style="vicuna_v0"):
     """The prompt of a conversation: question, answer, ..., question. A question that comes with an
@@ -324,10 +325,8 @@ def token_ids(tokenizer, queries, text):
     """A text's token ids, with `queries` times IMAGE_ID for each <ImageHere> and EOS for END. As in
     the released code, each part between the marks is tokenised by itself."""
     marks = {IMAGE_MARK: [IMAGE_ID] * queries, END: [tokenizer.eos_id()]}
-    ids = []
-    for part in re.split(f"({IMAGE_MARK}|{END})", text):
-        ids += marks[part] if part in marks else tokenizer.encode(part)
-    return ids
+    return [token for part in re.split(f"({IMAGE_MARK}|{END})", text)
+            for token in (marks[part] if part in marks else tokenizer.encode(part))]
 
 def example(tokenizer, queries, prompt, text, longest):
     """A prompt and its answer, at most `longest` tokens of it -> ids, targets: lists of T. A target
@@ -344,8 +343,7 @@ def pad_examples(examples):
 # ---- The whole
 TRAINABLE = {  # how names begin (paper, section 3.2); attn_norm in every other block
     "artgpt4": r"proj\.|llama\.blocks\.(\d+\.(adapter|mlp_norm)|\d*[02468]\.attn_norm)\.",
-    "minigpt4": r"proj\.",
-}
+    "minigpt4": r"proj\."}
 
 @contextmanager
 def errors_naming(file):
@@ -370,7 +368,7 @@ class ArtGPT4(nn.Module):
     def encode_image(self, pixels):
         """pixels (N, 3, S, S) -> image_embeds (N, Q, D of LLaMA). Each part has its dtype."""
         if pixels.shape[1:] != (3, self.config.image_size, self.config.image_size):
-            raise ValueError(f"pixels are {tuple(pixels.shape)}, not squares of image_size")
+            raise ValueError(f"pixels {tuple(pixels.shape)}: expected S = {self.config.image_size}")
         x = self.vit(pixels.to(self.vit.pos_embed.device, self.vit.pos_embed.dtype))
         x = self.qformer(self.ln_vision(x.to(self.qformer.queries.dtype)))
         return self.proj(x).to(self.llama.embed.weight.dtype)
@@ -479,8 +477,10 @@ class ArtGPT4(nn.Module):
             state |= tensors
         with errors_naming(adapter or folder / "adapter.safetensors") as file:
             trained = model.start_adapter() if adapter is False else load_file(file)
-            if adapter is not False and trained.keys() != set(model.trainable_names()):
-                raise ValueError("expected all trainable parameters, and no more")
+            found = {name: t.shape for name, t in trained.items() if t.isfinite().all()}
+            names = model.trainable_names()
+            if adapter is not False and found != {n: model.get_parameter(n).shape for n in names}:
+                raise ValueError("expected finite values of all trainable parameters, and no more")
             state |= trained                                  # its norms replace LLaMA's
         with errors_naming(folder):
             if prepare is not None:

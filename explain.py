@@ -48,16 +48,16 @@ def introduction(tour, links):
 
 @torch.no_grad()
 def main(args):
-    with written_beside(args.out) as path:                    # refused before the work
-        image = open_image(args.image)
-        other = open_image(LIGHTHOUSE if COUPLE.samefile(args.image) else COUPLE)
-        tour = Tour(args, load(args), (image, other))
-        links, parts = chapters(tour)
-        command = escape(printable(shlex.join(["python", *sys.argv])))
-        footer = f"<footer><p>Made by <code>{command}</code>.</p></footer>"
-        path.write_text(page("ArtGPT-4, explained on one picture",
-                             introduction(tour, links) + parts + footer,
-                             STYLE + picture_style(image)), encoding="utf-8")
+    image = open_image(args.image)
+    other = open_image(LIGHTHOUSE if COUPLE.samefile(args.image) else COUPLE)
+    tour = Tour(args, load(args), (image, other))
+    links, parts = chapters(tour)
+    command = escape(printable(shlex.join(["python", *sys.argv])))
+    footer = f"<footer><p>Made by <code>{command}</code>.</p></footer>"
+    html = page("ArtGPT-4, explained on one picture", introduction(tour, links) + parts + footer,
+                STYLE + picture_style(image))
+    with written_beside(args.out) as path:
+        path.write_text(html, encoding="utf-8")
     print(printable(args.out))
 
 

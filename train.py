@@ -250,7 +250,7 @@ def load_model(args, resume):
     file = None if resume else args.adapter or default
     if file and file.is_dir():
         file = file / "adapter.safetensors"
-    args.adapter, checkpoint = file, None                      # load() reads the first
+    args.adapter, checkpoint = file, None                      # what load() reads, and what not
     if file and file.suffix != ".safetensors":
         args.adapter, checkpoint = None, open_checkpoint(file, "adapter")
     model = load(args, train=True)

@@ -10,6 +10,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -36,7 +37,7 @@ def is_picture(path):
     return Path(path).suffix.lower() in PICTURE_SUFFIXES
 
 
-def open_image(path, stream=None, side=None):
+def open_image(path, stream=None, side=2048):
     """The picture in a file, as an upright RGB image, on white where it is transparent; of an
     animation or of several pages the first. stream: a binary one to read instead; path is then its
     name. side: the least of its shorter side, in pixels, to which a JPEG may be scaled while it is
@@ -54,8 +55,7 @@ def open_image(path, stream=None, side=None):
         if image.format == "PNG":                             # decoding alone compares no checksums
             image.verify()
             image = Image.open(content, formats=FORMATS)
-        if side is not None:
-            image.draft(None, (side, side))
+        image.draft(None, (side, side))
         image.load()
         with contextlib.suppress(Exception):                  # odd EXIF turns nothing
             ImageOps.exif_transpose(image, in_place=True)
@@ -63,12 +63,14 @@ def open_image(path, stream=None, side=None):
 
 
 def to_rgb(image):
-    """A PIL image as RGB. Shades of 16 bits become those of 8; ones without a known white, as in
-    scientific TIFFs, are a ValueError."""
-    if image.mode in ("I", "F"):
-        raise ValueError(f"a picture of 32-bit shades (mode {image.mode}); save it with 8 or 16")
-    if image.mode.startswith("I;16"):
-        image = image.point(lambda shade: shade / 257)
+    """A PIL image as RGB. Of whole numbers that are no bytes white is the least of 255, 511, 1023,
+    ... that holds them all; fractions, as in scientific TIFFs, are a ValueError."""
+    if image.mode == "F":
+        raise ValueError("a picture of fractions; save it with shades of 8 or 16 bits")
+    if image.mode.startswith("I"):
+        shades = np.asarray(image).astype(np.float64)
+        white = max(2 ** int(shades.max()).bit_length() - 1, 255)
+        image = Image.fromarray((shades.clip(0) * 255 / white).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -81,7 +83,7 @@ def pictures_below(folder):
     found, left_out = [], Counter()
     for file in sorted(Path(folder).rglob("*")):
         hidden = any(name.startswith(".") for name in file.relative_to(folder).parts)
-        if is_picture(file) and not hidden:
+        if is_picture(file) and file.is_file() and not hidden:
             found.append(file)
         elif not file.is_dir():
             left_out["hidden" if hidden else file.suffix or "no suffix"] += 1
@@ -124,9 +126,7 @@ def what_it_is(begin):
 @contextlib.contextmanager
 def written_beside(file):
     """A path beside `file` to write to: fsynced and renamed to `file` after the block, or removed.
-
-    Raises ValueError, naming the file, if it exists and is no regular file, or if the disk does
-    not take it.
+    Raises ValueError, naming the file, if that is no regular file, or if the disk does not take it.
     """
     file = Path(file)
     if file.is_symlink() or file.exists() and not file.is_file():

@@ -99,8 +99,7 @@ class Int8Linear(nn.Module):
         if self.packed is not None:
             y = packed_product(rows, self.packed, self.scale)
         elif few and not x.requires_grad:
-            ones = torch.ones_like(self.scale, dtype=torch.bfloat16)
-            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, ones) * self.scale
+            y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale.bfloat16())
         else:
             y = Int8Matmul.apply(rows, self.weight, self.scale)
         y = y if self.bias is None else y + self.bias         # which may be float32, an adapter's

@@ -8,7 +8,7 @@ import torch
 
 from artgpt4 import ArtGPT4
 from common.command_line import Progress
-from common.files import check_file, what_it_is
+from common.files import what_it_is
 from common.int8 import is_int8, pack, quantised
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,8 +49,6 @@ def load(args, train=False):
     if size > 2:                                              # less takes a few seconds
         print(f"loading {folder}, {size:.1f} GB", file=sys.stderr)
     try:
-        if adapter:
-            check_file(adapter)
         model = ArtGPT4.from_pretrained(
             folder, args.device, args.dtype and getattr(torch, args.dtype),
             adapter or (False if train else None), quantised(args.int8, args.vision_int8))

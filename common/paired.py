@@ -33,12 +33,14 @@ def paired_difference(first, second, groups=None):
     pooled = squares.sum() / max(len(place) - len(sizes), 1)
     scatter = (squares + LEAN * pooled) / (sizes - 1 + LEAN)  # of a group's items
     parts = list(zip(scatter / sizes / len(sizes) ** 2, freedoms, strict=True))
-    seeds = [scores @ weights for scores in models if len(scores) > 1]
-    parts += [(means.var(ddof=1) / len(means), len(means) - 1) for means in seeds]
+    seeds = [scores @ weights for scores in models]           # (S,) each, which scatter alike
+    squares = sum(((means - means.mean()) ** 2).sum() for means in seeds)
+    freedom = max(sum(map(len, seeds)) - 2, 1)
+    parts.append((squares / freedom * sum(1 / len(means) for means in seeds), freedom))
     variance = sum(part for part, _ in parts)
     if len(differences) >= FEWEST_ITEMS and variance > 1e-12:            # Welch, Satterthwaite
-        freedom = variance ** 2 / sum(part ** 2 / freedom for part, freedom in parts)
-        reach = student(0.95, freedom) * variance ** 0.5
+        both = variance ** 2 / sum(part ** 2 / freedom for part, freedom in parts)
+        reach = student(0.95, both) * variance ** 0.5
         low, high = mean - reach, mean + reach
     signs = np.sign(differences.round(12)).tolist()
     return Difference(mean, low, high, *(signs.count(sign) for sign in (1, 0, -1)))

@@ -95,8 +95,8 @@ class Tour:
             return torch.stack((given, chances(self.model, self.embeds, self.ids)))
 
     def compared(self):
-        """{name: text}: the answer, that without the adapters, and that with MiniGPT-4's weights if
-        the folder has them."""
+        """{name: text}: the answer, that without the adapters, and that of MiniGPT-4, which is
+        loaded as a second model if the folder has its weights."""
         found, file = {"With the adapters": self.text}, self.args.weights / "minigpt4.safetensors"
         with WITHOUT_ADAPTERS:
             found["The adapters taken out"], = answers(self.model, self.embeds, self.room,

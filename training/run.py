@@ -21,7 +21,7 @@ import zlib
 import torch
 
 from common.command_line import Misuse, Progress, one_line, signals_kept
-from common.files import save_tensors, written_beside
+from common.files import check_file, save_tensors, written_beside
 from conversion.checkpoints import compare_checksum
 from training.processes import RANK, copy_whole, local, say, whole
 
@@ -128,6 +128,7 @@ class Run:
     def load(self, file):
         """Copy what a checkpoint holds into weights and optimizer, once all of it is known to fit.
         Raises ValueError, naming the file, if it is damaged, Misuse if it has other flags."""
+        check_file(file)
         try:
             compare_checksum(file)
             saved = torch.load(file, "cpu", weights_only=True, mmap=True)

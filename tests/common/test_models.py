@@ -37,6 +37,7 @@ def first_is(value):
     ("config.json", '{"model_type": "llama"}', "convert_weights.py"), ("config.json", "[]", ""),
     ("config.json", '{"image_size": "big"}', "image_size"), ("config.json", "{", ""),
     ("config.json", '{"llama_heads": 0}', ""), ("config.json", '{"prompt": "none"}', "prompt"),
+    ("config.json", '{"image_size": 230}', "image_size"), ("config.json", '{"vit_heads": 3}', ""),
     ("llama.safetensors", changed("ln_vision.bias", lambda _: torch.ones(1)), "another file"),
     ("config.json", Path.unlink, "convert_weights.py"),
     ("vision.safetensors", Path.unlink, "No such file"), ("llama.safetensors", "\0" * 9, ""),
@@ -50,9 +51,9 @@ def first_is(value):
     ("vision.safetensors", changed("vit.blocks.0.fc1.bias", first_is(torch.nan)), "fc1.bias"),
     ("llama.safetensors", changed("llama.embed.weight", first_is(torch.inf)), "llama.embed"),
     ("llama.safetensors", changed("llama.foreign", lambda _: torch.ones(1)), "llama.foreign"),
-    ("adapter.safetensors", changed("proj.bias", first_is(torch.nan)), "proj.bias"),
+    ("adapter.safetensors", changed("proj.bias", first_is(torch.nan)), "adapter"),
     ("adapter.safetensors", changed("proj.foreign", lambda _: torch.ones(1)), "adapter"),
-    ("adapter.safetensors", changed("proj.bias", lambda bias: bias[1:]), "proj.bias"),
+    ("adapter.safetensors", changed("proj.bias", lambda bias: bias[1:]), "adapter"),
     ("adapter.safetensors", changed("llama.norm.weight", lambda _: torch.ones(96)), "adapter")])
 def test_a_wrong_file_is_named_with_what_it_is(weights, tmp_path, file, change, said):
     folder = shutil.copytree(weights["artgpt4"], tmp_path / "w")
