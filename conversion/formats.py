@@ -217,7 +217,7 @@ def llama_sizes(values, file, layers):
         theta = values.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
         check_settings(rope, SETTINGS["rope"] | {"rope_theta": (theta,)}, f"{file}: {key}")
     values = {
-        "model_type": "absent", "rms_norm_eps": 1e-6,         # what LLaMA's first config.json lacks
+        "model_type": "not given", "rms_norm_eps": 1e-6,      # what LLaMA's first config.json lacks
         "num_key_value_heads": values.get("num_attention_heads"),
         "max_position_embeddings": values.pop("max_sequence_length", 2048)} | values
     sizes = {"llama_layers": layers}
