@@ -94,7 +94,7 @@ class Int8Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs), requires_grad=False) if bias else None
 
     def forward(self, x):                                     # (..., in) -> (..., out)
-        rows = x.flatten(0, -2)
+        rows = x.flatten(0, -2).contiguous()
         few = len(rows) <= FEW and self.in_features % 32 == 0 and rows.is_cpu
         if self.packed is not None:
             y = packed_product(rows, self.packed, self.scale)
