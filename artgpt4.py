@@ -63,7 +63,7 @@ class Config:
             raise ValueError(f"prompt is {self.prompt!r}, expected {' or '.join(PROMPTS)}")
         if (self.image_size % self.patch_size or self.vit_width % self.vit_heads
                 or self.qformer_width % self.qformer_heads):
-            raise ValueError("no whole patches in image_size, or heads in vit_ or qformer_width")
+            raise ValueError("image_size is no multiple of patch_size, or a width of its heads")
 
 # ---- Pixels, with the mean and standard deviation of CLIP's images, as EVA-ViT was trained
 PIXEL_MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073))[:, None, None]
