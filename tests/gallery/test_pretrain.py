@@ -84,7 +84,7 @@ def test_the_queries_are_watched_where_they_see_the_image_last_and_pointing_is_r
 
 def test_pre_training_moves_both_sides_alone_and_writes_a_folder_that_answers(here):
     flags = ["--batch-size", 3, "--pictures", 6, "--vision-steps"]
-    run(pretrain.main, pretrain.command_line(), *flags, 2, "--language-steps", 2, "--out", "tiny")
+    run(pretrain.main, pretrain.command_line(), *flags, 1, "--language-steps", 1, "--out", "tiny")
     model = ArtGPT4.from_pretrained("tiny", dtype=torch.float32)
     assert model.config == TINY and model.tokenizer.get_piece_size() == TINY.vocab_size
     assert [model.tokenizer.encode(f"a cat{mark}", out_type=str)[-1] for mark in ":.,"] == [*":.,"]
