@@ -462,9 +462,8 @@ class ArtGPT4(nn.Module):
         with errors_naming(folder / "config.json") as file, torch.device("meta"):
             model = cls(Config(**json.loads(file.read_text("utf-8-sig"))), None)     # no memory
         with errors_naming(folder / "tokenizer.model") as file:
-            tokenizer = model.tokenizer = SentencePieceProcessor(model_proto=file.read_bytes())
-            spare = model.config.vocab_size - len(tokenizer)
-            if min(tokenizer.bos_id(), tokenizer.eos_id(), spare) < 0:
+            spm = model.tokenizer = SentencePieceProcessor(model_proto=file.read_bytes())
+            if min(spm.bos_id(), spm.eos_id(), model.config.vocab_size - len(spm)) < 0:
                 raise ValueError("no BOS, no EOS, or more pieces than vocab_size of config.json")
         with errors_naming(folder / "llama.safetensors.index.json") as file:
             if file.exists():
@@ -477,10 +476,11 @@ class ArtGPT4(nn.Module):
             state |= tensors
         with errors_naming(adapter or folder / "adapter.safetensors") as file:
             trained = model.start_adapter() if adapter is False else load_file(file)
-            found = {name: t.shape for name, t in trained.items() if t.isfinite().all()}
-            names = model.trainable_names()
-            if adapter is not False and found != {n: model.get_parameter(n).shape for n in names}:
-                raise ValueError("expected finite values of all trainable parameters, and no more")
+            found = {name: tensor.shape for name, tensor in trained.items()
+                     if tensor.is_floating_point() and tensor.isfinite().all()}
+            expected = {name: model.get_parameter(name).shape for name in model.trainable_names()}
+            if adapter is not False and found != expected:
+                raise ValueError("expected finite floats for all trainable parameters, and no more")
             state |= trained                                  # its norms replace LLaMA's
         with errors_naming(folder):
             if prepare is not None:

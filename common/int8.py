@@ -1,5 +1,5 @@
-"""int8 in one linear layer: a frozen matrix at a byte a weight, which a token reads in a quarter of
-the time that floats take.
+"""int8 in one linear layer: a frozen matrix at a byte a weight, so a token reads a quarter of the
+memory that float32 weights take.
 
     y = x W^T      x (T, in) activations, W (out, in) int8 with a scale a row: W = weight * scale
 

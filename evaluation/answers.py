@@ -104,8 +104,9 @@ def read_items(folder):
     """All Items of a benchmark folder, in order. Raises ValueError, naming what is wrong."""
     file = folder / "questions.json"
     questions, items = QUESTIONS | (read_json(file) if file.exists() else {}), []
-    for name in questions.keys() - set(BENCHMARKS):
-        raise ValueError(f"{file}: no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    unknown = [name for name in questions if name not in BENCHMARKS]
+    if unknown:
+        raise ValueError(f"{file}: no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     for benchmark, asked in questions.items():
         pictures = numbered_pictures(folder / benchmark)
         if isinstance(asked, dict) and asked.keys() - set(map(str, pictures)):

@@ -52,6 +52,7 @@ def first_is(value):
     ("llama.safetensors", changed("llama.embed.weight", first_is(torch.inf)), "llama.embed"),
     ("llama.safetensors", changed("llama.foreign", lambda _: torch.ones(1)), "llama.foreign"),
     ("adapter.safetensors", changed("proj.bias", first_is(torch.nan)), "adapter"),
+    ("adapter.safetensors", changed("proj.bias", torch.Tensor.long), "adapter"),
     ("adapter.safetensors", changed("proj.foreign", lambda _: torch.ones(1)), "adapter"),
     ("adapter.safetensors", changed("proj.bias", lambda bias: bias[1:]), "adapter"),
     ("adapter.safetensors", changed("llama.norm.weight", lambda _: torch.ones(96)), "adapter")])
