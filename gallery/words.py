@@ -21,8 +21,8 @@ def read_phrases(file):
     parser.read_string(file.read_text(encoding="utf-8"))
 
     def texts(value):
-        value = value.strip().replace("\\\n", "").replace(" / ", "\f")
-        return tuple(text.replace("\f", "\n") for text in re.split(r"\n| \| ", value))
+        joined = " ".join(value.split()).replace(" / ", "\n")
+        return tuple(joined.split(" | "))
     return {section: {rule: texts(value) for rule, value in parser[section].items()}
             for section in parser.sections()}
 

@@ -14,7 +14,7 @@ COUPLE = Scene("couple", "ink wash", "storm", "far away", 4)
 
 def test_phrases_are_read_as_their_file_says(tmp_path):
     file = tmp_path / "phrases.ini"
-    file.write_text("# says\n[rose]\ntone: warm | so: \\\n  very\nverse:\n  one / two\n  three\n")
+    file.write_text("# says\n[rose]\ntone: warm | so:\n  very\nverse:\n  one / two\n  | three\n")
     assert words.read_phrases(file) == {
         "rose": {"tone": ("warm", "so: very"), "verse": ("one\ntwo", "three")}}
 
