@@ -155,22 +155,16 @@ def batched(model, rows, rng, normal):
             pad_sequence(found, batch_first=True), weights, NOISE * torch.from_numpy(noise))
 
 
-# ---- The objective
+# ---- The loss
 
 
-def language_objective(model, batches):
-    """Pre-training of model.llama without its adapters: see vision_objective. All targets weigh the
-    same: when yes and no weighed more, they became the reply to whatever was not understood."""
+def language_loss(model, batch):
+    """The loss of a batch of `batches`, a scalar. All targets weigh the same: when yes and no
+    weighed more, they became the reply to whatever was not understood."""
     llama, device = model.llama, model.llama.embed.weight.device
-
-    def next_loss():
-        ids, targets, words, weights, noise = (tensor.to(device) for tensor in next(batches))
-        keep = targets != IGNORE
-        with torch.autocast(device.type, torch.bfloat16):
-            vectors = weights @ llama.embed(words) + noise    # (N, Q, D)
-            logits = llama.head(llama.hidden(model.embed_ids(ids, vectors))[keep])
-        return F.cross_entropy(logits.float(), targets[keep])
-
-    parameters = {name: parameter for name, parameter in llama.named_parameters()
-                  if ".adapter." not in name}
-    return parameters, next_loss
+    ids, targets, words, weights, noise = (tensor.to(device) for tensor in batch)
+    keep = targets != IGNORE
+    with torch.autocast(device.type, torch.bfloat16):
+        vectors = weights @ llama.embed(words) + noise        # (N, Q, D)
+        logits = llama.head(llama.hidden(model.embed_ids(ids, vectors))[keep])
+    return F.cross_entropy(logits.float(), targets[keep])

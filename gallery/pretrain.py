@@ -10,25 +10,21 @@ the same weights with any number of cores. On a GPU the random numbers are the s
 rounding.
 """
 import math
-import multiprocessing
-import os
 import re
-import threading
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+import signal
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
+from torch.multiprocessing.spawn import ProcessException, spawn
 
-from artgpt4 import ArtGPT4, Config
+from artgpt4 import TRAINABLE, ArtGPT4, Config
 from common.command_line import Progress, command_parser, number, run_command
 from common.files import save_tensors, write_json, written_beside
 from common.models import device
 from gallery.familiarity import FILE, fitted
-from gallery.language import batches, gallery_tokenizer, language_objective
-from gallery.vision import photographs, plain_scenes, shrink_outputs, vision_objective
+from gallery.language import batches, gallery_tokenizer, language_loss
+from gallery.vision import photographs, plain_scenes, task_heads, vision_loss
 
 ABOUT = {
     "knows": "This model knows its painted gallery alone: 14 subjects in 6 styles and 6 palettes.",
@@ -40,94 +36,89 @@ TINY = Config(
     qformer_width=128, qformer_layers=4, qformer_heads=2, qformer_mlp_width=512, llama_width=192,
     llama_layers=4, llama_heads=4, llama_kv_heads=4, llama_mlp_width=512, context=1024,
     vocab_size=1248, adapter_width=48)
-SIDES = {"vision": ("vision.safetensors", ("vit", "ln_vision", "qformer")),
-         "language": ("llama.safetensors", ("llama",))}       # the file of each, and its parts
+BRANCHES = {"vit": (2 * TINY.vit_layers) ** -0.5, "qformer": 0.4}
+SIDES = {"vision": r"(vit|ln_vision|qformer|heads)\.",        # how the names of each begin
+         "language": r"llama\.(?!.*\.adapter\.)"}
 
 
-def initialise(module):
-    """Linear weights of variance 1 / inputs, other matrices of deviation 0.2, biases zero; adapters
-    stay as they are."""
-    for name, parameter in module.named_parameters():
-        if ".adapter." in name:
-            continue
+def parameters_of(model, names):
+    """{name: parameter} of those whose names begin as the pattern `names` says."""
+    return {name: parameter for name, parameter in model.named_parameters()
+            if re.match(names, name)}
+
+
+def initialise(parameters):
+    """Linear weights of variance 1 / inputs, other matrices of deviation 0.2, biases zero. Those
+    that end a residual branch get their share of BRANCHES, so that every layer adds little at
+    first; the Q-Former's self-attention else adds several times its input, and averages the queries
+    away."""
+    for name, parameter in parameters.items():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
         elif parameter.ndim > 1:
-            linear = name.endswith("weight") and name != "embed.weight"
+            linear = name.endswith("weight") and name != "llama.embed.weight"
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5 if linear else 0.2)
+        if name.endswith(("attn.out.weight", "fc2.weight")):
+            parameter.data *= BRANCHES.get(name.split(".")[0], 1)
 
 
-def train(objective, steps, what):
+def train(model, side, loss_of, batches, steps):
     """A run with a warm-up of 2 % and a cosine to zero: Muon for the hidden matrices, AdamW for all
-    else. objective: of vision_objective or language_objective; what: its name."""
-    parameters, next_loss = objective
-    hidden, others = [], []
+    else. loss_of: a function (model, batch) -> loss."""
+    parameters, hidden, others = parameters_of(model, SIDES[side]), [], []
     for name, parameter in parameters.items():
         is_hidden = parameter.ndim == 2 and not re.search("embed|head", name)
         (hidden if is_hidden else others).append(parameter)
     optimizers = (                                            # each after its highest rate
         (8e-3, torch.optim.Muon(hidden, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")),
         (4e-3, torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.05)))
-    progress = Progress(what, steps, "steps")
+    progress = Progress(side, steps, "steps")
     for step in range(steps):
         cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
-        loss = next_loss()
-        for parameter in parameters.values():
-            parameter.grad = None
+        loss = loss_of(model, next(batches))
         loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         for peak, optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = peak * min((step + 1) / (1 + steps // 50), cosine)
             optimizer.step()
+            optimizer.zero_grad()
         progress.show(step + 1, f"loss {loss.item():.3f}")
 
 
 def save_pretrained(model, folder):
     """Write a weights folder: config.json, tokenizer.model and three files of tensors."""
-    folder, state = Path(folder), model.state_dict()
-    for file, parts in SIDES.values():
-        save_tensors({name: tensor for name, tensor in state.items()
-                      if name.split(".")[0] in parts and ".adapter." not in name}, folder / file)
-    trainable = {name: state[name] for name in model.trainable_names()}
-    save_tensors(trainable, folder / "adapter.safetensors")
+    folder = Path(folder)
+    for file, names in (("vision", SIDES["vision"]), ("llama", SIDES["language"]),
+                        ("adapter", TRAINABLE["artgpt4"])):
+        save_tensors(parameters_of(model, names), folder / f"{file}.safetensors")
     with written_beside(folder / "tokenizer.model") as path:
         path.write_bytes(model.tokenizer.serialized_model_proto())
-    write_json(asdict(model.config), folder / "config.json")
+    write_json(vars(model.config), folder / "config.json")
 
 
 # ---- The command
 
-def end_with_parent():
-    """Let this process end when the one that started it does, even if that is killed."""
-    def wait():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def pretrain_side(side, steps, tokenizer, args):
-    """Train one of SIDES, in one thread of this process -> {name: tensor} of its parts."""
+def pretrain_side(number, sides, model, args):
+    """Train sides[number] in this process, in one thread. Its parameters go into `model`, whose
+    memory all processes share."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # comes when the parent ends
     torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    model = ArtGPT4(TINY, tokenizer)
-    torch.manual_seed(args.seed)              # again, so that no size of the other side counts
-    file, parts = SIDES[side]
-    for part in parts:
-        initialise(model.get_submodule(part))
+    side, trained = sides[number], ArtGPT4(model.config, model.tokenizer)
+    torch.manual_seed(args.seed)              # so late that no size of the other side counts
+    initialise(parameters_of(trained, SIDES[side]))
     if side == "vision":
-        shrink_outputs(model)
-    if args.init:
-        model.load_state_dict(load_file(args.init / file), strict=False)
-    model.to(args.device)
-    if side == "vision":
-        scenes = plain_scenes(args.pictures, args.seed, TINY.image_size)
-        made = photographs(scenes, TINY, args.seed, steps, args.batch_size or 48)
-        objective = vision_objective(model, made)
+        nn.init.normal_(trained.qformer.queries)
+        trained.heads = task_heads(model.config)
+        scenes = plain_scenes(args.pictures, args.seed, model.config.image_size)
+        loss_of, steps = vision_loss, args.vision_steps
+        made = photographs(scenes, model.config, args.seed, steps, args.batch_size or 48)
     else:
-        objective = language_objective(model, batches(model, args.seed, args.batch_size or 16))
-    train(objective, steps, side)
-    return {name: tensor.cpu() for name, tensor in model.state_dict().items()
-            if name.split(".")[0] in parts}
+        loss_of, steps = language_loss, args.language_steps
+        made = batches(trained, args.seed, args.batch_size or 16)
+    if args.init:
+        trained.load_state_dict(model.state_dict(), strict=False)     # all but the heads
+    train(trained.to(args.device), side, loss_of, made, steps)
+    model.load_state_dict(parameters_of(trained, SIDES[side]), strict=False)
 
 
 def main(args):
@@ -136,16 +127,14 @@ def main(args):
         model = ArtGPT4.from_pretrained(args.init, dtype=torch.float32, adapter=False)
     else:
         model = ArtGPT4(TINY, gallery_tokenizer(args.seed, TINY.vocab_size))
-    spawn = multiprocessing.get_context("spawn")
     steps = {"vision": args.vision_steps, "language": args.language_steps}
-    with ProcessPoolExecutor(2, spawn, end_with_parent) as pool:
-        for trained in [pool.submit(pretrain_side, side, steps[side], model.tokenizer, args)
-                        for side in SIDES if steps[side]]:
-            model.load_state_dict(trained.result(), strict=False)
-    trainable = model.trainable_names()                       # stays float32
-    for name, parameter in model.named_parameters():
-        if name not in trainable:
-            parameter.data = parameter.data.half()
+    sides = [side for side in SIDES if steps[side]]
+    try:
+        spawn(pretrain_side, (sides, model.share_memory(), args), len(sides))
+    except ProcessException as error:                         # its last line is the cause
+        raise RuntimeError(str(error).splitlines()[-1]) from error
+    for parameter in {*model.parameters()} - {*model.freeze()}:
+        parameter.data = parameter.data.half()                # what is trainable stays float32
     save_pretrained(model, args.out)
     write_json(ABOUT, args.out / "about.json")
     save_tensors(fitted(model.float(), min(args.pictures, 3000)), args.out / FILE)

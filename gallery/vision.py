@@ -25,6 +25,7 @@ from gallery.painting import draw, render
 from gallery.scenes import COMPOSITIONS, SETTINGS_OF, SUBJECTS, THINGS, random_scenes
 
 SHOWN = ("", *SUBJECTS, *THINGS)    # what a pixel may show; "" is scenery
+SUBJECT = slice(1, 1 + len(SUBJECTS))                                 # of SHOWN
 SETTINGS = tuple(sorted({setting for settings in SETTINGS_OF.values() for setting in settings}))
 
 # ---- Effects: functions (pixels, rng) -> pixels, both (B, 3, S, S). Those given are in 0 .. 1,
@@ -258,14 +259,13 @@ def box_of(subject):
 
 def targets_of(x, shown, across):
     """What the heads should say of pixels x (B, 3, S, S) in 0 .. 1 that show (B, S, S) numbers of
-    SHOWN, with `across` patches a side -> (targets by task, the subject's share of each patch)."""
+    SHOWN, with `across` patches a side: {task: (B, reads, outputs)}."""
     shown = F.one_hot(shown[:, ::2, ::2].long(), len(SHOWN))            # every other pixel will do
     shares = F.adaptive_avg_pool2d(shown.permute(0, 3, 1, 2).float(), across)   # (B, SHOWN, n, n)
-    subject = shares[:, 1:1 + len(SUBJECTS)].sum(dim=1)
     looks = torch.cat((F.adaptive_avg_pool2d(x, across), roughness(x, across)), dim=1)
     rough = roughness(x, 2 * GRID)
     return {
-        "box": box_of(subject),
+        "box": box_of(shares[:, SUBJECT].sum(dim=1)),
         "colours": histogram(x),
         "roughness": torch.cat((rough.mean(dim=(2, 3)), rough.std(dim=(2, 3))), dim=1)[:, None],
         "cell shows": cells_of(F.adaptive_avg_pool2d(shares, GRID)),
@@ -273,7 +273,7 @@ def targets_of(x, shown, across):
         "cell roughness": cells_of(rough),
         "patch shows": shares.flatten(2).transpose(1, 2),
         "patch looks": looks.flatten(2).transpose(1, 2),
-    }, subject.flatten(1)
+    }
 
 # ---- The scenes
 
@@ -298,9 +298,9 @@ def plain_scenes(count, seed, size):
                              ("setting", SETTINGS), ("things", THINGS))}
 
 def photographs(scenes, config, seed, steps, batch):
-    """Yield the batches of a training: (pixels (B, 3, S, S) as the ViT takes them, targets by task,
-    subject shares (B, P - 1)). They are plain at first, from half the steps on all have effects.
-    scenes: of plain_scenes; config: of the model."""
+    """Yield the batches of a training: pixels (B, 3, S, S) as the ViT takes them, targets by task.
+    They are plain at first, from half the steps on all have effects. scenes: of plain_scenes;
+    config: of the model."""
     (pictures, shown, labels), size = scenes, config.image_size
     epochs = (random.Random(f"{seed} {epoch}").sample(range(len(pictures)), len(pictures))
               for epoch in itertools.count())
@@ -311,45 +311,30 @@ def photographs(scenes, config, seed, steps, batch):
         window = (chosen, slice(top, top + size), slice(left, left + size))
         torch.manual_seed(rng.randrange(2**63))
         x, effects = photograph(pictures[window], rng, share=min(1, 2 * step / steps))
-        targets, subject_shares = targets_of(x, torch.from_numpy(shown[window]),
-                                             size // config.patch_size)
+        targets = targets_of(x, torch.from_numpy(shown[window]), size // config.patch_size)
         targets |= {name: label[chosen] for name, label in labels.items()}
         targets["effects"] = F.one_hot(effects, len(EFFECTS)).float().mean(dim=1, keepdim=True)
-        yield normalise(255 * x.movedim(1, -1)), targets, subject_shares
+        yield normalise(255 * x.movedim(1, -1)), targets
 
-# ---- The objective
+# ---- The loss
 
-def shrink_outputs(model):
-    """Make the matrices that end a residual branch small, so that every layer adds little at first:
-    by 1 / sqrt(2 layers) in the ViT, and by 0.4 in the Q-Former, whose self-attention else adds
-    several times its input and averages the queries away. These start with deviation 1."""
-    for part, factor in ((model.vit, (2 * len(model.vit.blocks)) ** -0.5), (model.qformer, 0.4)):
-        for name, parameter in part.named_parameters():
-            if name.endswith(("attn.out.weight", "fc2.weight")):
-                parameter.data *= factor
-    nn.init.normal_(model.qformer.queries)
-
-def vision_objective(model, batches):
-    """Pre-training of model.vit, ln_vision and qformer on batches of photographs(), on the device
-    of the model: ({name: parameter} to train, a function that gives the loss of the next batch)."""
-    device, config = model.vit.pos_embed.device, model.config
-    heads = nn.ModuleDict({
+def task_heads(config):
+    """A linear head for each of TASKS."""
+    return nn.ModuleDict({
         name: nn.Linear(config.vit_width if task.reads is None else config.qformer_width,
-                        task.outputs) for name, task in TASKS.items()}).to(device)
+                        task.outputs) for name, task in TASKS.items()})
 
-    def next_loss():
-        pixels, targets, subject_shares = next(batches)
-        with torch.autocast(device.type, torch.bfloat16):
-            patches = model.vit(pixels.to(device))
-        patches = model.ln_vision(patches.float())                      # (B, P, Dv)
-        queries, attention = watched(model.qformer, patches)            # (B, Q, D), (B, Q, P)
-        loss = POINTING * pointing_loss(attention, subject_shares.to(device))
-        for name, task in TASKS.items():
-            source = patches[:, 1:] if task.reads is None else queries[:, task.reads]
-            output, target = heads[name](source), targets[name].to(device)
-            loss = loss + task.weight * task.loss(output.flatten(0, -2), target.flatten(0, -2))
-        return loss
-
-    modules = nn.ModuleDict({"vit": model.vit, "ln_vision": model.ln_vision,
-                             "qformer": model.qformer, "heads": heads})
-    return dict(modules.named_parameters()), next_loss
+def vision_loss(model, batch):
+    """The loss of a batch of photographs(), a scalar. model.heads: of `task_heads`."""
+    (pixels, targets), device = batch, model.vit.pos_embed.device
+    with torch.autocast(device.type, torch.bfloat16):
+        patches = model.vit(pixels.to(device))
+    patches = model.ln_vision(patches.float())                          # (B, P, Dv)
+    queries, attention = watched(model.qformer, patches)                # (B, Q, D), (B, Q, P)
+    subject_shares = targets["patch shows"][..., SUBJECT].sum(dim=2)    # (B, P - 1)
+    loss = POINTING * pointing_loss(attention, subject_shares.to(device))
+    for name, task in TASKS.items():
+        source = patches[:, 1:] if task.reads is None else queries[:, task.reads]
+        output, target = model.heads[name](source), targets[name].to(device)
+        loss = loss + task.weight * task.loss(output.flatten(0, -2), target.flatten(0, -2))
+    return loss

@@ -34,11 +34,11 @@ def test_a_batch_depends_on_seed_and_step_alone_and_every_query_has_a_task():
     scenes = vision.plain_scenes(6, 3, TINY.image_size)
     first, again = (list(vision.photographs(scenes, TINY, seed=3, steps=9, batch=4))
                     for _ in range(2))
-    for (pixels, _, _), (same, _, _) in zip(first, again, strict=True):
+    for (pixels, _), (same, _) in zip(first, again, strict=True):
         assert torch.equal(pixels, same)
-    pixels, targets, _ = first[5]
+    pixels, targets = first[5]
     assert not torch.equal(pixels, first[6][0]) and targets.keys() == vision.TASKS.keys()
-    seen = torch.cat([targets["subject"] for _, targets, _ in first[:3]])
+    seen = torch.cat([targets["subject"] for _, targets in first[:3]])
     assert torch.equal(seen.sum(dim=0), 2 * scenes[2]["subject"].sum(dim=0))    # once in an epoch
     queries = set()
     for name, task in vision.TASKS.items():
