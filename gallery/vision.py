@@ -161,13 +161,13 @@ def faded(x, rng):
     return gray(x) + (x - gray(x)) * rng.uniform(0, 0.4)
 
 # Pre-training is reproducible: the order is part of what a seed means. The first is none.
-EFFECTS = (None, soft, grain, blotches, pieces, grille, halftone, scanlines, rippled_glass,
-           posterised, fog, rain, outlined, confetti, brushed, faded)
+EFFECTS = (lambda x, rng: x, soft, grain, blotches, pieces, grille, halftone, scanlines,
+           rippled_glass, posterised, fog, rain, outlined, confetti, brushed, faded)
 
 def photograph(pictures, rng, share):
-    """Photographs of pictures, uint8 (B, S, S, 3) -> pixels (B, 3, S, S) in 0 .. 1, and two numbers
-    of EFFECTS for each, (B, 2). All vary in exposure and tint. A share `share` gets one or two of
-    EFFECTS, drawn for each of 16 groups of neighbours; a third of it other colours."""
+    """Photographs of pictures, uint8 (B, S, S, 3) -> pixels (B, 3, S, S) in 0 .. 1, and the shares
+    of EFFECTS in them, (B, 1, EFFECTS). All vary in exposure and tint. A share `share` gets one or
+    two of EFFECTS, drawn for each of 16 groups of neighbours; a third of it other colours."""
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     mixed = torch.randn(len(x), 3, 3).mul(1.5).softmax(dim=2)
     mixed[torch.rand(len(x)) >= 0.33 * share] = torch.eye(3)
@@ -176,15 +176,14 @@ def photograph(pictures, rng, share):
     x[negative] = 1 - x[negative]
     x = x * (0.7 + 0.6 * torch.rand(len(x), 3, 1, 1)) + 0.2 * torch.rand(len(x), 3, 1, 1) - 0.1
     x = x.clamp(0, 1)
-    labels = torch.zeros(len(x), 2, dtype=torch.long)
+    effects = torch.zeros(len(x), 1, len(EFFECTS))
     for group in torch.arange(len(x)).chunk(16):
         count = rng.choice((1, 2)) if rng.random() <= share else 0
-        for which in range(count):
-            effect = rng.randrange(len(EFFECTS))
-            if EFFECTS[effect] is not None:
-                x[group] = EFFECTS[effect](x[group], rng).clamp(0, 1)
-            labels[group, which] = effect
-    return x, labels
+        for which in range(2):
+            effect = rng.randrange(len(EFFECTS)) if which < count else 0
+            x[group] = EFFECTS[effect](x[group], rng).clamp(0, 1)
+            effects[group, 0, effect] += 0.5
+    return x, effects
 
 # ---- What is learned
 
@@ -312,8 +311,8 @@ def photographs(scenes, config, seed, steps, batch):
         torch.manual_seed(rng.randrange(2**63))
         x, effects = photograph(pictures[window], rng, share=min(1, 2 * step / steps))
         targets = targets_of(x, torch.from_numpy(shown[window]), size // config.patch_size)
+        targets |= {"effects": effects}
         targets |= {name: label[chosen] for name, label in labels.items()}
-        targets["effects"] = F.one_hot(effects, len(EFFECTS)).float().mean(dim=1, keepdim=True)
         yield normalise(255 * x.movedim(1, -1)), targets
 
 # ---- The loss
