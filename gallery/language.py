@@ -1,9 +1,7 @@
 """How the language side of weights/tiny is pre-trained: on conversations about scenes.
 
 Where the vectors of a picture stand later, a document has the facts of its scene, in words. In most
-documents the vectors of these words are mixed, so that they look like a picture's. All random
-numbers are drawn from the seed and the number of a window of documents, so they are the same on
-every device.
+documents the vectors of these words are mixed, so that they look like a picture's.
 """
 import io
 import itertools
@@ -153,9 +151,6 @@ def batched(model, rows, rng, normal):
     weights = pad_sequence([share.T for share in shares], batch_first=True).mT.contiguous()
     return (F.pad(ids, more), F.pad(targets, more, value=IGNORE),
             pad_sequence(found, batch_first=True), weights, NOISE * torch.from_numpy(noise))
-
-
-# ---- The loss
 
 
 def language_loss(model, batch):

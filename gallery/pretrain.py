@@ -85,19 +85,6 @@ def train(model, side, loss_of, batches, steps):
         progress.show(step + 1, f"loss {loss.item():.3f}")
 
 
-def save_pretrained(model, folder):
-    """Write a weights folder: config.json, tokenizer.model and three files of tensors."""
-    folder = Path(folder)
-    for file, names in (("vision", SIDES["vision"]), ("llama", SIDES["language"]),
-                        ("adapter", TRAINABLE["artgpt4"])):
-        save_tensors(parameters_of(model, names), folder / f"{file}.safetensors")
-    with written_beside(folder / "tokenizer.model") as path:
-        path.write_bytes(model.tokenizer.serialized_model_proto())
-    write_json(vars(model.config), folder / "config.json")
-
-
-# ---- The command
-
 def pretrain_side(number, sides, model, args):
     """Train sides[number] in this process, in one thread. Its parameters go into `model`, whose
     memory all processes share."""
@@ -135,7 +122,12 @@ def main(args):
         raise RuntimeError(str(error).splitlines()[-1]) from error
     for parameter in {*model.parameters()} - {*model.freeze()}:
         parameter.data = parameter.data.half()                # what is trainable stays float32
-    save_pretrained(model, args.out)
+    for file, names in (("vision", SIDES["vision"]), ("llama", SIDES["language"]),
+                        ("adapter", TRAINABLE["artgpt4"])):
+        save_tensors(parameters_of(model, names), args.out / f"{file}.safetensors")
+    with written_beside(args.out / "tokenizer.model") as path:
+        path.write_bytes(model.tokenizer.serialized_model_proto())
+    write_json(vars(model.config), args.out / "config.json")
     write_json(ABOUT, args.out / "about.json")
     save_tensors(fitted(model.float(), min(args.pictures, 3000)), args.out / FILE)
     print(f"{args.out}: {', '.join(sorted(path.name for path in args.out.iterdir()))}")

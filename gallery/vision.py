@@ -1,11 +1,9 @@
 """The vision half of pre-training: ViT, ln_vision and Q-Former learn to see plain scenes.
 
-They learn from unpainted scenes, photographed through all kinds of glass, weather and film, and
-never see a painting or a held-out pair of subject and style.
-
-What they have seen is read by linear heads that are thrown away afterwards. Every query has a head,
-and so work, of its own: TASKS. When heads read the mean over the queries instead, nothing keeps
-the queries apart, and after a few hundred steps all are equal.
+The scenes are photographed through all kinds of glass, weather and film. What is seen is read by
+linear heads that are thrown away afterwards. Every query has a head, and so work, of its own:
+TASKS. When heads read the mean over the queries instead, nothing keeps the queries apart, and after
+a few hundred steps all are equal.
 """
 import itertools
 import math
@@ -221,6 +219,27 @@ def pointing_loss(attention, subject_shares):
     visible = shows_subject.sum(dim=1) > 0
     return -(mass.clamp(min=1e-4).log() * visible).mean()
 
+def task_heads(config):
+    """A linear head for each of TASKS."""
+    return nn.ModuleDict({
+        name: nn.Linear(config.vit_width if task.reads is None else config.qformer_width,
+                        task.outputs) for name, task in TASKS.items()})
+
+def vision_loss(model, batch):
+    """The loss of a batch of photographs(), a scalar. model.heads: of `task_heads`."""
+    (pixels, targets), device = batch, model.vit.pos_embed.device
+    with torch.autocast(device.type, torch.bfloat16):
+        patches = model.vit(pixels.to(device))
+    patches = model.ln_vision(patches.float())                          # (B, P, Dv)
+    queries, attention = watched(model.qformer, patches)                # (B, Q, D), (B, Q, P)
+    subject_shares = targets["patch shows"][..., SUBJECT].sum(dim=2)    # (B, P - 1)
+    loss = POINTING * pointing_loss(attention, subject_shares.to(device))
+    for name, task in TASKS.items():
+        source = patches[:, 1:] if task.reads is None else queries[:, task.reads]
+        output, target = model.heads[name](source), targets[name].to(device)
+        loss = loss + task.weight * task.loss(output.flatten(0, -2), target.flatten(0, -2))
+    return loss
+
 # ---- What is to be seen in a photograph
 
 def roughness(x, fields):
@@ -311,29 +330,5 @@ def photographs(scenes, config, seed, steps, batch):
         torch.manual_seed(rng.randrange(2**63))
         x, effects = photograph(pictures[window], rng, share=min(1, 2 * step / steps))
         targets = targets_of(x, torch.from_numpy(shown[window]), size // config.patch_size)
-        targets |= {"effects": effects}
         targets |= {name: label[chosen] for name, label in labels.items()}
-        yield normalise(255 * x.movedim(1, -1)), targets
-
-# ---- The loss
-
-def task_heads(config):
-    """A linear head for each of TASKS."""
-    return nn.ModuleDict({
-        name: nn.Linear(config.vit_width if task.reads is None else config.qformer_width,
-                        task.outputs) for name, task in TASKS.items()})
-
-def vision_loss(model, batch):
-    """The loss of a batch of photographs(), a scalar. model.heads: of `task_heads`."""
-    (pixels, targets), device = batch, model.vit.pos_embed.device
-    with torch.autocast(device.type, torch.bfloat16):
-        patches = model.vit(pixels.to(device))
-    patches = model.ln_vision(patches.float())                          # (B, P, Dv)
-    queries, attention = watched(model.qformer, patches)                # (B, Q, D), (B, Q, P)
-    subject_shares = targets["patch shows"][..., SUBJECT].sum(dim=2)    # (B, P - 1)
-    loss = POINTING * pointing_loss(attention, subject_shares.to(device))
-    for name, task in TASKS.items():
-        source = patches[:, 1:] if task.reads is None else queries[:, task.reads]
-        output, target = model.heads[name](source), targets[name].to(device)
-        loss = loss + task.weight * task.loss(output.flatten(0, -2), target.flatten(0, -2))
-    return loss
+        yield normalise(255 * x.movedim(1, -1)), targets | {"effects": effects}
