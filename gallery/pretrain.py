@@ -5,9 +5,8 @@ The parts of the real ArtGPT-4 were pre-trained by others; this stands in for th
 conversations in which a few words tell the picture, where its vectors will stand later: see
 language.py. Neither sees a painting, or a held-out pair of subject and style.
 
-The two sides run at once, each in a process of its own and in one thread. So the same seed gives
-the same weights with any number of cores. On a GPU the random numbers are the same, but not the
-rounding.
+The two sides run at once, each in one thread of its own process. So the same seed gives the same
+weights with any number of cores. On a GPU the random numbers are the same, but not the rounding.
 """
 import math
 import re
@@ -48,10 +47,9 @@ def parameters_of(model, names):
 
 
 def initialise(parameters):
-    """Linear weights of variance 1 / inputs, other matrices of deviation 0.2, biases zero. Those
-    that end a residual branch get their share of BRANCHES, so that every layer adds little at
-    first; the Q-Former's self-attention else adds several times its input, and averages the queries
-    away."""
+    """Linear weights of variance 1 / inputs, other matrices of deviation 0.2, biases zero. BRANCHES
+    makes those small that end a residual branch, so that every layer adds little at first: the
+    Q-Former's self-attention else adds several times its input and averages the queries away."""
     for name, parameter in parameters.items():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)

@@ -2,8 +2,7 @@
 
 The scenes are photographed through all kinds of glass, weather and film. What is seen is read by
 linear heads that are thrown away afterwards. Every query has a head, and so work, of its own:
-TASKS. When heads read the mean over the queries instead, nothing keeps the queries apart, and after
-a few hundred steps all are equal.
+TASKS. When heads read the mean over the queries, all are equal after a few hundred steps.
 """
 import itertools
 import math
@@ -298,19 +297,18 @@ def targets_of(x, shown, across):
 MARGIN = 16                         # pixels around what a batch crops
 
 def plain_scenes(count, seed, size):
-    """Scenes, drawn once for a whole training: pictures, uint8 (count, side, side, 3), the numbers
-    of SHOWN at their pixels, uint8 (count, side, side), and labels by task, (count, 1, outputs).
-    The side is `size` and a margin, out of which every batch crops."""
+    """Scenes, drawn once for a whole training: pictures, uint8 (count, side, side, 4), their pixels
+    and at each the number of SHOWN; and labels by task, (count, 1, outputs). The side is `size` and
+    a margin, out of which every batch crops."""
     scenes, side = random_scenes(count, f"plain {seed}"), size + MARGIN
-    pictures = np.empty((count, side, side, 3), dtype=np.uint8)
-    shown = np.empty((count, side, side), dtype=np.uint8)
+    pictures = np.empty((count, side, side, 4), dtype=np.uint8)
     progress = Progress("drawing plain scenes", count, "pictures")
     for i, scene in enumerate(scenes):
-        pictures[i] = draw(scene, side)
-        shown[i] = render(scene, side).per_shape(lambda shape: SHOWN.index(shape.name))
+        pictures[i, ..., :3] = draw(scene, side)
+        pictures[i, ..., 3] = render(scene, side).per_shape(lambda shape: SHOWN.index(shape.name))
         progress.show(i + 1)
     told = [(scene.subject, scene.composition, scene.setting, *scene.things) for scene in scenes]
-    return pictures, shown, {
+    return pictures, {
         task: torch.tensor([[[float(value in facts) for value in values]] for facts in told])
         for task, values in (("subject", SUBJECTS), ("composition", COMPOSITIONS),
                              ("setting", SETTINGS), ("things", THINGS))}
@@ -319,16 +317,15 @@ def photographs(scenes, config, seed, steps, batch):
     """Yield the batches of a training: pixels (B, 3, S, S) as the ViT takes them, targets by task.
     They are plain at first, from half the steps on all have effects. scenes: of plain_scenes;
     config: of the model."""
-    (pictures, shown, labels), size = scenes, config.image_size
-    epochs = (random.Random(f"{seed} {epoch}").sample(range(len(pictures)), len(pictures))
-              for epoch in itertools.count())
-    order = itertools.chain.from_iterable(epochs)
+    (pictures, labels), size = scenes, config.image_size
+    order = (i for epoch in itertools.count()
+             for i in random.Random(f"{seed} {epoch}").sample(range(len(pictures)), len(pictures)))
     for step in range(steps):
         rng, chosen = random.Random(f"{seed} {step}"), list(itertools.islice(order, batch))
         top, left = rng.randrange(MARGIN + 1), rng.randrange(MARGIN + 1)
-        window = (chosen, slice(top, top + size), slice(left, left + size))
+        crops = pictures[chosen, top:top + size, left:left + size]
         torch.manual_seed(rng.randrange(2**63))
-        x, effects = photograph(pictures[window], rng, share=min(1, 2 * step / steps))
-        targets = targets_of(x, torch.from_numpy(shown[window]), size // config.patch_size)
+        x, effects = photograph(crops[..., :3], rng, share=min(1, 2 * step / steps))
+        targets = targets_of(x, torch.from_numpy(crops[..., 3]), size // config.patch_size)
         targets |= {name: label[chosen] for name, label in labels.items()}
         yield normalise(255 * x.movedim(1, -1)), targets | {"effects": effects}
