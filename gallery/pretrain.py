@@ -86,7 +86,7 @@ def train(model, side, loss_of, batches, steps):
 def pretrain_side(number, sides, model, args):
     """Train sides[number] in this process, in one thread. Its parameters go into `model`, whose
     memory all processes share."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # comes when the parent ends
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # torch sends it when the parent ends
     torch.set_num_threads(1)
     side, trained = sides[number], ArtGPT4(model.config, model.tokenizer)
     torch.manual_seed(args.seed)              # so late that no size of the other side counts
