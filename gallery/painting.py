@@ -10,6 +10,7 @@ subject is drawn in its own frame: u across with 0 in the middle, v up with the 
 top at 1, lit from the left.
 """
 import functools
+import itertools
 import random
 from dataclasses import dataclass, replace
 from math import cos, pi, sin
@@ -54,6 +55,10 @@ class Plate:
         """(n, n) map of value(shape), a number or several, for the visible shape."""
         return np.array([value(shape) for shape in self.shapes], np.float32)[self.labels]
 
+def named(name):
+    """The function of this file for a subject, a thing or a style of scenes.py."""
+    return globals()[name.replace(" ", "_")]
+
 # ---- geometry ----
 
 def box(u0, v0, u1, v1):
@@ -87,8 +92,7 @@ def tower(u, half, top, v, height, teeth):
 def mountain(rng):
     sides = rng.choice([(-1,), (1,), (-1, 1), (1, -1)])
     peaks = [(side * rng.uniform(0.36, 0.5), rng.uniform(0.5, 0.7)) for side in sides]
-    peaks.append((0, 1))
-    for u, top in peaks:
+    for u, top in [*peaks, (0, 1)]:
         half, snow = top * rng.uniform(0.5, 0.62), rng.uniform(0.3, 0.42)
         left, right = ([(u + side * half * t + rng.uniform(-0.02, 0.02), top * (1 - t))
                         for t in (0.22, 0.5, 0.75)] for side in (-1, 1))
@@ -107,9 +111,9 @@ def lighthouse(rng):
     rock = [(-0.36, 0), (-0.29, 0.07), (-0.2, 0.09), (-0.13, 0.14), (0.14, 0.13), (0.2, 0.08),
             (0.32, 0.05), (0.4, 0)]
     rock = [(u * rng.uniform(0.9, 1.15), v * rng.uniform(0.9, 1.1)) for u, v in rock]
-    width = [foot + (top - foot) * i / stripes for i in range(stripes + 1)]
-    rise = [0.1 + 0.63 * i / stripes for i in range(stripes + 1)]
-    bands = [taper(rise[i], width[i], rise[i + 1], width[i + 1]) for i in range(stripes)]
+    levels = [(0.1 + 0.63 * i / stripes, foot + (top - foot) * i / stripes)
+              for i in range(stripes + 1)]
+    bands = [taper(*low, *high) for low, high in itertools.pairwise(levels)]
     return [Shape([[(-0.05, 0.83), (-1.6, 1.04), (-1.6, 0.7)]], "sky", 0.45, 0.0, fine=True),
             Shape([rock], "dark", 0.18),
             Shape(bands[1::2], "accent", 0.25, 0.22, (1, 0)),
@@ -255,7 +259,7 @@ def cat(rng):
     head, swing = rng.uniform(0.68, 0.72), rng.uniform(0.9, 1.15)
     path = [(0.2 + 0.34 * swing * sin(pi * t * 0.85), 0.05 + 0.5 * t * t)
             for t in (i / 10 for i in range(11))]
-    tail = [line(*path[i], *path[i + 1], 0.085) for i in range(10)]
+    tail = [line(*a, *b, 0.085) for a, b in itertools.pairwise(path)]
     tail += [oval(u, v, 0.043, steps=10) for u, v in path]
     body = oval(0, 0.2, 0.29, 0.2, LOWER)
     body += [(0.25, 0.34), (0.17, 0.56), (-0.17, 0.56), (-0.25, 0.34)]
@@ -298,7 +302,7 @@ def castle(rng):
 
 def limb(width, *points):
     """A bent limb, round at its joints."""
-    return ([line(*a, *b, width) for a, b in zip(points, points[1:], strict=False)]
+    return ([line(*a, *b, width) for a, b in itertools.pairwise(points)]
             + [oval(u, v, width / 2, steps=10) for u, v in points])
 
 def head(u, v, size, towards=1, bun=False):
@@ -405,12 +409,11 @@ def balloon(rng):
                   "dark", 0.0, 0.0, fine=True)]
 
 def rainbow(rng):
-    def band(outer, inner):
-        return (oval(0, 0, outer, arc=UPPER, steps=40)
-                + oval(0, 0, inner, arc=(pi, 0), steps=40))
     colours = (("main", 0.1), ("accent", 0.35), ("ground", 0.1), ("accent", 0.6))
-    return [Shape([band(1 - i * 0.075, 0.925 - i * 0.075)], role, light, 0.0)
-            for i, (role, light) in enumerate(colours)]
+    for i, (role, light) in enumerate(colours):
+        outer = oval(0, 0, 1 - i * 0.075, arc=UPPER, steps=40)
+        inner = oval(0, 0, 0.925 - i * 0.075, arc=(pi, 0), steps=40)
+        yield Shape([outer + inner], role, light, 0.0)
 
 def firs(rng):
     for u, tall in ((-0.2, rng.uniform(0.7, 0.8)), (0.14, 1.0)):
@@ -452,15 +455,10 @@ def apples(rng):
         yield Shape([line(u, v + 0.24, u + 0.06, v + 0.42, 0.05)], "dark", 0.0, 0.0)
         yield Shape([oval(u - 0.1, v + 0.1, 0.07, 0.06, steps=10)], "accent", 0.5, 0.0)
 
-SHAPES_OF = {shapes.__name__.replace("_", " "): shapes for shapes in (
-    mountain, lighthouse, sailing_boat, windmill, cottage, tree, bridge, vase_of_flowers, cat,
-    castle, dancer, mourner, wanderer, couple, birds, balloon, rainbow, firs, fence, rowboat,
-    candle, apples)}
-
 def placed(name, rng, x, y, height, side):
     """The shapes of a subject or thing in the picture: middle at x, foot at y, `height` tall. They
     are mirrored when the light comes from the right (side = 1)."""
-    for shape in SHAPES_OF[name](rng):
+    for shape in named(name)(rng):
         across, down = shape.towards
         parts = [[(x - u * side * height, y - v * height) for u, v in part] for part in shape.parts]
         yield replace(shape, name=name, towards=(-side * across, down), parts=parts)
@@ -711,8 +709,7 @@ def ink_wash(plate, rng):
     absorbed = plate.per_shape(lambda s: -np.log(pigment[s.role]))
     absorbed = 3.3 * blur(absorbed / 3.3, 2) * (1.35 * tone)[..., None]
     # The wash does not quite keep to the contour.
-    shifted = np.maximum(np.arange(SIZE) - 2, 0)
-    absorbed = absorbed[shifted][:, shifted]
+    absorbed = np.pad(absorbed, ((2, 0), (2, 0), (0, 0)), "edge")[:SIZE, :SIZE]
 
     drawn = plate.per_shape(lambda s: 0 if s.fine and s.role != "dark"
                             else max(s.subject, 0.45 * (s.role != "sky")))
@@ -880,9 +877,6 @@ def watercolour(plate, rng):
     paper = np.array([0.99, 0.98, 0.955], np.float32) * (1 + 0.012 * paper_grain()[..., None])
     return paper * np.exp(density[..., None] * np.log(np.clip(saturate(image, 1.2), 0.03, 1)))
 
-STYLE_PAINTERS = {style.__name__.replace("_", " "): style for style in (
-    ink_wash, pointillism, stained_glass, woodcut, oil, watercolour)}
-
 # ---- public functions ----
 
 def draw(scene, size=224):
@@ -896,5 +890,5 @@ def paint(scene, size=224):
     seed = [scene.seed, STYLES.index(scene.style), COMPOSITIONS.index(scene.composition)]
     rng = np.random.default_rng(seed)
     plate = render(scene, SIZE, fine=scene.style != "stained glass")
-    painting = to_image(STYLE_PAINTERS[scene.style](plate, rng))
+    painting = to_image(named(scene.style)(plate, rng))
     return painting.resize((size, size), Image.Resampling.BOX)
