@@ -351,15 +351,14 @@ def wanderer(rng):
     step, lean = rng.uniform(0.19, 0.24), rng.uniform(0.02, 0.05)
     coat = [(-0.09, 0.76), (0.11 + lean, 0.77), (0.14, 0.55), (0.15, 0.34), (-0.17, 0.32),
             (-0.11, 0.55)]
-    back_leg = limb(0.085, (-0.03, 0.4), (-0.07, 0.2), (-step, 0.03))
-    front_leg = limb(0.085, (0.04, 0.4), (0.13, 0.22), (step, 0.03))
     shoes = [oval(-step + 0.03, 0.025, 0.065, 0.03, steps=10),
              oval(step + 0.04, 0.025, 0.07, 0.03, steps=10)]
     brim = box(lean - 0.14, 0.88, lean + 0.19, 0.915)
     crown = [(lean - 0.075, 0.905), (lean + 0.115, 0.905), (lean + 0.085, 1.0), (lean - 0.045, 1.0)]
     return [Shape([line(0.33, 0, 0.27, 0.86, 0.028)], "dark", 0.1, 0.0),
-            Shape(back_leg, "dark", 0.28, 0.1),
-            Shape(front_leg, "dark", 0.12, 0.1), Shape(shoes, "dark", -0.1, 0.0),
+            Shape(limb(0.085, (-0.03, 0.4), (-0.07, 0.2), (-step, 0.03)), "dark", 0.28, 0.1),
+            Shape(limb(0.085, (0.04, 0.4), (0.13, 0.22), (step, 0.03)), "dark", 0.12, 0.1),
+            Shape(shoes, "dark", -0.1, 0.0),
             Shape([oval(-0.18, 0.63, 0.12, 0.13, steps=18)], "accent", -0.3, 0.2),
             Shape([coat], "main", 0.05, 0.25, (1, 0.2)), *head(lean + 0.02, 0.835, 0.085),
             Shape([brim, crown], "dark", 0.12, 0.1),
