@@ -13,7 +13,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-from artgpt4 import INSTRUCTIONS
+from artgpt4 import INSTRUCTIONS, errors_naming
 from common.command_line import command_parser, number, run_command
 from common.files import read_json, write_json, written_beside
 from gallery.painting import paint
@@ -84,15 +84,12 @@ def truth(folder):
     """{("IDC", "1"): Scene, ...} of a folder that `make` wrote. Raises ValueError for any other."""
     file = Path(folder) / "truth.json"
     rows = read_json(file)                                    # names it if there is none
-    try:
+    with errors_naming(f"{file}: no gallery benchmark's; delete the folder and make it again"):
         found = {(benchmark, number): Scene(**scene | {"things": tuple(scene["things"])})
                  for benchmark, items in rows.items() for number, scene in items.items()}
         figures = {scene.subject for (name, _), scene in found.items() if name == "ISAC"}
         if not figures <= set(FIGURES):
             raise ValueError("a picture of ISAC shows no figure")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file}: not the truth of a gallery benchmark ({error!r}); delete the "
-                         "folder and make it again") from None
     return found
 
 
@@ -106,8 +103,7 @@ DENIALS = re.compile(
 
 
 def affirmed(text):
-    """The text without what it denies: "no windmill", "not in oil", each to the end of its clause.
-    """
+    """The text without what it denies, as "no windmill", to the end of the clause."""
     return DENIALS.sub(" ", text)
 
 
