@@ -27,7 +27,7 @@ SIZE = 224
 class Shape:
     """Polygons of one colour that make one region."""
     parts: list               # polygons, each a list of (x, y)
-    role: str                 # a colour of the Palette
+    role: str                 # one of ROLES, its colour
     light: float = 0.0        # -1: the palette's dark, 0: the role's colour, 1: the highlight
     shading: float = 0.16     # how much lighter the lit side is, and how much darker the other
     towards: tuple = (1, 0.5) # the direction of the shading, from light to dark
@@ -55,7 +55,7 @@ class Plate:
         """(n, n) map of value(shape), a number or several, for the visible shape."""
         return np.array([value(shape) for shape in self.shapes], np.float32)[self.labels]
 
-def named(name):
+def function_of(name):
     """The function of this file for a subject, a thing or a style of scenes.py."""
     return globals()[name.replace(" ", "_")]
 
@@ -335,11 +335,10 @@ def mourner(rng):
     """A man who sits on a block, bent over, with his face in his hands."""
     back, down = rng.uniform(0.6, 0.66), rng.uniform(0.02, 0.06)
     role = rng.choice(["main", "main", "dark"])
-    block = [(-0.4, 0), (-0.36, 0.26), (0.06, 0.27), (0.09, 0)]
     trunk = [(-0.3, 0.24), (-0.34, 0.44), (-0.24, back), (-0.02, back + 0.12), (0.14, back + 0.06),
              (0.14, back - 0.1), (0.0, 0.42), (0.04, 0.25)]
     thigh = limb(0.15, (-0.14, 0.34), (0.22, 0.4)) + limb(0.11, (0.22, 0.4), (0.2, 0.06))
-    return [Shape([block], "ground", -0.5, 0.2),
+    return [Shape([[(-0.4, 0), (-0.36, 0.26), (0.06, 0.27), (0.09, 0)]], "ground", -0.5, 0.2),
             Shape(thigh, "dark", 0.22 if role == "dark" else 0.08, 0.1),
             Shape([oval(0.25, 0.035, 0.1, 0.04, steps=12)], "dark", 0.0),
             Shape([trunk], role, 0.05, 0.22, (1, 0.4)), *head(0.22, back - down, 0.125),
@@ -457,7 +456,7 @@ def apples(rng):
 def placed(name, rng, x, y, height, side):
     """The shapes of a subject or thing in the picture: middle at x, foot at y, `height` tall. They
     are mirrored when the light comes from the right (side = 1)."""
-    for shape in named(name)(rng):
+    for shape in function_of(name)(rng):
         across, down = shape.towards
         parts = [[(x - u * side * height, y - v * height) for u, v in part] for part in shape.parts]
         yield replace(shape, name=name, towards=(-side * across, down), parts=parts)
@@ -516,8 +515,7 @@ def scenery(rng, setting, horizon, sun, night):
                  for _ in range(24)]
         yield Shape(stars, "accent", 0.0, 0.0, fine=True)
     if rng.random() < 0.8:
-        disc = oval(sun_x, sun_y, rng.uniform(0.06, 0.09), steps=36)
-        yield Shape([disc], "accent", 0.25, 0.05)
+        yield Shape([oval(sun_x, sun_y, rng.uniform(0.06, 0.09), steps=36)], "accent", 0.25, 0.05)
     for _ in range(rng.choice([0, 1, 2, 2])):
         x, y, size = rng.uniform(0.05, 0.95), rng.uniform(0.1, 0.35), rng.uniform(0.12, 0.2)
         yield Shape(cloud(rng, x, y, size), "sky", 0.5, 0.1, down)
@@ -567,7 +565,7 @@ def scene_colours(scene):
     """role -> (3,) RGB in 0 .. 1: the palette's colours, varied a little by the seed."""
     rng = random.Random(scene.seed + 1)
     colours = {}
-    for role, colour in vars(PALETTES[scene.palette]).items():
+    for role, colour in PALETTES[scene.palette].items():
         rgb = np.array(ImageColor.getrgb(colour)) / 255
         shift = np.array([rng.uniform(-0.025, 0.025) for _ in range(3)])
         colours[role] = np.clip(rgb + (shift + rng.uniform(-0.025, 0.025)), 0, 1)
@@ -653,11 +651,10 @@ def borders(labels, weight=None):
     """(n, n): nonzero where the label differs from the one to the right or below. The value is 1,
     or the larger of the two sides' weights."""
     weight = np.ones(labels.shape, np.float32) if weight is None else weight
-    edge = np.zeros(labels.shape, np.float32)
-    edge[:, :-1] = (labels[:, :-1] != labels[:, 1:]) * np.maximum(weight[:, :-1], weight[:, 1:])
-    down = (labels[:-1] != labels[1:]) * np.maximum(weight[:-1], weight[1:])
-    edge[:-1] = np.maximum(edge[:-1], down)
-    return edge
+    after = np.minimum(np.arange(SIZE) + 1, SIZE - 1)
+    right = (labels != labels[:, after]) * np.maximum(weight, weight[:, after])
+    down = (labels != labels[after]) * np.maximum(weight, weight[after])
+    return np.maximum(right, down)
 
 PIXELS = np.flip(np.indices((SIZE, SIZE), np.float32), 0)     # (2, SIZE, SIZE): x and y of each
 
@@ -889,5 +886,5 @@ def paint(scene, size=224):
     seed = [scene.seed, STYLES.index(scene.style), COMPOSITIONS.index(scene.composition)]
     rng = np.random.default_rng(seed)
     plate = render(scene, SIZE, fine=scene.style != "stained glass")
-    painting = to_image(named(scene.style)(plate, rng))
+    painting = to_image(function_of(scene.style)(plate, rng))
     return painting.resize((size, size), Image.Resampling.BOX)

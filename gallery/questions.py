@@ -28,7 +28,6 @@ from gallery.scenes import PALETTES, random_scenes
 
 VERDICTS = ("right or fair", "refused", "off topic", "false or nonsense")
 ROUNDS, AGAIN = 10, 7               # of a talk; the round that asks the first question again
-PARTS = {"sky": 0, "ground": 1}     # of a picture, and which of a palette's hues each has
 DENIALS = ("missing", "absent", "none")
 WHOLE = {"poem": r"(.+\n){3}.+\.", "title": r'.*"[^"]+"\.',     # what is written, to its end
          "page": r"```html\n<!doctype html>\n(.+\n)+```"}
@@ -40,15 +39,13 @@ ANY = "[a-z0-9,' -]+?"
 def pattern(text, rules):
     """A regular expression for all that the text may become when it is filled by the rules. A slot
     without a rule may be anything."""
-    pieces = re.split(r"{([a-z ]+)}", text)
-    for i, piece in enumerate(pieces):
-        if i % 2:
-            options = [pattern(option, rules) for option in rules.get(piece, ())] or [ANY]
-            pieces[i] = f"(?:{'|'.join(options)})"
-        else:
-            escaped = re.sub(r"\b([Aa])\\ ", r"\1n?\\ ", re.escape(piece))
-            pieces[i] = escaped.replace(r"\(", "(?:").replace(r"\|", "|").replace(r"\)", ")")
-    return "".join(pieces)
+    def filled(slot):
+        texts = rules.get(slot[1].replace("\\", ""), ())
+        options = [pattern(text, rules) for text in texts] or [ANY]
+        return f"(?:{'|'.join(options)})"
+    form = re.escape(text).replace(r"\(", "(?:").replace(r"\|", "|").replace(r"\)", ")")
+    form = re.sub(r"\b([Aa])\\ ", r"\1n?\\ ", form)
+    return re.sub(r"\\{((?:[a-z]|\\ )+)\\}", filled, form)
 
 
 def is_one_of(text, forms, rules):
@@ -75,7 +72,7 @@ def is_page(text, scene, rules):
     names = ("title", "title", "content", "heading", "making")
     found = re.findall("<(?:title|h1|p|h2)>(.+?)</", text)
     texts = dict.fromkeys(names, "") | dict(zip(names, found, strict=False))
-    return text == words.PAGE.format(**texts, **vars(PALETTES[scene.palette])) and all(
+    return text == words.PAGE.format(**texts, **PALETTES[scene.palette]) and all(
         is_one_of(texts[name], ["{page " + name + "}", "{page content with things}"], rules)
         for name in names)
 
@@ -139,9 +136,10 @@ def ask(key, wording, scene, rng, before):
         elif name == "how many":
             claims += [claim for claim in truths(scene)
                        if claim[0] in ("number", "own number", "total")]
-        elif name in PARTS:
-            parts = sum((row.get(f"{name} part", ()) for row in words.PHRASES.values()), ())
-            hue = (rules["hues"][PARTS[name]],)
+        elif name in words.PARTS:
+            rows = (words.PLAIN, *words.PHRASES.values())
+            parts = sum((row.get(f"{name} part", ()) for row in rows), ())
+            hue = (rules["hues"][words.PARTS[name]],)
             claims.append(("part", {"is": ("is", "are"), "part": parts, "hue": hue}))
         elif name in DENIALS:                                 # of anything that the question names
             row = "|".join(re.findall(r"[a-z'-]+?(?=s?\b)", question.lower()))
@@ -224,7 +222,7 @@ def main(args):
     model, rng, judged = load(args), random.Random("questions"), []
     groups = words.read_phrases(args.wordings).get("questions", {})
     wordings = [(key, wording) for key, row in groups.items() for wording in row]
-    known = {*words.TOPICS, *words.FOLLOW_UPS, *PARTS, *words.PLAIN, "how many"} | {
+    known = {*words.TOPICS, *words.FOLLOW_UPS, *words.PARTS, *words.PLAIN, "how many"} | {
         rule.removeprefix("tell ") for rule in words.PLAIN}
     if not set(", ".join(groups).split(", ")) <= known:
         raise ValueError(f"{args.wordings}: [questions] is empty or has keys beside "

@@ -26,24 +26,17 @@ STYLES = ("ink wash", "pointillism", "stained glass", "woodcut", "oil", "waterco
 COMPOSITIONS = ("in the centre", "to the left", "to the right", "far away")
 
 
-@dataclass(frozen=True)
-class Palette:
-    """Five colours by their part in a picture, each as "#rrggbb"."""
-    sky: str      # the upper background
-    ground: str   # the lower background: land, water, table
-    main: str     # the subject's body
-    accent: str   # the subject's details, sun or moon
-    dark: str     # outlines and shadows
-
-
-PALETTES = {
-    "ember": Palette("#f2b366", "#a63a24", "#d9622b", "#ffe08a", "#3b1512"),
-    "moonlight": Palette("#1f3566", "#14223f", "#5b7fb8", "#f4f0c8", "#0a1024"),
-    "meadow": Palette("#cfe8c0", "#5f9e3f", "#2f7a3a", "#f6d743", "#173b1c"),
-    "rose": Palette("#f8d3dd", "#c98bb0", "#d4507f", "#fff3e6", "#54213f"),
-    "desert": Palette("#8fd0cc", "#dfb878", "#b9763a", "#fff0c2", "#4f3018"),
-    "storm": Palette("#aab2ba", "#5d6770", "#7d8994", "#e9ecef", "#20262c"),
-}
+# The roles of colours: the upper background; the lower one, which is land, water or table; the
+# subject's body; its details, sun or moon; outlines and shadows.
+ROLES = ("sky", "ground", "main", "accent", "dark")
+PALETTES = {palette: dict(zip(ROLES, colours, strict=True)) for palette, colours in {
+    "ember": ("#f2b366", "#a63a24", "#d9622b", "#ffe08a", "#3b1512"),
+    "moonlight": ("#1f3566", "#14223f", "#5b7fb8", "#f4f0c8", "#0a1024"),
+    "meadow": ("#cfe8c0", "#5f9e3f", "#2f7a3a", "#f6d743", "#173b1c"),
+    "rose": ("#f8d3dd", "#c98bb0", "#d4507f", "#fff3e6", "#54213f"),
+    "desert": ("#8fd0cc", "#dfb878", "#b9763a", "#fff0c2", "#4f3018"),
+    "storm": ("#aab2ba", "#5d6770", "#7d8994", "#e9ecef", "#20262c"),
+}.items()}
 
 # The mood follows from the palette and from the style's voice: soft, bright or hard.
 VOICES = {"ink wash": "soft", "watercolour": "soft", "pointillism": "bright", "oil": "bright",

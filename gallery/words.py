@@ -56,7 +56,9 @@ SPOTS = {"birds": "in the sky", "balloon": "in the sky", "rainbow": "in the sky"
 AMOUNTS = {"birds": 4, "firs": 2, "apples": 4}                # of all others one
 PEOPLE = {"dancer": 1, "mourner": 1, "wanderer": 1, "couple": 2}
 NUMBERS = ("no", "one", "two", "three", "four")
-PLURALS = ("birds", "firs", "apples", "people")               # names that are plural already
+PLURALS = {"birds": "birds", "firs": "firs", "apples": "apples", "people": "people",
+           "vase of flowers": "vases of flowers"}             # of all others with an s
+PARTS = {"sky": 0, "ground": 1, "dark": 3}      # of a picture: which of its hues each has
 VALUES = {"subject": SUBJECTS, "style": STYLES, "palette": tuple(PALETTES), "mood": MOODS}
 
 # ---- The grammar at work
@@ -70,7 +72,7 @@ def listed(phrases):
 
 def some(name):
     """A name with its article: "a fence", "birds"."""
-    return name if name in PLURALS else f"a {name}"
+    return name if PLURALS.get(name) == name else f"a {name}"
 
 
 def rules_of(scene, art=False):
@@ -126,7 +128,7 @@ def page(scene, art=True):
              "content": "{page content with things}" if scene.things else "{page content}",
              "heading": "{page heading}", "making": "{page making}"}
     texts = {part: sentences(fill(text, rules, rng)) for part, text in texts.items()}
-    return PAGE.format(**texts, **vars(PALETTES[scene.palette]))
+    return PAGE.format(**texts, **PALETTES[scene.palette])
 
 
 # ---- Questions that name something: is there a cat, how many birds, where is the balloon
@@ -178,10 +180,8 @@ def salad(rng):
 
 def slots_of(name):
     """What a question about a name needs: the name, with article, in the plural, and its verb."""
-    plural = name if name in PLURALS else f"{name}s"
-    if name == "vase of flowers":
-        plural = "vases of flowers"
-    many = name in PLURALS
+    plural = PLURALS.get(name, f"{name}s")
+    many = plural == name
     return {"x": (name,), "any": (some(name),), "xs": (plural,), "is": ("are" if many else "is",),
             "that": ("they" if many else "it",)}
 
@@ -208,9 +208,9 @@ def about_part(scene, rng, rules):
     if rng.random() < 0.2:
         slots = slots_of(absent(scene, rng))
         return "absent", slots | {"part": slots["x"]}
-    part, hue = rng.choice((("sky", 0), ("ground", 1), ("dark", 3)))
+    part = rng.choice(tuple(PARTS))
     name = rng.choice(rules[f"{part} part"])
-    return "part", {"part": (name,), "hue": (rules["hues"][hue],),
+    return "part", {"part": (name,), "hue": (rules["hues"][PARTS[part]],),
                     "is": ("are" if name.endswith("s") else "is",)}
 
 

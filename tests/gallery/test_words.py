@@ -96,7 +96,7 @@ def test_pages_are_html_in_the_paintings_own_colours():
     for scene in SCENES:
         page = words.page(scene)
         assert page.startswith("```html\n") and page.rstrip().endswith("```") and "###" not in page
-        assert all(colour in page for colour in vars(PALETTES[scene.palette]).values())
+        assert all(colour in page for colour in PALETTES[scene.palette].values())
         assert words.named(page) == scene.attributes
         assert words.mentioned(page, THINGS) == set(scene.things)
     assert len({words.page(scene) for scene in SCENES}) == len(SCENES)
