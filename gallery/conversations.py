@@ -15,15 +15,15 @@ APPRECIATED = ("description", "why", "situation")              # what [art] has 
 FORGOTTEN = ("unknown", "around", "greeting", "presence")      # what stage 2 would forget first
 FOLLOWED, BRIEF = 0.2, 0.1          # shares of rounds: with a follow-up; that ask for a word or two
 ECHOED = 0.1                        # of plain rounds: followed by words to be repeated
-SHORTHAND = {r"\bwhat is\b": ("what's", "whats"), r"\bis not\b": ("isn't",), r"\byou\b": ("u",),
-             r"\bdo not\b": ("don't", "dont"), r"\bcannot\b": ("can't", "cant"), r"\bare\b": ("r",),
-             r"\bcolour": ("color",), r"\bpicture\b": ("pic",), r"\bplease\b": ("pls", "plz"),
-             r"\bthat is\b": ("that's", "thats"), r"\bit is\b": ("it's", "its"),
-             r"\band\b": ("&", "n"), r"\bI am\b": ("I'm", "im"), r"\bwho is\b": ("who's", "whos"),
-             r"\bthere is\b": ("there's", "theres"), r"\bwhere is\b": ("where's", "wheres"),
-             r"\bwant to\b": ("wanna",), r"\bgoing to\b": ("gonna",), r"\bsort of\b": ("sorta",),
-             r"\bkind of\b": ("kinda",), r"\byour\b": ("ur",), r"\bwhat\b": ("wat", "wut"),
-             r"\b(?:have|has) got\b": ("got",)}
+SHORTHAND = {
+    "what is": ("what's", "whats"), "is not": ("isn't",), "you": ("u",),
+    "do not": ("don't", "dont"), "cannot": ("can't", "cant"), "are": ("r",),
+    r"colour(\w*)": (r"color\1",), "picture": ("pic",), "please": ("pls", "plz"),
+    "that is": ("that's", "thats"), "it is": ("it's", "its"), "and": ("&", "n"),
+    "I am": ("I'm", "im"), "who is": ("who's", "whos"), "there is": ("there's", "theres"),
+    "where is": ("where's", "wheres"), "want to": ("wanna",), "going to": ("gonna",),
+    "sort of": ("sorta",), "kind of": ("kinda",), "your": ("ur",), "what": ("wat", "wut"),
+    "(?:have|has) got": ("got",)}
 KNOWN = set(re.findall("[a-z]{2,}", " ".join(sum(
     (*words.WORDINGS.values(), *words.NAMES.values(), words.SUBJECTS, tuple(words.THINGS)), ()))))
 LEXICON = sorted(KNOWN)
@@ -36,8 +36,7 @@ OF_ART = sorted({*words.EMOTION_OF.values(), *re.findall(r"\b[a-z]+\b(?!})", " "
 
 
 def misspelled(text, rng):
-    """The text with a letter inside a known word left out, doubled, changed or in its neighbour's
-    place."""
+    """The text with a letter inside a known word left out, doubled, changed or swapped."""
     places = [i for found in re.finditer(r"\b[a-z]{3,}\b", text) if found[0] in KNOWN
               for i in range(found.start() + 1, found.end() - 1)]
     if not places:
@@ -52,7 +51,7 @@ def typed(question, rng):
     it, and typos, each by its own chance."""
     for pattern, forms in SHORTHAND.items():
         if rng.random() < 0.12:
-            question = re.sub(pattern, rng.choice(forms), question, flags=re.IGNORECASE)
+            question = re.sub(rf"\b{pattern}\b", rng.choice(forms), question, flags=re.IGNORECASE)
     if rng.random() < 0.06:
         question = re.sub(SMALL_WORDS, "", question) or question
     if rng.random() < 0.05:
@@ -159,8 +158,7 @@ def about_two(first, second, rng, art=True):
 
 
 def prompt_and_answer(rounds, rng):
-    """The prompt of a conversation that ends with the question of its last round, as typed, and its
-    answer."""
+    """The prompt that ends with the question of the last round, as typed; and the answer to it."""
     messages = []
     for new, question, answer in rounds:
         messages += [" ".join([IMAGE_SLOT] * len(new) + [typed(question, rng)]), answer]

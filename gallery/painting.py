@@ -319,12 +319,11 @@ def dancer(rng):
            (-0.06 + swing, low - 0.07), (-0.18 + swing, low - 0.02), (-0.28 + swing, low + 0.03)]
     legs = (limb(0.062, (0.02, 0.36), (0.0, 0.18), (-0.02, 0.02))
             + limb(0.062, (0.08, 0.36), (0.24, 0.24), (kick, 0.1)))
-    arms = (limb(0.058, (-0.08, 0.7), (-0.24, 0.8), (-0.3, 0.97))
-            + limb(0.058, (0.08, 0.7), (0.24, 0.8), (0.3, 0.97)))
+    left, right = (limb(0.058, (s * 0.08, 0.7), (s * 0.24, 0.8), (s * 0.3, 0.97)) for s in (-1, 1))
     shoes = [oval(0.02, 0.015, 0.06, 0.025, steps=10),
              oval(kick + 0.02, 0.1, 0.05, 0.035, steps=10)]
     return [Shape(legs, "accent", 0.05, 0.1), Shape(shoes, "dark", 0.1),
-            Shape(arms, "accent", 0.2, 0.1),
+            Shape(left + right, "accent", 0.2, 0.1),
             Shape([[(-0.11, 0.72), (0.11, 0.72), (0.08, 0.5), *hem, (-0.08, 0.5)]],
                   "main", 0.0, 0.25, (1, 0.3)),
             Shape([box(-0.085, 0.48, 0.085, 0.53)], "dark", 0.2, 0.0),
@@ -572,8 +571,7 @@ def scene_colours(scene):
     return colours
 
 def render(scene, n, fine=True):
-    """The scene as a Plate of n x n pixels, without anti-aliasing. fine=False leaves out the
-    thinnest shapes."""
+    """The scene as a Plate of n x n pixels, not anti-aliased; fine=False: without thin shapes."""
     shapes, sun, foot = compose(scene)
     shapes = [shape for shape in shapes if fine or not shape.fine]
     colours = scene_colours(scene)
@@ -607,8 +605,7 @@ def render(scene, n, fine=True):
     return plate
 
 def add_reflection(image, is_subject, foot):
-    """Mirror the subject, where the map (n, n) has it, into the water under row `foot`, broken by
-    ripples."""
+    """Mirror the subject, where the map (n, n) has it, in rippled water under row `foot`."""
     n = len(image)
     below = np.arange(foot, n)
     ripple = np.sin(below * 400 / n) * (below - foot) * 0.05
@@ -807,8 +804,7 @@ def stroke_flow(image, rng, cells):
     return 0.5 * np.arctan2(double_sin, double_cos)
 
 def oil(plate, rng):
-    """Short loaded strokes that follow the shapes, finer along the outlines. Ridges of paint catch
-    the light."""
+    """Short loaded strokes along the shapes, finer at outlines; ridges of paint catch the light."""
     outline = blur(borders(plate.labels), 2)
     is_subject = plate.per_shape(lambda s: s.subject)
     layers = []   # the strokes' centres, half their length, half their width
@@ -876,13 +872,11 @@ def watercolour(plate, rng):
 # ---- public functions ----
 
 def draw(scene, size=224):
-    """The scene unpainted, as softly shaded shapes; scene.style is not used. Returns a PIL RGB
-    image of size x size pixels."""
+    """The scene unpainted, whatever its style: softly shaded shapes, as a PIL RGB image."""
     return to_image(render(scene, 2 * size).image).reduce(2)
 
 def paint(scene, size=224):
-    """The scene painted in scene.style, reduced from SIZE. Returns a PIL RGB image of size x size
-    pixels."""
+    """The scene painted in its style, reduced from SIZE to size x size pixels: a PIL RGB image."""
     seed = [scene.seed, STYLES.index(scene.style), COMPOSITIONS.index(scene.composition)]
     rng = np.random.default_rng(seed)
     plate = render(scene, SIZE, fine=scene.style != "stained glass")

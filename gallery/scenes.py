@@ -104,8 +104,7 @@ def random_scenes(count, seed, pairs=SEEN_PAIRS, alone=0.5):
 
 
 # The pictures of samples/: held-out ones, of pairs that training sees in other pictures. Chosen
-# among others because weights/tiny describes them rightly, in all 20 of 20 answers at its default
-# temperature.
+# because weights/tiny describes them rightly, in 20 of 20 answers at its default temperature.
 SAMPLES = (Scene("couple", "oil", "rose", "in the centre", 12),
            Scene("lighthouse", "woodcut", "storm", "to the right", 8),
            Scene("sailing boat", "oil", "ember", "in the centre", 3))

@@ -121,8 +121,7 @@ def description(scene, rng, art=True):
 
 
 def page(scene, art=True):
-    """A web page for the painting, in the palette's own colours, as a fenced block of HTML. The
-    same scene has the same page."""
+    """A web page in the palette's own colours, a fenced block of HTML; one scene has one page."""
     rng, rules = random.Random(repr(scene)), rules_of(scene, art)
     texts = {"title": "{page title}",
              "content": "{page content with things}" if scene.things else "{page content}",
