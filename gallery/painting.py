@@ -35,12 +35,8 @@ class Shape:
     fine: bool = False        # too thin to be cut in glass
 
     @property
-    def subject(self):
-        return bool(self.name)
-
-    @property
     def is_sky(self):
-        return self.role == "sky" and not self.subject
+        return self.role == "sky" and not self.name
 
 @dataclass(frozen=True)
 class Plate:
@@ -601,7 +597,7 @@ def render(scene, n, fine=True):
     glow = plate.per_shape(lambda s: 0.6 * s.is_sky) * (glow_x * glow_y[:, None])
     image += glow[..., None] * (highlight.astype(np.float32) - image)
     if scene.setting == "water":
-        add_reflection(image, plate.per_shape(lambda s: s.subject) > 0, int(foot * n))
+        add_reflection(image, plate.per_shape(lambda s: bool(s.name)) > 0, int(foot * n))
     return plate
 
 def add_reflection(image, is_subject, foot):
@@ -689,7 +685,7 @@ def ink_wash(plate, rng):
               "accent": 0.08, "dark": 1.0}
     tone = plate.per_shape(lambda s: ink_of[s.role] - s.light * (0.2 if s.role == "sky" else 0.45))
     tone += 0.6 * (plate.per_shape(lambda s: luma(c[s.role])) - luma(plate.image))
-    is_subject = plate.per_shape(lambda s: s.subject)
+    is_subject = plate.per_shape(lambda s: bool(s.name))
     down = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None]
     mist = smoothstep(1.0, 0.78, down + 0.07 * noise(rng, 3))
     tone = np.clip(tone, 0, 1) * mix(mist, 1, 0.7 * is_subject)
@@ -705,7 +701,7 @@ def ink_wash(plate, rng):
     absorbed = np.pad(absorbed, ((2, 0), (2, 0), (0, 0)), "edge")[:SIZE, :SIZE]
 
     drawn = plate.per_shape(lambda s: 0 if s.fine and s.role != "dark"
-                            else max(s.subject, 0.45 * (s.role != "sky")))
+                            else max(bool(s.name), 0.45 * (s.role != "sky")))
     pressure = np.clip(0.17 + 0.13 * noise(rng, 7), 0.06, 0.42) + 0.02 * noise(rng, 60)
     contour = smoothstep(pressure, pressure + 0.08, blur(borders(plate.labels, drawn), 1.3))
     contour *= np.maximum(mist, is_subject) * np.clip(0.85 + 0.2 * noise(rng, 5), 0.4, 1)
@@ -770,7 +766,7 @@ def woodcut(plate, rng):
     """Carved lines of dark ink that swell with the tone, over flat tints. The lines of the sky are
     rings around the light."""
     c = plate.colours
-    angle = plate.per_shape(lambda s: rng.choice([0.5, 0.9, 2.3, 2.7]) if s.subject else pi / 2)
+    angle = plate.per_shape(lambda s: rng.choice([0.5, 0.9, 2.3, 2.7]) if s.name else pi / 2)
     x, y = PIXELS
     across = np.cos(angle) * x + np.sin(angle) * y
     sun_x, sun_y = plate.sun
@@ -784,7 +780,7 @@ def woodcut(plate, rng):
     shade = plate.per_shape(lambda s: luma(c[s.role])) - luma(plate.image)
     tone += 1.6 * shade + 0.05 * noise(rng, 20)
     ink = smoothstep(-0.16, 0.16, np.clip(tone, -0.2, 1.2) - ridge)
-    outline = blur(borders(plate.labels, plate.per_shape(lambda s: s.subject or 0.6)), 1.2)
+    outline = blur(borders(plate.labels, plate.per_shape(lambda s: 1 if s.name else 0.6)), 1.2)
     ink = np.maximum(ink, smoothstep(0.2, 0.3, outline))
     lift = {role: np.clip(0.5 - luma(c[role]), 0, 0.35) * 2 for role in c}
     tint_of = {role: mix(mix(c[role], c["main"], lift[role]), c["accent"], 0.12) for role in c}
@@ -806,7 +802,7 @@ def stroke_flow(image, rng, cells):
 def oil(plate, rng):
     """Short loaded strokes along the shapes, finer at outlines; ridges of paint catch the light."""
     outline = blur(borders(plate.labels), 2)
-    is_subject = plate.per_shape(lambda s: s.subject)
+    is_subject = plate.per_shape(lambda s: bool(s.name))
     layers = []   # the strokes' centres, half their length, half their width
     sizes = ((7, 14, 4.6, 1), (6, 9, 3, 0.3 + is_subject), (2.5, 3.2, 1.3, 9 * outline))
     for spacing, length, half, wanted in sizes:
@@ -851,7 +847,7 @@ def watercolour(plate, rng):
     columns = np.clip(grid + noise(rng, 14) * 1.5, 0, SIZE - 1).astype(int)
     rows = np.clip(grid[:, None] + noise(rng, 14) * 1.5, 0, SIZE - 1).astype(int)
     labels, image = plate.labels[rows, columns], plate.image[rows, columns]
-    is_subject = plate.per_shape(lambda s: s.subject)[rows, columns]
+    is_subject = plate.per_shape(lambda s: bool(s.name))[rows, columns]
     wetness = smoothstep(-0.2, 1.5, noise(rng, 5)) * (1 - 0.5 * is_subject)
     image = mix(blur(image, 0.7), blur(image, 6), 0.8 * wetness[..., None])
     rim = blur(borders(labels), 1.3)

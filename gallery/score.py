@@ -131,7 +131,7 @@ def mean_cosine(queries):
 
 def subject_cells(scenes, across, size=112):
     """Which patches show the subject, bool (N, across^2): those it covers by more than 15 %."""
-    outlines = [render(scene, size).per_shape(lambda shape: shape.subject) for scene in scenes]
+    outlines = [render(scene, size).per_shape(lambda shape: bool(shape.name)) for scene in scenes]
     covered = F.adaptive_avg_pool2d(torch.from_numpy(np.stack(outlines)).float(), across)
     return covered.flatten(1) > 0.15
 
