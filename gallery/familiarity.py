@@ -20,13 +20,6 @@ from gallery.score import PAIRS, held_out, seen
 FILE, DIRECTIONS = "familiarity.safetensors", 32
 
 
-def mean_query(model, image_vectors):
-    """Image vectors (..., Q, D) as encode_image gives them -> the mean query output before the
-    projection, which is undone: (..., width of the Q-Former)."""
-    undo = torch.linalg.pinv(model.proj.weight.float())
-    return (image_vectors.float().mean(dim=-2) - model.proj.bias.float()) @ undo.T
-
-
 def placed(measure, queries):
     """Mean queries (N, width) by the measure's directions, (N, 32), on the CPU."""
     return queries.cpu() @ measure["directions"].float().T
@@ -54,11 +47,13 @@ def read_measure(folder, adapter=None):
 
 
 def unfamiliar(model, measure, image_vectors):
-    """Whether a picture's vectors (Q, D) are unlike those of the pictures the model was trained on.
-    measure: of read_measure; without one the answer is None."""
+    """Whether a picture's vectors (Q, D), of encode_image, are unlike those of the pictures the
+    model was trained on. measure: of read_measure; without one the answer is None."""
     if measure is None:
         return None
-    return bool(distance(measure, mean_query(model, image_vectors)[None]) > measure["threshold"])
+    undo = torch.linalg.pinv(model.proj.weight.float())       # the projection, undone
+    query = (image_vectors.float().mean(dim=0) - model.proj.bias.float()) @ undo.T
+    return bool(distance(measure, query[None]) > measure["threshold"])
 
 
 def knowing(model, measure, pictures):

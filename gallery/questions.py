@@ -150,15 +150,12 @@ def ask(key, wording, scene, rng, before):
     return question, claims
 
 
-def is_follow_up(pair):
-    return not set(words.FOLLOW_UPS).isdisjoint(pair[0].split(", "))
-
-
 def talk(conversation, scene, asked, rng):
     """Ask (key, wording) pairs about the scene whose picture a conversation has, none that is a
     follow-up first, and the first in round AGAIN too -> [(round, key, question, answer, verdict)].
     """
-    first, *others = sorted(asked, key=is_follow_up)
+    follow_ups = {key for key, _ in asked if {*key.split(", ")} & {*words.FOLLOW_UPS}}
+    first, *others = sorted(asked, key=lambda pair: pair[0] in follow_ups)
     rng.shuffle(others)
     others.insert(AGAIN - 2, first)
     before, judged = ((), ""), []
@@ -167,7 +164,7 @@ def talk(conversation, scene, asked, rng):
         question, claims = opening if pair is first else ask(*pair, scene, rng, before)
         text = "".join(conversation.answer(question))
         judged.append((i, pair[0], question, text, verdict(text, scene, claims)))
-        before = before if is_follow_up(pair) else (claims, text)
+        before = before if pair[0] in follow_ups else (claims, text)
     return judged
 
 
