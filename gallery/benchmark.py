@@ -114,8 +114,7 @@ def words_of(text):
 
 
 def said(text, *rules):
-    """The values in phrases.ini of which the text says a clause of one of the rules: it has seven
-    tenths of the clause's words."""
+    """The values in phrases.ini of whose rules a text says a clause: seven tenths of its words."""
     spoken, values = words_of(text), set()
     for value, row in PHRASES.items():
         for clause in sum((row.get(rule, ()) for rule in rules), ()):

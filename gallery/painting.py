@@ -573,8 +573,7 @@ def render(scene, n, fine=True):
     colours = scene_colours(scene)
     canvas = Image.new("L", (n, n))
     pen = ImageDraw.Draw(canvas)
-    # A shape's colour runs over 32 steps from its lit edge to its shaded edge:
-    # step = slope . (x, y, 1)
+    # A shape has 32 colours from its lit to its shaded edge, with step = slope . (x, y, 1)
     highlight = 0.55 * colours["accent"] + 0.45
     steps, slopes = [], []
     for label, shape in enumerate(shapes):
@@ -763,8 +762,7 @@ def stained_glass(plate, rng):
     return mix(image, plate.colours["dark"] * 0.25, smoothstep(0.13, 0.22, lead)[..., None])
 
 def woodcut(plate, rng):
-    """Carved lines of dark ink that swell with the tone, over flat tints. The lines of the sky are
-    rings around the light."""
+    """Carved dark lines swell with the tone, over flat tints; in the sky they ring the light."""
     c = plate.colours
     angle = plate.per_shape(lambda s: rng.choice([0.5, 0.9, 2.3, 2.7]) if s.name else pi / 2)
     x, y = PIXELS

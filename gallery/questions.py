@@ -37,8 +37,7 @@ ANY = "[a-z0-9,' -]+?"
 
 
 def pattern(text, rules):
-    """A regular expression for all that the text may become when it is filled by the rules. A slot
-    without a rule may be anything."""
+    """A regular expression for all that a text becomes; a slot without a rule may be anything."""
     def filled(slot):
         texts = rules.get(slot[1].replace("\\", ""), ())
         options = [pattern(text, rules) for text in texts] or [ANY]
@@ -151,9 +150,8 @@ def ask(key, wording, scene, rng, before):
 
 
 def talk(conversation, scene, asked, rng):
-    """Ask (key, wording) pairs about the scene whose picture a conversation has, none that is a
-    follow-up first, and the first in round AGAIN too -> [(round, key, question, answer, verdict)].
-    """
+    """Ask (key, wording) pairs about the scene that a conversation shows, no follow-up first,
+    and the first in round AGAIN too -> [(round, key, question, answer, verdict)]."""
     follow_ups = {key for key, _ in asked if {*key.split(", ")} & {*words.FOLLOW_UPS}}
     first, *others = sorted(asked, key=lambda pair: pair[0] in follow_ups)
     rng.shuffle(others)

@@ -86,9 +86,8 @@ class Scene:
 
 
 def random_scenes(count, seed, pairs=SEEN_PAIRS, alone=0.5):
-    """`count` scenes, each (subject, style) of `pairs` about equally often. In a share `alone` of
-    them the subject stands alone, in the others with one to three things. The scenes depend on the
-    arguments alone."""
+    """`count` scenes, of the arguments alone: each (subject, style) of `pairs` about equally often,
+    the subject alone in a share `alone` of them, in the others with one to three things."""
     rng = random.Random(seed)
     scenes = []
     while len(scenes) < count:

@@ -32,8 +32,7 @@ PLAIN, ART, WORDINGS = (PHRASES.pop(name) for name in ("plain", "art", "question
 NAMES = PHRASES.pop("names")
 TOPICS = tuple(topic for topic in WORDINGS if topic not in (*FOLLOW_UPS, *PAIR_TOPICS))
 
-# About 200 tokens, so every character counts. The framed picture is the <hr>: a sun goes down
-# behind the ground.
+# About 200 tokens, so every character counts. The <hr> is the picture: a sun goes down in a frame.
 PAGE = """```html
 <!doctype html>
 <title>{title}</title>
@@ -230,8 +229,7 @@ def about_count(scene, rng, rules):
 
 
 def kinds_of(attribute, value):
-    """What a picture with that value of an attribute is, in all wordings: ("a woodcut", "a woodcut
-    print"), ("in rose colours",)."""
+    """What a picture of that value is, in all wordings: ("a woodcut", "a woodcut print")."""
     if attribute == "style":
         return tuple(some(work) for work in PHRASES[value]["work"])
     return ({"subject": f"a painting of a {value}", "palette": f"in {value} colours",
