@@ -522,11 +522,9 @@ def scenery(rng, setting, horizon, sun, night):
         ripples = [oval(rng.random(), rng.uniform(horizon + 0.03, 1), rng.uniform(0.05, 0.13),
                         0.004, steps=10) for _ in range(9)]
         yield Shape(ripples, "ground", 0.25, 0.0, fine=True)
-        glitter = []
-        for i in range(int((1 - horizon) / 0.025)):
-            y = horizon + 0.02 + i * 0.025
-            x = sun_x + rng.uniform(-0.5, 0.5) * (y - horizon + 0.06)
-            glitter.append(oval(x, y, rng.uniform(0.02, 0.06), 0.005, steps=10))
+        rows = [horizon + 0.02 + i * 0.025 for i in range(int((1 - horizon) / 0.025))]
+        glitter = [oval(sun_x + rng.uniform(-0.5, 0.5) * (y - horizon + 0.06), y,
+                        rng.uniform(0.02, 0.06), 0.005, steps=10) for y in rows]
         yield Shape(glitter, "accent", 0.0, 0.0, fine=True)
     else:
         yield Shape([rolling(rng, horizon, 0.012)], "ground", 0.15, 0.2, down)
