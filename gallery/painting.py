@@ -864,7 +864,7 @@ def watercolour(plate, rng):
 # ---- public functions ----
 
 def draw(scene, size=224):
-    """The scene unpainted, whatever its style: softly shaded shapes, as a PIL RGB image."""
+    """The scene in no style: softly shaded shapes, as a PIL RGB image of size x size pixels."""
     return to_image(render(scene, 2 * size).image).reduce(2)
 
 def paint(scene, size=224):
