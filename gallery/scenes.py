@@ -26,8 +26,8 @@ STYLES = ("ink wash", "pointillism", "stained glass", "woodcut", "oil", "waterco
 COMPOSITIONS = ("in the centre", "to the left", "to the right", "far away")
 
 
-# The roles of colours: the upper background; the lower one, which is land, water or table; the
-# subject's body; its details, sun or moon; outlines and shadows.
+# The roles of colours, each "#rrggbb": the upper background; the lower one, which is land, water or
+# table; the subject's body; its details, sun or moon; outlines and shadows.
 ROLES = ("sky", "ground", "main", "accent", "dark")
 PALETTES = {palette: dict(zip(ROLES, colours, strict=True)) for palette, colours in {
     "ember": ("#f2b366", "#a63a24", "#d9622b", "#ffe08a", "#3b1512"),
