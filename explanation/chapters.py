@@ -9,16 +9,19 @@ from html import escape
 import torch
 
 import artgpt4
-from artgpt4 import IMAGE_ID, ArtGPT4, Config
+from artgpt4 import IMAGE_ID, INSTRUCTIONS, ArtGPT4, Config, instruction_prompt
+from common.models import answers
 from explanation import figures
 from explanation.figures import (
     bars, beside, html_table, listing, lit, lits, paragraph, percent, picture_tag, token_strip,
 )
+from explanation.recording import WITHOUT_ADAPTERS, chances
 
 PARTS = {"vit": "ViT", "ln_vision": "ViT", "qformer": "Q-Former", "proj": "projection",
          "llama": "language model"}
 SHOWN = 6                                                     # words, and steps
 LARGE = 1e9                                                   # parameters
+ROWS = 17                                                     # answers at once
 
 
 # ---- From pixels to vectors
@@ -138,11 +141,14 @@ def looking(tour):
 
 def adapter(tour):
     """The adapter: a small step in every block"""
-    config, (given, without) = tour.model.config, tour.token_chances()
-    cards = "".join(f'<div class="card"><h3>{name}</h3>{paragraph(text or "(nothing)")}</div>'
-                    for name, text in tour.compared().items())
+    config = tour.model.config
     if config.adapter_width == 0:
         return "<p>These weights have no adapters: they are a MiniGPT-4.</p>", artgpt4.LlamaBlock
+    cards = "".join(f'<div class="card"><h3>{name}</h3>{paragraph(text or "(nothing)")}</div>'
+                    for name, text in tour.compared().items())
+    given = chances(tour.model, tour.embeds, tour.ids)        # (N,), of the answer's tokens
+    with WITHOUT_ADAPTERS:
+        without = chances(tour.model, tour.embeds, tour.ids)
     owed = (without / given.clamp(1e-30)).clamp(1e-30, 1)
     strip = [(tour.piece(token), f"{100 * a:.0f} → {100 * b:.0f}" if b < 0.9 * a else "·",
               1 - share) for token, a, b, share in zip(
@@ -201,7 +207,12 @@ def surgery(tour):
     if not tour.args.surgery and counts(tour.model.config)["together"][0] > LARGE:
         return beside(text, "Not computed for a model of this size: it takes minutes. The flag "
                       "--surgery asks for it."), artgpt4.ArtGPT4.embed_ids
-    *single, every = (changed(answer, tour.text) for answer in tour.transplants())
+    each = torch.arange(tour.model.config.queries)
+    embeds = tour.embeds.repeat(len(each) + 1, 1, 1)          # (Q + 1, T, D): a row for each case
+    vectors = embeds[:, tour.slot]                            # (Q + 1, Q, D), a view
+    vectors[each, each] = vectors[-1] = tour.other_embeds[0]
+    *single, every = (changed(answer, tour.text) for part in embeds.split(ROWS)
+                      for answer in answers(tour.model, part, tour.room, temperature=0))
     cases = [(f"vector {i}", lit(tour.on_picture(row), f"Where query {i} looks"), answer)
              for i, (row, answer) in enumerate(zip(tour.query_looks[-1], single, strict=True))]
     cases.append(("all vectors", picture_tag(tour.other, 180, "The other picture"), every))
@@ -215,9 +226,13 @@ def surgery(tour):
 
 def loss(tour):
     """The loss: how surprised the model is"""
-    config, figure = tour.model.config, ""
-    ids, *losses = tour.lesson()
-    for name, values in zip(("This picture", "The other picture"), losses, strict=True):
+    model, config, figure = tour.model, tour.model.config, ""
+    prompt = instruction_prompt(INSTRUCTIONS[0], config.prompt)
+    ids = model.tokenizer.encode(tour.text.split(".")[0].strip() or "a picture")
+    for name, image_embeds in (("This picture", tour.image_embeds),
+                               ("The other picture", tour.other_embeds)):
+        found = chances(model, model.embed_prompt(prompt, image_embeds), ids).clamp(1e-30)
+        values = (-found.log()).tolist()                      # the cross-entropy of each token
         figure += f"<h3>{name}: {sum(values) / len(values):.4f}, the mean</h3>" + token_strip(
             [(tour.piece(token), f"{value:.2f}", value / 4.6)
              for token, value in zip(ids, values, strict=True)])

@@ -1,4 +1,4 @@
-"""One picture's way through a model, computed once: everything that the chapters show.
+"""One picture's way through a model. What a chapter alone shows in a few lines, it computes itself.
 
 Shapes: N answer tokens, T tokens, L blocks, H heads, Q queries, P patches + 1, D width.
 """
@@ -7,14 +7,12 @@ from unittest import mock
 
 import torch
 
-from artgpt4 import (IMAGE_ID, IMAGE_SLOT, INSTRUCTIONS, Adapter, KVCache, chat_prompt,
-                     instruction_prompt, preprocess)
+from artgpt4 import IMAGE_ID, IMAGE_SLOT, Adapter, KVCache, chat_prompt, preprocess
 from common.models import answers, load
 from conversation.rounds import plain
 from gallery.attention import recorded_attention
 
 LONGEST = 120                                                 # tokens of an answer
-ROWS = 17                                                     # answers at once
 TOP = 5                                                       # likely tokens that are shown
 WITHOUT_ADAPTERS = mock.patch.object(Adapter, "forward", lambda adapter, x: x)  # in a with
 
@@ -88,12 +86,6 @@ class Tour:
                     break
         self.text = self.text.strip()
 
-    def token_chances(self):
-        """(2, N): the probability of the answer's tokens with the adapters, and without them."""
-        given = chances(self.model, self.embeds, self.ids)
-        with WITHOUT_ADAPTERS:
-            return torch.stack((given, chances(self.model, self.embeds, self.ids)))
-
     def compared(self):
         """{name: text}: the answer, that without the adapters, and that of MiniGPT-4, which is
         loaded as a second model if the folder has its weights."""
@@ -107,26 +99,6 @@ class Tour:
             found["MiniGPT-4: a projection of its own, no adapters"], = answers(
                 model, embeds, self.room, temperature=0)
         return found
-
-    def lesson(self):
-        """What training would ask of the answer's first sentence: its N ids, and the cross-entropy
-        of each, lists of N, before this picture and before the other one."""
-        model = self.model
-        prompt = instruction_prompt(INSTRUCTIONS[0], model.config.prompt)
-        ids = model.tokenizer.encode(self.text.split(".")[0].strip() or "a picture")
-        found = [chances(model, model.embed_prompt(prompt, embeds), ids).clamp(1e-30)
-                 for embeds in (self.image_embeds, self.other_embeds)]
-        return ids, *((-each.log()).tolist() for each in found)
-
-    def transplants(self):
-        """Answers with each image vector in turn replaced by the other picture's, and with all of
-        them: Q + 1 texts."""
-        each = torch.arange(self.model.config.queries)
-        embeds = self.embeds.repeat(len(each) + 1, 1, 1)      # (Q + 1, T, D)
-        vectors = embeds[:, self.slot]                        # (Q + 1, Q, D), a view
-        vectors[each, each] = vectors[-1] = self.other_embeds[0]
-        return [text for part in embeds.split(ROWS)
-                for text in answers(self.model, part, self.room, temperature=0)]
 
     # In words
     def on_picture(self, row):
