@@ -1,7 +1,6 @@
 """The chapters, in the order in which the model works: each a function from a Tour to HTML, and the
 code that it is about. A function's docstring is its title."""
 import difflib
-import itertools
 import math
 import re
 from html import escape
@@ -89,8 +88,8 @@ def qformer(tour):
 
 def prompt(tour):
     """The prompt: a picture among words"""
-    config, numbers = tour.model.config, itertools.count()
-    tokens = [(f"image {next(numbers)}", str(i), None) if token == IMAGE_ID
+    config = tour.model.config
+    tokens = [(f"image {i - tour.slot.start}", str(i), None) if token == IMAGE_ID
               else (tour.piece(token), str(i), 0) for i, token in enumerate(tour.prompt_ids)]
     text = (
         "The language model continues a text. It reads vectors of "

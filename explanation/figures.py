@@ -250,8 +250,7 @@ def whole_model(c):
          f"{c.llama_width}, the last one"),
         ("head", "one matrix", "frozen", f"{c.vocab_size:,} scores"),
         ("the next token", "the likeliest, or drawn", "plain", None))
-    shapes = [words(0, 14, "The whole model", "start", "name"),
-              box(0, 224, 122, "the question", "its tokens", "plain"),
+    shapes = [box(0, 224, 122, "the question", "its tokens", "plain"),
               box(0, 290, 122, "word vectors", f"{c.vocab_size:,} × {c.llama_width}", "frozen"),
               arrow("M61 264v25"), arrow("M122 310h27"), arrow("M150 508H61V331"),
               words(68, 428, "and again", "start")]
@@ -273,8 +272,7 @@ def one_block(c):
               f"{width} → {c.llama_mlp_width} → {width}, each token alone", "frozen")]
     if inner == 0:
         del steps[1]
-    shapes = [words(0, 14, "One block of the language model", "start", "name"),
-              arrow(f"M30 26v{24 + 160 * len(steps)}"), words(38, 38, f"T × {width}", "start")]
+    shapes = [arrow(f"M30 26v{24 + 160 * len(steps)}"), words(38, 38, f"T × {width}", "start")]
     for first, second in ((step[:3], step[3:]) for step in steps):
         shapes += [box(110, y, 280, *first), box(110, y + 62, 280, *second),
                    arrow(f"M30 {y + 20}h79"), arrow(f"M250 {y + 40}v21"),
@@ -291,7 +289,8 @@ def one_block(c):
 def drawings(config):
     """Two drawings (SVG), of the whole model and of one block, with a model's shapes."""
     return [f'<svg class="model" xmlns="http://www.w3.org/2000/svg" viewBox="-1 0 404 556" '
-            f'role="img" aria-label="{title}">{DRAWING_STYLE}{"".join(shapes)}</svg>'
+            f'role="img" aria-label="{title}">{DRAWING_STYLE}'
+            f'{words(0, 14, title, "start", "name")}{"".join(shapes)}</svg>'
             for title, shapes in (("The whole model", whole_model(config)),
                                   ("One block of the language model", one_block(config)))]
 
