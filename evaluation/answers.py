@@ -1,8 +1,4 @@
-"""What is asked and what is answered: a benchmark folder, the models, and answers from elsewhere.
-
-    FOLDER/IDC/1.jpg, 2.webp ...     and in the same way ISAC, ICRC and MDIUC
-    FOLDER/questions.json            if the questions below do not fit
-"""
+"""What is asked, and what is answered: by models, and in files from elsewhere."""
 import argparse
 import contextlib
 import hashlib
@@ -101,7 +97,8 @@ def digest(*values):
 
 
 def read_items(folder):
-    """All Items of a benchmark folder, in order. Raises ValueError, naming what is wrong."""
+    """All Items of a benchmark folder, in order; its questions.json has others than QUESTIONS.
+    Raises ValueError, naming what is wrong."""
     file = folder / "questions.json"
     questions, items = QUESTIONS | (read_json(file) if file.exists() else {}), []
     unknown = [name for name in questions if name not in BENCHMARKS]
@@ -192,13 +189,6 @@ def named_models(args):
     return [(name, folder, adapter) for name, adapter in map(named, args.adapter)]
 
 
-def version(folder, adapter):
-    """What tells these weights from others: name, size and time of each file."""
-    files = [file for pattern in FROZEN for file in sorted(folder.glob(pattern))]
-    files.append(adapter or folder / "adapter.safetensors")
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-
-
 def dialogue(model, item, settings):
     """The model's answers to an item's questions, a list; each round sees the earlier ones."""
     talk, answers = Conversation(model, **settings), []
@@ -218,7 +208,10 @@ def answer_all(items, models, args, settings):
     how = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     known = {record["id"]: record["answers"] for record in read_records(file, "id", "answers")}
     for name, folder, adapter in models:
-        made_by = version(folder, adapter), args.int8, args.vision_int8, args.dtype, settings
+        files = [file for pattern in FROZEN for file in sorted(folder.glob(pattern))]
+        files.append(adapter or folder / "adapter.safetensors")
+        weights = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        made_by = weights, args.int8, args.vision_int8, args.dtype, settings
         ids = {item: digest(made_by, item.name, item.questions, item.checksum) for item in items}
         todo = [item for item in items if ids[item] not in known]
         progress, model = Progress(f"{name}:", len(todo), "items"), None      # one model at a time
