@@ -1,5 +1,4 @@
-"""What the commands share: errors in one line, exit codes, argparse types, progress,
-tables."""
+"""What the commands share: errors in one line, exit codes, argparse types, progress, tables."""
 import argparse
 import contextlib
 import os

@@ -29,19 +29,15 @@ def quantise(rows):
     return (rows / scale).round_().to(torch.int8), scale
 
 
-def two_digits(x):
-    """x (T, in) floats -> digits uint8 (2 T, in), first all low ones, and the units (T, 1). A float
-    2^23 + n is rounded to the whole number n, whose bytes are its first: here low + 128, high + 128
-    for n = 256 * high + low + 32896."""
-    unit = x.abs().amax(dim=-1, keepdim=True).float() / LARGEST          # 0 / 0 is NaN, but y is 0
-    places = (x / unit).add_(2.0 ** 23 + 257 * ZERO).view(torch.uint8).unflatten(-1, (-1, 4))
-    return places[..., :2].permute(2, 0, 1).flatten(0, 1), unit
-
-
 def packed_product(x, packed, scale):
     """x (T, in) times a matrix (out, in) -> float32 (T, out), on a CPU where exact() holds. packed:
-    the matrix in the order in which oneDNN reads it (what torch.compile uses for int8 models)."""
-    digits, unit = two_digits(x)
+    the matrix in the order in which oneDNN reads it (what torch.compile uses for int8 models).
+
+    A float 2^23 + n is rounded to the whole number n, whose bytes are its first: here low + 128,
+    high + 128 for n = 256 * high + low + 32896."""
+    unit = x.abs().amax(dim=-1, keepdim=True).float() / LARGEST  # (T, 1); 0 / 0 is NaN, but y is 0
+    places = (x / unit).add_(2.0 ** 23 + 257 * ZERO).view(torch.uint8).unflatten(-1, (-1, 4))
+    digits = places[..., :2].permute(2, 0, 1).flatten(0, 1)   # (2 T, in), first all low ones
     zeros = torch.zeros(len(scale), dtype=torch.int64)
     y = torch.ops.onednn.qlinear_pointwise(digits, 1.0, ZERO, packed, scale.float(), zeros, None,
                                            1.0, 0, torch.float32, "none", [], "")
