@@ -41,11 +41,8 @@ NOTES = (
 
 def averages(scores, benchmarks):
     """{benchmark or OVERALL: (S,) means of what was judged} of (S, N); NaN where nothing was."""
-    found = {}
-    for name in BENCHMARKS:
-        here = scores[:, np.array(benchmarks) == name]
-        with np.errstate(invalid="ignore"):
-            found[name] = np.nansum(here, axis=1) / (~np.isnan(here)).sum(axis=1)
+    judged, names = np.ma.masked_invalid(scores), np.array(benchmarks)
+    found = {name: judged[:, names == name].mean(axis=1).filled(np.nan) for name in BENCHMARKS}
     return found | {OVERALL: np.mean(list(found.values()), axis=0)}
 
 
