@@ -1,5 +1,6 @@
 """The chapters, in the order in which the model works: each a function from a Tour to HTML, and the
 code that it is about. A function's docstring is its title."""
+import argparse
 import difflib
 import math
 import re
@@ -9,7 +10,7 @@ import torch
 
 import artgpt4
 from artgpt4 import IMAGE_ID, INSTRUCTIONS, ArtGPT4, Config, instruction_prompt
-from common.models import answers
+from common.models import answers, load
 from explanation import figures
 from explanation.figures import (
     bars, beside, html_table, listing, lit, lits, paragraph, percent, picture_tag, token_strip,
@@ -140,14 +141,21 @@ def looking(tour):
 
 def adapter(tour):
     """The adapter: a small step in every block"""
-    config = tour.model.config
+    model, config, said = tour.model, tour.model.config, {"With the adapters": tour.text}
     if config.adapter_width == 0:
         return "<p>These weights have no adapters: they are a MiniGPT-4.</p>", artgpt4.LlamaBlock
-    cards = "".join(f'<div class="card"><h3>{name}</h3>{paragraph(text or "(nothing)")}</div>'
-                    for name, text in tour.compared().items())
-    given = chances(tour.model, tour.embeds, tour.ids)        # (N,), of the answer's tokens
+    given = chances(model, tour.embeds, tour.ids)             # (N,), of the answer's tokens
     with WITHOUT_ADAPTERS:
-        without = chances(tour.model, tour.embeds, tour.ids)
+        without = chances(model, tour.embeds, tour.ids)
+        said["The adapters taken out"], = answers(model, tour.embeds, tour.room, temperature=0)
+    file = tour.args.weights / "minigpt4.safetensors"
+    if file.is_file():                                        # loaded as a second model
+        model = load(argparse.Namespace(**vars(tour.args) | {"adapter": file}))
+        embeds = model.embed_ids(tour.prompt_ids, model.encode_image(tour.pixels[None]))
+        said["MiniGPT-4: a projection of its own, no adapters"], = answers(
+            model, embeds, tour.room, temperature=0)
+    cards = "".join(f'<div class="card"><h3>{name}</h3>{paragraph(text or "(nothing)")}</div>'
+                    for name, text in said.items())
     owed = (without / given.clamp(1e-30)).clamp(1e-30, 1)
     strip = [(tour.piece(token), f"{100 * a:.0f} → {100 * b:.0f}" if b < 0.9 * a else "·",
               1 - share) for token, a, b, share in zip(

@@ -2,13 +2,11 @@
 
 Shapes: N answer tokens, T tokens, L blocks, H heads, Q queries, P patches + 1, D width.
 """
-import argparse
 from unittest import mock
 
 import torch
 
 from artgpt4 import IMAGE_ID, IMAGE_SLOT, Adapter, KVCache, chat_prompt, preprocess
-from common.models import answers, load
 from conversation.rounds import plain
 from gallery.attention import recorded_attention
 
@@ -86,20 +84,6 @@ class Tour:
                     break
         self.text = self.text.strip()
 
-    def compared(self):
-        """{name: text}: the answer, that without the adapters, and that of MiniGPT-4, which is
-        loaded as a second model if the folder has its weights."""
-        found, file = {"With the adapters": self.text}, self.args.weights / "minigpt4.safetensors"
-        with WITHOUT_ADAPTERS:
-            found["The adapters taken out"], = answers(self.model, self.embeds, self.room,
-                                                       temperature=0)
-        if file.is_file():
-            model = load(argparse.Namespace(**vars(self.args) | {"adapter": file}))
-            embeds = model.embed_ids(self.prompt_ids, model.encode_image(self.pixels[None]))
-            found["MiniGPT-4: a projection of its own, no adapters"], = answers(
-                model, embeds, self.room, temperature=0)
-        return found
-
     # In words
     def on_picture(self, row):
         """One number for each of the P patches and the class token -> numpy (grid, grid)."""
@@ -116,8 +100,7 @@ class Tour:
         for i, token in enumerate(self.ids[:-1] if self.ended else self.ids):
             piece = self.piece(token)
             if piece.startswith("▁") or not words:
-                words.append([piece.lstrip("▁"), []])
-            else:
-                words[-1][0] += piece
+                words.append(["", []])
+            words[-1][0] += piece.lstrip("▁")
             words[-1][1].append(i)
         return words
