@@ -97,19 +97,25 @@ def digest(*values):
 
 
 def read_items(folder):
-    """All Items of a benchmark folder, in order; its questions.json has others than QUESTIONS.
-    Raises ValueError, naming what is wrong."""
+    """All Items of a benchmark folder, in order: of the pictures 1.jpg, 2.webp ...; other files are
+    ignored. Its questions.json has others than QUESTIONS. Raises ValueError, naming what is wrong.
+    """
     file = folder / "questions.json"
     questions, items = QUESTIONS | (read_json(file) if file.exists() else {}), []
     unknown = [name for name in questions if name not in BENCHMARKS]
     if unknown:
         raise ValueError(f"{file}: no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     for benchmark, asked in questions.items():
-        pictures = numbered_pictures(folder / benchmark)
-        if isinstance(asked, dict) and asked.keys() - set(map(str, pictures)):
+        pictures = [picture for picture in (folder / benchmark).glob("*")
+                    if picture.stem.isdecimal() and is_picture(picture)]
+        numbers = [int(picture.stem) for picture in pictures]
+        each = asked if isinstance(asked, dict) else dict.fromkeys(map(str, numbers), asked)
+        if each.keys() - set(map(str, numbers)):
             raise ValueError(f"{file}: {benchmark} has questions about pictures that are not there")
-        for number, picture in pictures.items():
-            each = asked if isinstance(asked, dict) else {str(number): asked}
+        for number, picture in sorted(zip(numbers, pictures, strict=True)):
+            if numbers.count(number) > 1:
+                raise ValueError(f"{picture}: picture {number} is there twice")
+            open_image(picture)                               # raises before a model is asked
             own = each.get(str(number), QUESTIONS[benchmark])
             rounds = [own] if isinstance(own, str) else own
             if not (isinstance(rounds, list) and rounds
@@ -120,20 +126,6 @@ def read_items(folder):
     if not items:
         raise ValueError(f"{folder}: no numbered pictures such as {folder / 'IDC' / '1.jpg'}")
     return items
-
-
-def numbered_pictures(folder):
-    """{number: file} of the pictures 1.jpg, 2.webp ... in a folder; other files are ignored. Raises
-    ValueError for a picture that cannot be read, or a number that is there twice."""
-    found = {}
-    for file in sorted(folder.glob("*")):
-        if file.stem.isdecimal() and is_picture(file):
-            open_image(file)
-            number = int(file.stem)
-            if number in found:
-                raise ValueError(f"{file}: picture {number} is there twice")
-            found[number] = file
-    return dict(sorted(found.items()))
 
 
 # ---- Lines of JSON that outlive a kill
