@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from artgpt4 import IMAGE_ID, IMAGE_SLOT, Adapter, KVCache, chat_prompt, preprocess
+from artgpt4 import IMAGE_ID, IMAGE_SLOT, Adapter, chat_prompt, preprocess
 from conversation.rounds import plain
 from gallery.attention import recorded_attention
 
@@ -71,9 +71,8 @@ class Tour:
             self.top.append(list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
             return logits
 
-        cache = KVCache(model.llama, len(self.prompt_ids) + self.room)
         with recorded_attention() as weights:
-            for token in model.generate(self.embeds, self.room, cache, keep_likeliest,
+            for token in model.generate(self.embeds, self.room, adjust=keep_likeliest,
                                         temperature=0):
                 self.ids.append(token.item())
                 looks = [each[0, :, -1, self.slot].mean(dim=0).cpu() for each in weights]
