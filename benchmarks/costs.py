@@ -33,11 +33,9 @@ def activations(config, layers, batch):
         kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
         return tensor
 
-    with FakeTensorMode():
-        model = ArtGPT4(replace(config, llama_layers=layers, vit_layers=1), None)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.bfloat16()
-        model.freeze()
+    model = empty_model(replace(config, llama_layers=layers, vit_layers=1), torch.bfloat16)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")       # on "meta" attention keeps other tensors than on a CPU
         embeds = model.llama.embed(torch.zeros(batch, TOKENS, dtype=torch.long))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             logits = model.llama(embeds.requires_grad_())[:, -TEXT_TOKENS:].flatten(0, 1)
