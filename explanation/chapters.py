@@ -234,11 +234,11 @@ def surgery(tour):
 def loss(tour):
     """The loss: how surprised the model is"""
     model, config, figure = tour.model, tour.model.config, ""
-    prompt = instruction_prompt(INSTRUCTIONS[0], config.prompt)
+    asked = instruction_prompt(INSTRUCTIONS[0], config.prompt)
     ids = model.tokenizer.encode(tour.text.split(".")[0].strip() or "a picture")
     for name, image_embeds in (("This picture", tour.image_embeds),
                                ("The other picture", tour.other_embeds)):
-        found = chances(model, model.embed_prompt(prompt, image_embeds), ids).clamp(1e-30)
+        found = chances(model, model.embed_prompt(asked, image_embeds), ids).clamp(1e-30)
         values = (-found.log()).tolist()                      # the cross-entropy of each token
         figure += f"<h3>{name}: {sum(values) / len(values):.4f}, the mean</h3>" + token_strip(
             [(tour.piece(token), f"{value:.2f}", value / 4.6)
