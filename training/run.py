@@ -1,13 +1,7 @@
 """A run of training: its folder, its log, its checkpoints, and the signals that stop it.
 
-    RUN/log.jsonl                          a line for every step; locked while a process trains
-    RUN/checkpoint-STEP-of-STEPS.pt        step, flags, weights, optimizer; the last two are kept
-    RUN/adapter.safetensors                its weights
-    RUN/best.safetensors                   those of the evaluation with the lowest validation loss
-    RUN/samples.png                        at every evaluation
-
-A checkpoint has whole tensors, however many processes trained, so any number of them can resume.
-Each file is written beside and renamed, so it is there whole or not at all.
+docs/training.md lists what a run writes. A checkpoint has whole tensors, however many processes
+trained, so any number of them can resume.
 """
 import contextlib
 import fcntl
