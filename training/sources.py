@@ -198,29 +198,25 @@ def pairs_of(place, name, read, left_out):
 
 def index_folder(folder):
     """(picture files, pairs, left_out) of a folder and those below it. NAME.jpg has its caption in
-    NAME.txt, or all captions are in filter_cap.json, as cc_sbu_align has them."""
+    NAME.txt; or filter_cap.json has all, as in cc_sbu_align: {"annotations": [{"image_id":,
+    "caption":}, ...]}, or that list alone. Raises ValueError for another filter_cap.json."""
     pictures, others = pictures_below(folder)
     left_out = Counter({f"files {suffix}": count for suffix, count in others.items()
                         if suffix.lower() not in ("hidden", ".txt", ".json")})
-    keys = {file: str(file.with_suffix("")) for file in pictures if file.is_file()}
+    keys = {file: str(file.with_suffix("")) for file in pictures}
     captions = {str(text.with_suffix("")): partial(read_text, text)
                 for text in folder.rglob("[!.]*") if text.suffix.lower() == ".txt"}
-    if (folder / "filter_cap.json").is_file():
+    listed = folder / "filter_cap.json"
+    if listed.is_file():
         keys = {file: file.stem for file in keys}
-        captions = annotations(folder / "filter_cap.json")
+        with errors_naming(listed):
+            found = json.loads(listed.read_bytes())
+            found = found["annotations"] if isinstance(found, dict) else found
+            captions = {str(pair["image_id"]): partial(pair.get, "caption") for pair in found}
     left_out["captions without a picture"] = len(captions.keys() - set(keys.values()))
     pairs = [pair for number, (file, key) in enumerate(keys.items()) for pair in pairs_of(
         (number, 0, file.stat().st_size), file.relative_to(folder), captions.get(key), left_out)]
     return list(keys), pairs, left_out
-
-
-def annotations(file):
-    """{image_id: function that returns its caption} of a filter_cap.json: a list of them, or
-    {"annotations": the list}. Raises ValueError."""
-    with errors_naming(file):
-        found = json.loads(file.read_bytes())
-        found = found["annotations"] if isinstance(found, dict) else found
-        return {str(pair["image_id"]): partial(pair.get, "caption") for pair in found}
 
 
 def index_tar(tar):
