@@ -1,8 +1,6 @@
 """Public checkpoints in, a weights folder out, and back.
 
-    python convert_weights.py             lists what to get and how to convert it
-    python convert_weights.py --vit eva_vit_g.pth --qformer blip2_pretrained_flant5xxl.pth \\
-        --llm vicuna-13b-v0 --adapter ArtGPT-4.pth --out weights/artgpt4
+    python convert_weights.py             lists what to get, and the commands that convert it
     python convert_weights.py --weights weights/artgpt4 --export ArtGPT-4.pth
 
 Names, shapes, settings and checksums are checked before the first byte is written, values while
@@ -118,7 +116,7 @@ def convert(args):
     with ThreadPoolExecutor() as pool:
         for done, _ in enumerate(pool.map(compare_checksum, sorted(sources)), 1):
             progress.show(done)
-    write_folder(Path(args.out), files, config, llm.tokenizer, args.int8)
+    write_folder(args.out, files, config, llm.tokenizer, args.int8)
     print(f"prompt format: {config.prompt} ({'as given' if args.prompt else why})")
     if adapter is not None and why != V0:
         print(f"warning: {printable(adapter.path)} was trained with Vicuna v0; with this model its "
@@ -217,7 +215,7 @@ def write_folder(out, files, config, tokenizer, int8):
 
 def export(args):
     """Write adapter.safetensors of a weights folder or a run in the layout of ArtGPT-4.pth."""
-    file = Path(args.weights) / "adapter.safetensors"
+    file = args.weights / "adapter.safetensors"
     ours = open_file(file)
     theirs = {released: tensor for name, tensor in ours.items()
               for released in their_names("artgpt4", name)}
@@ -258,7 +256,7 @@ def command_line():
     parser = command_parser("convert_weights.py", __doc__)
     add = parser.add_argument
     for flag, what in FLAGS.items():
-        add(f"--{flag}", metavar="PATH", help=what)
+        add(f"--{flag}", type=Path, metavar="PATH", help=what)
     add("--image-size", metavar="N", type=number(int, 1, 10_000),
         help="pixels per side (default: that of the ViT's position embedding)")
     add("--prompt", choices=PROMPTS, help="the conversation format of --llm (default: recognised)")
@@ -278,7 +276,7 @@ def main(args):
         return print(WAYS)
     if needed - given:
         raise Misuse(f"also needed: --{', --'.join(sorted(needed - given))}")
-    out = Path(args.out or args.export)
+    out = args.out or args.export
     if out.exists():
         raise ValueError(f"{out}: exists already; remove it or give another name")
     torch.set_num_threads(1)                                  # beside other work threads wait

@@ -189,7 +189,6 @@ def recognise(names, flag):
 def open_checkpoint(path, flag):
     """The Checkpoint at `path`. Raises ValueError if it is not of a kind that `flag` takes, a flag
     of convert_weights.py."""
-    path = Path(path)
     config_file, tokenizer = path / "config.json", path / "tokenizer.model"
     if any(path.glob("consolidated*")):
         files, tensors, config = open_meta(path)

@@ -40,15 +40,12 @@ from training.data import load_data
 QUESTIONS = (           # with INSTRUCTIONS: what one's own pictures are asked
     "What is this?", "What is in this picture?", "What do you see?", "Describe this picture.",
 )
-LONGEST = 2 ** 20       # bytes of a caption's file that are read
 TAIL = 4096             # bytes at the end of a picture file that a fingerprint reads
 
 
 def open_source(spec, stage, config, workers=0):
-    """The training data that --data names, for a stage and a model of `config`: a number of the
-    gallery's paintings; tar files by name or pattern ('laion/{00000..00301}.tar', 'laion/*.tar') or
-    a folder with some below it; the folder cc_sbu_align; or a folder of pictures with captions.
-    workers: processes that index tar files. Raises ValueError if there is no pair."""
+    """The training data that --data names (docs/training.md has a table), for a stage and a model
+    of `config`. workers: processes that index tar files. Raises ValueError if there is no pair."""
     if spec.isdecimal() and int(spec) > 0 and not os.path.exists(spec):
         return Gallery(int(spec), stage, config)
     paths = expand(spec)
@@ -234,7 +231,7 @@ def index_tar(tar):
             if is_picture(member.name):
                 parts["picture"] = member.offset_data, member.size
             elif suffix.lower() in (".txt", ".json"):
-                parts[suffix.lower()] = file.extractfile(member).read(LONGEST)
+                parts[suffix.lower()] = file.extractfile(member).read()
         file.fileobj.seek(file.offset)
         is_whole = file.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     if not is_whole:
