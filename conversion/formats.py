@@ -10,13 +10,6 @@ from typing import NamedTuple
 
 from artgpt4 import Config
 
-
-def thirds(ours, fused):
-    """A table of names: query, key and value are the thirds of one matrix."""
-    return {f"{ours}.{part}.*": f"{fused}.* {i}/3"
-            for i, part in enumerate(("query", "key", "value"), 1)}
-
-
 EVA_VIT = {
     "vit.cls_token": "cls_token",
     "vit.pos_embed": "pos_embed",
@@ -26,7 +19,9 @@ EVA_VIT = {
     "vit.blocks.{i}.attn.key.bias": "blocks.{i}.attn.q_bias 0/1",
     "vit.blocks.{i}.attn.value.bias": "blocks.{i}.attn.v_bias",
     "vit.blocks.{i}.attn.out.*": "blocks.{i}.attn.proj.*",
-} | thirds("vit.blocks.{i}.attn", "blocks.{i}.attn.qkv") | {
+    "vit.blocks.{i}.attn.query.*": "blocks.{i}.attn.qkv.* 1/3",
+    "vit.blocks.{i}.attn.key.*": "blocks.{i}.attn.qkv.* 2/3",
+    "vit.blocks.{i}.attn.value.*": "blocks.{i}.attn.qkv.* 3/3",
     "vit.blocks.{i}.*": "blocks.{i}.mlp.*",
 }
 
@@ -47,11 +42,14 @@ BLIP2 = {
 }
 
 BLOCK = "vision_model.encoder.layers.{i}"
-BLIP2_HF = thirds("vit.blocks.{i}.attn", f"{BLOCK}.self_attn.qkv") | {
+BLIP2_HF = {
     "vit.cls_token": "vision_model.embeddings.class_embedding",
     "vit.pos_embed": "vision_model.embeddings.position_embedding",
     "vit.patch_embed.*": "vision_model.embeddings.patch_embedding.*",
     "vit.blocks.{i}.norm*": f"{BLOCK}.layer_norm*",
+    "vit.blocks.{i}.attn.query.*": f"{BLOCK}.self_attn.qkv.* 1/3",
+    "vit.blocks.{i}.attn.key.*": f"{BLOCK}.self_attn.qkv.* 2/3",
+    "vit.blocks.{i}.attn.value.*": f"{BLOCK}.self_attn.qkv.* 3/3",
     "vit.blocks.{i}.attn.out.*": f"{BLOCK}.self_attn.projection.*",
     "vit.blocks.{i}.*": f"{BLOCK}.mlp.*",
     "ln_vision.*": "vision_model.post_layernorm.*",
