@@ -8,8 +8,7 @@ instruction. Everything else is frozen.
     torchrun --nproc-per-node 8 train.py --stage 1 --fsdp ...    eight GPUs, each an eighth of it
 
 A run may end at any moment, by Ctrl-C or by a power cut. The same command with --resume continues
-from the last checkpoint and ends with the same weights, to the bit: what a step trains on is a
-pure function of seed and step.
+from the last checkpoint and ends with the same weights, to the bit.
 """
 import math
 import random
