@@ -1,1 +1,0 @@
-"""What two or more folders use: files, flags, progress, tables, intervals, int8, loading."""

@@ -1,1 +1,0 @@
-"""The parts of chat.py: rounds, beam search, saved files, the session, the terminal."""

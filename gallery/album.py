@@ -5,7 +5,6 @@ their pixels. One that does not fit, because the painter has changed or the disk
 painted again.
 
     python -m gallery.album [FILE.png]            every subject in every style on a contact sheet
-    python -m gallery.album --samples FOLDER      the pictures of samples/
 """
 import os
 import textwrap
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader
 from common.command_line import Progress, command_parser, run_command
 from common.files import written_beside
 from gallery.painting import paint
-from gallery.scenes import SAMPLES, SEEN_PAIRS, STYLES, SUBJECTS, UNSEEN_PAIRS, random_scenes
+from gallery.scenes import SEEN_PAIRS, STYLES, SUBJECTS, UNSEEN_PAIRS, random_scenes
 
 
 def pixels_of(scene, size):
@@ -86,25 +85,17 @@ def contact_sheet(pictures, columns, captions=None):
 
 
 def main(args):
-    if args.samples:
-        pictures = {args.samples / f"{scene.subject.replace(' ', '-')}.png": paint(scene)
-                    for scene in SAMPLES}
-    else:
-        pairs = SEEN_PAIRS + UNSEEN_PAIRS
-        scenes = sorted(random_scenes(len(pairs), "sheet", pairs, alone=0.7), key=lambda scene: (
-            SUBJECTS.index(scene.subject), STYLES.index(scene.style)))
-        paintings = [paint(scene).reduce(2) for scene in scenes]
-        pictures = {args.file: contact_sheet(paintings, 2 * len(STYLES))}
-    for file, picture in pictures.items():
-        with written_beside(file) as path:
-            picture.save(path, format="PNG", optimize=True)
-        print(file)
+    pairs = SEEN_PAIRS + UNSEEN_PAIRS
+    scenes = sorted(random_scenes(len(pairs), "sheet", pairs, alone=0.7), key=lambda scene: (
+        SUBJECTS.index(scene.subject), STYLES.index(scene.style)))
+    sheet = contact_sheet([paint(scene).reduce(2) for scene in scenes], 2 * len(STYLES))
+    with written_beside(args.file) as path:
+        sheet.save(path, format="PNG", optimize=True)
+    print(args.file)
 
 
 if __name__ == "__main__":
     parser = command_parser("python -m gallery.album", __doc__)
     parser.add_argument("file", nargs="?", type=Path, default=Path("runs/gallery.png"),
                         help="contact sheet to write (default: %(default)s)")
-    parser.add_argument("--samples", type=Path, metavar="FOLDER",
-                        help="paint the samples into it instead")
     run_command(main, parser)

@@ -1,1 +1,0 @@
-"""The parts of train.py: the data, the processes, and what a run keeps."""
