@@ -62,27 +62,28 @@ BLIP2_HF |= {                                                 # the layers diffe
 }
 
 LLAMA = {
-    "llama.embed.*": "model.embed_tokens.*",
-    "llama.blocks.{i}.attn_norm.*": "model.layers.{i}.input_layernorm.*",
-    "llama.blocks.{i}.attn.qkv.*": "model.layers.{i}.self_attn.(q_proj + k_proj + v_proj).*",
-    "llama.blocks.{i}.attn.out.*": "model.layers.{i}.self_attn.o_proj.*",
-    "llama.blocks.{i}.mlp_norm.*": "model.layers.{i}.post_attention_layernorm.*",
-    "llama.blocks.{i}.mlp.gate_up.*": "model.layers.{i}.mlp.(gate_proj + up_proj).*",
-    "llama.blocks.{i}.mlp.down.*": "model.layers.{i}.mlp.down_proj.*",
-    "llama.norm.*": "model.norm.*",
-    "llama.head.*": "lm_head.*",
+    "llama.embed.weight": "model.embed_tokens.weight",
+    "llama.blocks.{i}.attn_norm.weight": "model.layers.{i}.input_layernorm.weight",
+    "llama.blocks.{i}.attn.qkv.weight":
+        "model.layers.{i}.self_attn.(q_proj + k_proj + v_proj).weight",
+    "llama.blocks.{i}.attn.out.weight": "model.layers.{i}.self_attn.o_proj.weight",
+    "llama.blocks.{i}.mlp_norm.weight": "model.layers.{i}.post_attention_layernorm.weight",
+    "llama.blocks.{i}.mlp.gate_up.weight": "model.layers.{i}.mlp.(gate_proj + up_proj).weight",
+    "llama.blocks.{i}.mlp.down.weight": "model.layers.{i}.mlp.down_proj.weight",
+    "llama.norm.weight": "model.norm.weight",
+    "llama.head.weight": "lm_head.weight",
 }
 
 META = {
-    "llama.embed.*": "tok_embeddings.*",
-    "llama.blocks.{i}.attn_norm.*": "layers.{i}.attention_norm.*",
-    "llama.blocks.{i}.attn.qkv.*": "layers.{i}.attention.(wq + wk + wv).*",
-    "llama.blocks.{i}.attn.out.*": "layers.{i}.attention.wo.*",
-    "llama.blocks.{i}.mlp_norm.*": "layers.{i}.ffn_norm.*",
-    "llama.blocks.{i}.mlp.gate_up.*": "layers.{i}.feed_forward.(w1 + w3).*",
-    "llama.blocks.{i}.mlp.down.*": "layers.{i}.feed_forward.w2.*",
-    "llama.norm.*": "norm.*",
-    "llama.head.*": "output.*",
+    "llama.embed.weight": "tok_embeddings.weight",
+    "llama.blocks.{i}.attn_norm.weight": "layers.{i}.attention_norm.weight",
+    "llama.blocks.{i}.attn.qkv.weight": "layers.{i}.attention.(wq + wk + wv).weight",
+    "llama.blocks.{i}.attn.out.weight": "layers.{i}.attention.wo.weight",
+    "llama.blocks.{i}.mlp_norm.weight": "layers.{i}.ffn_norm.weight",
+    "llama.blocks.{i}.mlp.gate_up.weight": "layers.{i}.feed_forward.(w1 + w3).weight",
+    "llama.blocks.{i}.mlp.down.weight": "layers.{i}.feed_forward.w2.weight",
+    "llama.norm.weight": "norm.weight",
+    "llama.head.weight": "output.weight",
 }
 
 ARTGPT4 = {  # pretrained_minigpt4.pth holds only the first line
