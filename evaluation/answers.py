@@ -97,9 +97,8 @@ def digest(*values):
 
 
 def read_items(folder):
-    """All Items of a benchmark folder, in order: of the pictures 1.jpg, 2.webp ...; other files are
-    ignored. Its questions.json has others than QUESTIONS. Raises ValueError, naming what is wrong.
-    """
+    """All Items of a benchmark folder, in order: its pictures 1.jpg, 2.webp ...; other files are
+    ignored. questions.json may replace QUESTIONS. Raises ValueError, naming what is wrong."""
     file = folder / "questions.json"
     questions, items = QUESTIONS | (read_json(file) if file.exists() else {}), []
     unknown = [name for name in questions if name not in BENCHMARKS]

@@ -84,7 +84,7 @@ def truth(folder):
     """{("IDC", "1"): Scene, ...} of a folder that `make` wrote. Raises ValueError for any other."""
     file = Path(folder) / "truth.json"
     rows = read_json(file)                                    # names it if there is none
-    with errors_naming(f"{file}: no gallery benchmark's; delete the folder and make it again"):
+    with errors_naming(f"{file}: not the truth of a gallery benchmark; make it again"):
         found = {(benchmark, number): Scene(**scene | {"things": tuple(scene["things"])})
                  for benchmark, items in rows.items() for number, scene in items.items()}
         figures = {scene.subject for (name, _), scene in found.items() if name == "ISAC"}

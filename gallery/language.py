@@ -154,8 +154,8 @@ def batched(model, rows, rng, normal):
 
 
 def language_loss(model, batch):
-    """The loss of a batch of `batches`, a scalar. All targets weigh the same: when yes and no
-    weighed more, they became the reply to whatever was not understood."""
+    """The loss of a batch of `batches`, a scalar; without adapters. All targets weigh the same:
+    when yes and no weighed more, they became the reply to whatever was not understood."""
     llama, device = model.llama, model.llama.embed.weight.device
     ids, targets, words, weights, noise = (tensor.to(device) for tensor in batch)
     keep = targets != IGNORE

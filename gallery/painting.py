@@ -641,7 +641,7 @@ def borders(labels, weight=None):
     """(n, n): nonzero where the label differs from the one to the right or below. The value is 1,
     or the larger of the two sides' weights."""
     weight = np.ones(labels.shape, np.float32) if weight is None else weight
-    after = np.minimum(np.arange(SIZE) + 1, SIZE - 1)
+    after = np.minimum(np.arange(len(labels)) + 1, len(labels) - 1)
     right = (labels != labels[:, after]) * np.maximum(weight, weight[:, after])
     down = (labels != labels[after]) * np.maximum(weight, weight[after])
     return np.maximum(right, down)

@@ -35,7 +35,7 @@ TINY = Config(
     qformer_width=128, qformer_layers=4, qformer_heads=2, qformer_mlp_width=512, llama_width=192,
     llama_layers=4, llama_heads=4, llama_kv_heads=4, llama_mlp_width=512, context=1024,
     vocab_size=1248, adapter_width=48)
-BRANCHES = {"vit": (2 * TINY.vit_layers) ** -0.5, "qformer": 0.4}
+BRANCHES = {"vit": (2 * TINY.vit_layers) ** -0.5, "qformer": 0.4}      # factors: see initialise
 SIDES = {"vision": r"(vit|ln_vision|qformer|heads)\.",        # how the names of each begin
          "language": r"llama\.(?!.*\.adapter\.)"}
 
@@ -86,13 +86,13 @@ def train(model, side, loss_of, batches, steps):
 def pretrain_side(number, sides, model, args):
     """Train sides[number] in this process, in one thread. Its parameters go into `model`, whose
     memory all processes share."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # torch sends it when the parent ends
+    signal.signal(signal.SIGINT, signal.SIG_DFL)      # on Linux torch sends it if the parent ends
     torch.set_num_threads(1)
     side, trained = sides[number], ArtGPT4(model.config, model.tokenizer)
     torch.manual_seed(args.seed)              # so late that no size of the other side counts
     initialise(parameters_of(trained, SIDES[side]))
     if side == "vision":
-        nn.init.normal_(trained.qformer.queries)
+        nn.init.normal_(trained.qformer.queries)              # of deviation 1
         trained.heads = task_heads(model.config)
         scenes = plain_scenes(args.pictures, args.seed, model.config.image_size)
         loss_of, steps = vision_loss, args.vision_steps
@@ -115,9 +115,9 @@ def main(args):
     steps = {"vision": args.vision_steps, "language": args.language_steps}
     sides = [side for side in SIDES if steps[side]]
     try:
-        spawn(pretrain_side, (sides, model.share_memory(), args), len(sides))
+        spawn(pretrain_side, (sides, model.share_memory(), args), len(sides), daemon=True)
     except ProcessException as error:                         # its last line is the cause
-        raise RuntimeError(str(error).splitlines()[-1]) from error
+        raise RuntimeError(str(error).strip().splitlines()[-1]) from error
     for parameter in {*model.parameters()} - {*model.freeze()}:
         parameter.data = parameter.data.half()                # what is trainable stays float32
     for file, names in (("vision", SIDES["vision"]), ("llama", SIDES["language"]),

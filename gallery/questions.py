@@ -37,14 +37,17 @@ ANY = "[a-z0-9,' -]+?"
 
 
 def pattern(text, rules):
-    """A regular expression for all that a text becomes; a slot without a rule may be anything."""
-    def filled(slot):
-        texts = rules.get(slot[1].replace("\\", ""), ())
-        options = [pattern(text, rules) for text in texts] or [ANY]
-        return f"(?:{'|'.join(options)})"
-    form = re.escape(text).replace(r"\(", "(?:").replace(r"\|", "|").replace(r"\)", ")")
-    form = re.sub(r"\b([Aa])\\ ", r"\1n?\\ ", form)
-    return re.sub(r"\\{((?:[a-z]|\\ )+)\\}", filled, form)
+    """A regular expression for all that the text may become when it is filled by the rules. A slot
+    without a rule may be anything."""
+    pieces = re.split(r"{([a-z ]+)}", text)
+    for i, piece in enumerate(pieces):
+        if i % 2:
+            options = [pattern(option, rules) for option in rules.get(piece, ())] or [ANY]
+            pieces[i] = f"(?:{'|'.join(options)})"
+        else:
+            escaped = re.sub(r"\b([Aa])\\ ", r"\1n?\\ ", re.escape(piece))
+            pieces[i] = escaped.replace(r"\(", "(?:").replace(r"\|", "|").replace(r"\)", ")")
+    return "".join(pieces)
 
 
 def is_one_of(text, forms, rules):

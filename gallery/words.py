@@ -21,7 +21,7 @@ def read_phrases(file):
     parser.read_string(file.read_text(encoding="utf-8"))
 
     def texts(value):
-        joined = " ".join(value.replace("|\n", "|").split()).replace(" / ", "\n")
+        joined = " ".join(re.sub(r"(?<! )\|\n", "|", value).split()).replace(" / ", "\n")
         return tuple(joined.split(" | "))
     return {section: {rule: texts(value) for rule, value in parser[section].items()}
             for section in parser.sections()}

@@ -1,7 +1,7 @@
 """A run of training: its folder, its log, its checkpoints, and the signals that stop it.
 
-docs/training.md lists what a run writes. A checkpoint has whole tensors, however many processes
-trained, so any number of them can resume.
+docs/training.md lists what a run writes; each file is there whole or not at all. A checkpoint has
+whole tensors, however many processes trained, so any number of them can resume.
 """
 import contextlib
 import fcntl
