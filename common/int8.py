@@ -57,16 +57,25 @@ def exact():
     return bool((found - 127 * 256).abs().max() < 1)
 
 
-def float_product(x, weight, scale):
-    """x (T, in) times a few rows (out, in) of a matrix, as floats -> (T, out). The floats are not
-    kept for the backward pass: it makes them again."""
-    dtype = x.dtype
+class Int8Matmul(torch.autograd.Function):
+    """x (T, in) times weight (out, in) and scale (out,), which are frozen and never floats as a
+    whole -> (T, out)."""
 
-    def floats(_=None):                                       # (in, out)
-        return (weight * scale[:, None]).to(dtype).t()
+    @staticmethod
+    def parts(weight, scale, dtype):
+        """The matrix in floats, ROWS at a time."""
+        for part, scales in zip(weight.split(ROWS), scale.split(ROWS), strict=True):
+            yield (part * scales[:, None]).to(dtype)
 
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, floats):
-        return x @ floats()
+    @staticmethod
+    def forward(ctx, x, weight, scale):
+        ctx.save_for_backward(weight, scale)
+        return torch.cat([x @ part.t() for part in Int8Matmul.parts(weight, scale, x.dtype)], dim=1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        parts = Int8Matmul.parts(*ctx.saved_tensors, grad.dtype)
+        return sum(map(torch.matmul, grad.split(ROWS, dim=1), parts)), None, None
 
 
 class Int8Linear(nn.Module):
@@ -88,8 +97,7 @@ class Int8Linear(nn.Module):
         elif few and not x.requires_grad:
             y = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scale.bfloat16())
         else:
-            parts = zip(self.weight.split(ROWS), self.scale.split(ROWS), strict=True)
-            y = torch.cat([float_product(rows, *part) for part in parts], dim=1)
+            y = Int8Matmul.apply(rows, self.weight, self.scale)
         y = y if self.bias is None else y + self.bias         # which may be float32, an adapter's
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
