@@ -4,7 +4,7 @@ A file is named by what it holds: how many paintings, the checksum of their scen
 their pixels. One that does not fit, because the painter has changed or the disk has erred, is
 painted again.
 
-    python -m gallery.album [FILE.png]            every subject in every style on a contact sheet
+    python -m gallery.album      every subject in every style, on a sheet: runs/gallery.png
 """
 import os
 import textwrap
@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.utils.data import DataLoader
 
-from common.command_line import Progress, command_parser, run_command
+from common.command_line import Progress
 from common.files import written_beside
 from gallery.painting import paint
 from gallery.scenes import SEEN_PAIRS, STYLES, SUBJECTS, UNSEEN_PAIRS, random_scenes
@@ -84,18 +84,10 @@ def contact_sheet(pictures, columns, captions=None):
     return sheet
 
 
-def main(args):
+if __name__ == "__main__":
     pairs = SEEN_PAIRS + UNSEEN_PAIRS
     scenes = sorted(random_scenes(len(pairs), "sheet", pairs, alone=0.7), key=lambda scene: (
         SUBJECTS.index(scene.subject), STYLES.index(scene.style)))
     sheet = contact_sheet([paint(scene).reduce(2) for scene in scenes], 2 * len(STYLES))
-    with written_beside(args.file) as path:
-        sheet.save(path, format="PNG", optimize=True)
-    print(args.file)
-
-
-if __name__ == "__main__":
-    parser = command_parser("python -m gallery.album", __doc__)
-    parser.add_argument("file", nargs="?", type=Path, default=Path("runs/gallery.png"),
-                        help="contact sheet to write (default: %(default)s)")
-    run_command(main, parser)
+    with written_beside("runs/gallery.png") as file:
+        sheet.save(file, format="PNG", optimize=True)
