@@ -83,12 +83,12 @@ def train(model, side, loss_of, batches, steps):
         progress.show(step + 1, f"loss {loss.item():.3f}")
 
 
-def pretrain_side(number, sides, model, args):
-    """Train sides[number] in this process, in one thread. Its parameters go into `model`, whose
+def pretrain_side(rank, sides, model, args):
+    """Train sides[rank] in this process, in one thread. Its parameters go into `model`, whose
     memory all processes share."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)      # on Linux torch sends it if the parent ends
     torch.set_num_threads(1)
-    side, trained = sides[number], ArtGPT4(model.config, model.tokenizer)
+    side, trained = sides[rank], ArtGPT4(model.config, model.tokenizer)
     torch.manual_seed(args.seed)              # so late that no size of the other side counts
     initialise(parameters_of(trained, SIDES[side]))
     if side == "vision":

@@ -231,7 +231,7 @@ def index_tar(tar):
             if is_picture(member.name):
                 parts["picture"] = member.offset_data, member.size
             elif suffix.lower() in (".txt", ".json"):
-                parts[suffix.lower()] = file.extractfile(member).read(2 ** 20)
+                parts[suffix.lower()] = file.extractfile(member).read(2 ** 20)     # bytes at most
         file.fileobj.seek(file.offset)
         is_whole = file.fileobj.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     if not is_whole:
