@@ -31,7 +31,7 @@ BATCH = 50                                                    # pictures that ar
 
 # ---- What a model says
 
-def held_out(pairs, count=200):
+def held_out(pairs, count=100):
     """Scenes that no training sees, but that were in sight when the recipes were made."""
     return random_scenes(count, "held out", pairs)
 

@@ -15,7 +15,7 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -31,9 +31,8 @@ from common.files import is_picture, open_image, pictures_below, read_text
 from conversation.rounds import plain
 from gallery import words
 from gallery.album import painted
-from gallery.conversations import (
-    APPRECIATED, FORGOTTEN, about_one, about_two, prompt_and_answer, some_topics,
-)
+from gallery.conversations import (APPRECIATED, FORGOTTEN, about_one, about_two, prompt_and_answer,
+                                   some_topics)
 from gallery.scenes import FIGURES, random_scenes
 from training.data import load_data
 
@@ -41,6 +40,7 @@ QUESTIONS = (           # with INSTRUCTIONS: what one's own pictures are asked
     "What is this?", "What is in this picture?", "What do you see?", "Describe this picture.",
 )
 TAIL = 4096             # bytes at the end of a picture file that a fingerprint reads
+mapped = lru_cache(1)(partial(np.load, mmap_mode="r"))        # an album, opened once in a process
 
 
 def open_source(spec, stage, config, workers=0):
@@ -90,7 +90,7 @@ class Gallery:
         return f"painting {i}"
 
     def picture(self, i):
-        return Image.fromarray(np.load(self.album, mmap_mode="r")[i])    # reads one of all
+        return Image.fromarray(mapped(self.album)[i])         # reads one of all
 
     def fingerprint(self):
         return zlib.crc32(Path(self.album).name.encode())
