@@ -56,13 +56,13 @@ class Config:
 
     def __post_init__(self):
         for name, value in vars(self).items():
-            default, is_size = getattr(Config, name), name not in ("adapter_width", "prompt")
-            if type(value) is not type(default) or (is_size and not 0 < value < 1e12):
+            default, least = getattr(Config, name), 0 if name == "adapter_width" else 1e-12
+            if type(value) is not type(default) or (name != "prompt" and not least <= value < 1e12):
                 raise ValueError(f"{name} is {value!r}; of the 13B model it is {default!r}")
         if self.prompt not in PROMPTS:
             raise ValueError(f"prompt is {self.prompt!r}, expected {' or '.join(PROMPTS)}")
-        if (self.image_size % self.patch_size or self.vit_width % self.vit_heads
-                or self.qformer_width % self.qformer_heads):
+        if (self.vit_width % self.vit_heads or self.qformer_width % self.qformer_heads
+                or self.image_size % self.patch_size or self.llama_width / 2 % self.llama_heads):
             raise ValueError("image_size is no multiple of patch_size, or a width of its heads")
 
 # ---- Pixels, with the mean and standard deviation of CLIP's images, as EVA-ViT was trained
@@ -263,16 +263,15 @@ class Llama(nn.Module):
 
     def hidden(self, embeds, cache=None):                     # (B, T, D) -> (B, T, D), for the head
         start = 0 if cache is None else cache.length
-        end = start + embeds.shape[1]
         d = self.config.llama_width // self.config.llama_heads
         pairs = torch.arange(0, d, 2, device=embeds.device)
-        positions = torch.arange(start, end, device=embeds.device)
+        positions = start + torch.arange(embeds.shape[1], device=embeds.device)
         angles = positions[:, None] * self.config.rope_theta ** (-pairs / d)       # (T, d/2)
         cos, sin = angles.cos(), angles.sin()
         for block in self.blocks:
             embeds = block(embeds, cos, sin, cache)
         if cache is not None:
-            cache.length = end
+            cache.length += embeds.shape[1]
         return self.norm(embeds)
 
     def forward(self, embeds, cache=None):
@@ -463,8 +462,9 @@ class ArtGPT4(nn.Module):
             model = cls(Config(**json.loads(file.read_text("utf-8-sig"))), None)     # no memory
         with errors_naming(folder / "tokenizer.model") as file:
             spm = model.tokenizer = SentencePieceProcessor(model_proto=file.read_bytes())
-            if min(spm.bos_id(), spm.eos_id(), model.config.vocab_size - len(spm)) < 0:
-                raise ValueError("no BOS, no EOS, or more pieces than vocab_size of config.json")
+            more = model.config.vocab_size - len(spm)         # Vicuna v0 has a token more
+            if min(spm.bos_id(), spm.eos_id()) < 0 or not 0 <= more < 64:
+                raise ValueError("no BOS, no EOS, or not the pieces of config.json's vocab_size")
         with errors_naming(folder / "llama.safetensors.index.json") as file:
             if file.exists():
                 shards = sorted({*map(str, json.loads(file.read_text())["weight_map"].values())})

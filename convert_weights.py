@@ -109,7 +109,8 @@ def convert(args):
         sizes["adapter_width"], _ = adapter.shape("llama.blocks.0.adapter.down.weight")
     extra = check_tokenizer(llm.tokenizer, sizes["vocab_size"])
     prompt, why = recognised_prompt(llm, extra)
-    config = Config(**sizes, prompt=args.prompt or prompt)
+    with errors_naming(f"{vit.path}, {qformer.path} or {llm.path}"):
+        config = Config(**sizes, prompt=args.prompt or prompt)
     files = plan(config, vit, qformer, llm, adapter)
     sources = {file for each in (vit, qformer, llm, llm.base) if each for file in each.files}
     progress = Progress("checksums compared", len(sources), "files")
@@ -217,10 +218,17 @@ def export(args):
     """Write adapter.safetensors of a weights folder or a run in the layout of ArtGPT-4.pth."""
     file = args.weights / "adapter.safetensors"
     ours = open_file(file)
+    with errors_naming(f"{file}: not what train.py writes"), torch.device("meta"):
+        (width, inputs), rows = ours["proj.weight"].shape, ours["llama.blocks.0.adapter.down.bias"]
+        layers = sum(name.endswith("mlp_norm.weight") for name in ours)
+        model = ArtGPT4(Config(qformer_width=inputs, qformer_heads=1, llama_width=width,
+                               llama_heads=1, llama_layers=layers, adapter_width=len(rows)), None)
+        found = {name: tensor.shape for name, tensor in ours.items()
+                 if tensor.is_floating_point() and tensor.isfinite().all()}
+        if found != {name: model.get_parameter(name).shape for name in model.trainable_names()}:
+            raise ValueError("tensors are missing, foreign, not finite or of other shapes")
     theirs = {released: tensor for name, tensor in ours.items()
               for released in their_names("artgpt4", name)}
-    if len(theirs) < len(ours) or not all(tensor.isfinite().all() for tensor in theirs.values()):
-        raise ValueError(f"{file}: not the tensors of ArtGPT-4.pth, or not finite")
     with written_beside(args.export) as path:
         torch.save({"model": theirs}, path)
 
@@ -277,7 +285,7 @@ def main(args):
     if needed - given:
         raise Misuse(f"also needed: --{', --'.join(sorted(needed - given))}")
     out = args.out or args.export
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise ValueError(f"{out}: exists already; remove it or give another name")
     torch.set_num_threads(1)                                  # beside other work threads wait
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # as Ctrl-C: nothing is left

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from artgpt4 import ArtGPT4
+from artgpt4 import ArtGPT4, errors_naming
 from common.command_line import Progress
-from common.files import what_it_is
+from common.files import check_file, what_it_is
 from common.int8 import is_int8, pack, quantised
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +45,8 @@ def load(args, train=False):
     starts it unless a file is given, and nothing packed. Raises ValueError, naming the file and
     what it is."""
     folder, adapter = args.weights, args.adapter
+    if adapter:
+        check_file(adapter)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e9
     if size > 2:                                              # less takes a few seconds
         print(f"loading {folder}, {size:.1f} GB", file=sys.stderr)
@@ -54,15 +56,16 @@ def load(args, train=False):
             adapter or (False if train else None), quantised(args.int8, args.vision_int8))
     except ValueError as error:
         name, _, reason = str(error).partition(": ")
-        if name.endswith("config.json"):
+        if name.endswith(".json"):
             reason += "; convert_weights.py makes a weights folder"
         elif os.path.isfile(name):
             with open(name, "rb") as file:
                 reason = what_it_is(file.read(300)) or reason
         raise ValueError(f"{name}: {reason}") from None
     for name, parameter in model.named_parameters():
-        if not (parameter.dtype == torch.int8 or all(map(torch.isfinite, parameter.aminmax()))):
-            raise ValueError(f"{folder}: {name} holds NaN or infinity")
+        with errors_naming(f"{folder}: {name}"):
+            if not (parameter.dtype == torch.int8 or all(map(torch.isfinite, parameter.aminmax()))):
+                raise ValueError("NaN or infinity")
     if not (train or model.config.llama_width >= WIDE or os.environ.get("OMP_NUM_THREADS")):
         torch.set_num_threads(1)          # beside a busy process two would wait for each other
     if model.proj.weight.is_cpu and not args.dtype and hasattr(os, "sysconf"):

@@ -153,7 +153,8 @@ class Checkpoint:
         """The tensor of that name; on "meta" its shape and dtype alone. Raises ValueError."""
         if name not in self.tensors:
             raise ValueError(f"{self.path}: {name} is missing")
-        return self.tensors[name](device)
+        with errors_naming(f"{self.path}: {name}"):
+            return self.tensors[name](device)
 
     def shape(self, name, dims=2):
         """The shape of artgpt4.py's `name`. Raises ValueError unless it has `dims` dimensions."""
@@ -247,7 +248,10 @@ def take_sum(delta, name, shape, device):
         rows, _ = delta.base.shape("llama.embed.weight")
     total = torch.zeros(shape, dtype=torch.float16, device=device)
     total[:rows] = take(delta.base, name, (rows, *shape[1:]), device)
-    return total.add_(take(delta, name, shape, device).half())
+    total.add_(take(delta, name, shape, device).half())
+    if device != "meta" and not all(map(torch.isfinite, total.aminmax())):
+        raise ValueError(f"{delta.path}: {name}: too large, with {delta.base.path}, for float16")
+    return total
 
 
 def resized(pos_embed, grid):
@@ -268,8 +272,8 @@ def take_adapter(checkpoint, config, shapes):
     if width == 4 * config.vit_width:
         raise ValueError(f"{checkpoint.path}: of MiniGPT-4 for Llama 2 or MiniGPT-v2, which have "
                          f"no Q-Former but join four patches ({width} wide): another model")
+    if checkpoint.kind == "minigpt4":
+        shapes = {name: shape for name, shape in shapes.items() if name.startswith("proj.")}
     checkpoint.check_names(shapes)
     compare_checksum(checkpoint.path)
-    only = "proj." if checkpoint.kind == "minigpt4" else ""
-    return {name: partial(take, checkpoint, name, shape)
-            for name, shape in shapes.items() if name.startswith(only)}
+    return {name: partial(take, checkpoint, name, shape) for name, shape in shapes.items()}

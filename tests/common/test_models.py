@@ -36,7 +36,7 @@ def first_is(value):
 @pytest.mark.parametrize("file, change, said", [
     ("config.json", '{"model_type": "llama"}', "convert_weights.py"), ("config.json", "[]", ""),
     ("config.json", '{"image_size": "big"}', "image_size"), ("config.json", "{", ""),
-    ("config.json", '{"llama_heads": 0}', ""), ("config.json", '{"prompt": "none"}', "prompt"),
+    ("config.json", '{"llama_heads": 5120}', ""), ("config.json", '{"prompt": "none"}', "prompt"),
     ("config.json", '{"image_size": 230}', "image_size"), ("config.json", '{"vit_heads": 3}', ""),
     ("llama.safetensors", changed("ln_vision.bias", lambda _: torch.ones(1)), "another file"),
     ("config.json", Path.unlink, "convert_weights.py"),

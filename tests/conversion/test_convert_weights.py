@@ -228,21 +228,24 @@ def test_export_brings_the_released_file_back_to_the_bit(convert, weights, tmp_p
 
 @pytest.mark.parametrize("arguments, code, said", [
     ("--weights weights --export there", 1, "there"), ("--weights weights", 2, "--export"),
-    ("--weights bad --export new", 1, "bad"), ("--image-size 0", 2, "--image-size"),
+    ("--weights bad --export new", 1, "bad"), ("--weights few --export new", 1, "few"),
+    ("--image-size 0", 2, "--image-size"),
     ("--weights weights --export new --vit x", 2, "--vit"),
     ("--llm x --out new", 2, "--qformer, --vit"),
     ("--vit x --qformer x --llm x --out there", 1, "there")])
 def test_misuse_is_named_and_changes_nothing(weights, here, capsys, arguments, code, said):
     shutil.copytree(weights["artgpt4"], "bad")
+    Path("few").mkdir()
     tensors = load_file("bad/adapter.safetensors")
     save_file(tensors | {"proj.bias": tensors["proj.bias"] * float("nan")},
               "bad/adapter.safetensors")
+    save_file({name: tensors[name] for name in sorted(tensors)[1:]}, "few/adapter.safetensors")
     Path("weights").symlink_to(weights["artgpt4"])
     Path("there").write_text("mine")
     with pytest.raises(SystemExit) as stopped:
         convert_py(arguments.split())
     assert stopped.value.code == code and said in capsys.readouterr().err
-    assert sorted(os.listdir()) == ["bad", "there", "weights"]
+    assert sorted(os.listdir()) == ["bad", "few", "there", "weights"]
     assert Path("there").read_text() == "mine"
 
 

@@ -88,6 +88,7 @@ TENSORS = [  # what differs in a golden checkpoint, and what is then named
     (BLIP2, {"Qformer.bert.encoder.layer.2.crossattention.self.key.weight": None}, "layer.2.cross"),
     (ARTGPT4, {"llama_model.model.layers.2.input_layernorm.weight": None}, "layers.2.input"),
     (ARTGPT4, {ADAPTER.format(2) + "down.weight": None}, "layers.2"),
+    (ARTGPT4, {ADAPTER.format(0) + "down.weight": None}, "llama_model"),
     (ARTGPT4, {ADAPTER.format(4) + "up.bias": ones(96)}, "layers.4"),
     (MINIGPT4, {"llama_proj.weight": ones(64, 128)}, "llama_proj"),
     (MINIGPT4, {"llama_proj.weight": ones(96, 704)}, "no Q-Former"),
