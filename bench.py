@@ -39,12 +39,13 @@ def main(args):
 
 def command_line():
     parser = command_parser("bench.py", __doc__)
-    add = parser.add_argument
-    add("--shape", choices=SHAPES, help="random weights of this shape, in place of --weights")
+    add, measured = parser.add_argument, parser.add_mutually_exclusive_group()
+    measured.add_argument("--shape", choices=SHAPES,
+                          help="random weights of this shape, in place of --weights")
     model_flags(parser)
     add("--peers", action="store_true", help="also llama.cpp and transformers, if installed")
-    add("--memory", action="store_true", help="the memory of training")
-    add("--int8-error", action="store_true", help="relative errors of int8")
+    measured.add_argument("--memory", action="store_true", help="the memory of training the 13B")
+    measured.add_argument("--int8-error", action="store_true", help="relative errors of int8")
     return parser
 
 

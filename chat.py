@@ -39,8 +39,8 @@ def pictures_and_questions(texts):
     files, folder, questions = [], False, []
     for text in texts:
         path = typed_path(text)
-        there = path == STDIN or os.path.exists(path)
-        if os.path.isdir(path):
+        there = text and (path == STDIN or os.path.exists(path))    # "" would be this folder
+        if there and os.path.isdir(path):
             found, left_out = pictures_below(path)
             for reason, count in left_out.items():
                 print(f"{printable(path)}: {count} left out: {reason}", file=sys.stderr)
@@ -177,7 +177,7 @@ def command_line():
         help="so many of them at once; default: %(default)s")
     add("--json", action="store_true", help="answers as objects with tokens, seconds, settings")
     add("--surprise", action="store_true", help="describe a new painting; --seed chooses it")
-    add("--resume", metavar="FILE", help="continue a conversation that /save wrote as JSON")
+    add("--resume", type=Path, metavar="FILE", help="continue what /save wrote as JSON")
     for name, (kind, _, text) in SETTINGS.items():
         add(f"--{name.replace('_', '-')}", type=kind, metavar="N", default=argparse.SUPPRESS,
             help=text)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from common.command_line import command_parser, printable, run_command
-from common.files import open_image, written_beside
+from common.files import is_picture, open_image, written_beside
 from common.models import SAMPLES, describe, load, model_flags
 from explanation.chapters import chapters, counts
 from explanation.figures import STYLE, drawings, framed, page, paragraph, picture_style
@@ -48,6 +48,8 @@ def introduction(tour, links):
 
 @torch.no_grad()
 def main(args):
+    if is_picture(args.out):
+        raise ValueError(f"--out {args.out}: the page is no picture; name it FILE.html")
     image = open_image(args.image)
     other = open_image(LIGHTHOUSE if COUPLE.samefile(args.image) else COUPLE)
     tour = Tour(args, load(args), (image, other))

@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import time
@@ -44,8 +45,8 @@ def run_command(main, parser, arguments=None):
     if None in (sys.stdin, sys.stdout, sys.stderr):           # closed, as by 2>&-: their numbers
         while os.open(os.devnull, os.O_RDWR) <= 2:            # are no file's that is opened later
             pass
-        sys.stdout = sys.stdout or open(os.devnull, "w")
-        sys.stderr = sys.stderr or open(os.devnull, "w")
+        for name in ("stdin", "stdout", "stderr"):
+            setattr(sys, name, getattr(sys, name) or open(os.devnull, "r+"))
     try:
         args = parser.parse_args(arguments)
         main(args)
@@ -109,7 +110,8 @@ class Progress:
         left = int((self.total - done) / speed)
         rest = [f"{seconds:.0f} s" if finished else f"{left // 60}:{left % 60:02d} left", note]
         line = f"{self.what} {done:g}/{self.total:g} {self.unit}, {speed:.3g} {self.unit}/s"
-        self.say(", ".join([line, *filter(None, rest)]), "" if terminal and not finished else "\n")
+        width = shutil.get_terminal_size().columns - 1 if terminal and not finished else None
+        self.say(", ".join([line, *filter(None, rest)])[:width], "" if width else "\n")
 
     def say(self, text, end="\n"):
         """Print a line of its own above the progress."""

@@ -64,13 +64,15 @@ def open_image(path, stream=None, side=2048):
 
 def to_rgb(image):
     """A PIL image as RGB. Of whole numbers that are no bytes white is the least of 255, 511, 1023,
-    ... that holds them all; fractions, as in scientific TIFFs, are a ValueError."""
-    if image.mode == "F":
-        raise ValueError("a picture of fractions; save it with shades of 8 or 16 bits")
-    if image.mode.startswith("I"):
-        shades = np.asarray(image).astype(np.float64)
+    ... that holds them all. What scientific TIFFs may have besides is a ValueError."""
+    if image.mode[0] in "IF":
+        shades, tags = np.asarray(image, np.float64), getattr(image, "tag_v2", {})     # of a TIFF
+        if image.mode == "F" or shades.min() < 0 or tags.get(262) == 0:                # white is 0
+            raise ValueError("a picture of fractions, of shades below 0 or of 32 bits, or whose "
+                             "white is 0; save it with shades of 8 bits")
         white = max(2 ** int(shades.max()).bit_length() - 1, 255)
-        image = Image.fromarray((shades.clip(0) * 255 / white).round().astype(np.uint8))
+        shades[shades == image.info.get("transparency")] = white
+        image = Image.fromarray((shades * 255 / white).round().astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

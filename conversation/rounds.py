@@ -138,11 +138,13 @@ class Conversation:
             raise ValueError("no question has an answer yet")
         *earlier, last = rounds
         rounds = [*earlier, last._replace(images=last.images + self.waiting)]
-        ids = self.prompt_ids(rounds)
+        before, ids = self.forgotten, self.prompt_ids(rounds)
         most = self.context - min(self.settings["max_new_tokens"], self.context // 2)
         while self.forgotten < len(earlier) and len(ids) > most:
             self.forgotten += 1
             ids = self.prompt_ids(rounds)
+        if len(ids) >= self.context:                          # refused, so nothing is forgotten
+            self.forgotten = before
         room = self.room(ids)
         known = len(os.path.commonprefix([self.cached, ids[:-1]]))     # the last logits are needed
         self.cache.length = known
@@ -279,8 +281,8 @@ def to_markdown(talk, model, folder):
     model that gave them."""
     parts = []
     for round in [*talk.rounds, Round(talk.waiting, "")]:
-        parts += [f"![{printable(Path(image).name)}]({quote(os.path.relpath(image, folder))})"
-                  for image in round.images]
+        links = [(image, os.fsencode(os.path.relpath(image, folder))) for image in round.images]
+        parts += [f"![{printable(Path(image).name)}]({quote(link)})" for image, link in links]
         if round.question:
             parts += ["> " + clean(round.question).replace("\n", "\n> "), round.answer]
     return "\n\n".join([*parts, f"*{printable(model)}*"]) + "\n"

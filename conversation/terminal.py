@@ -167,7 +167,7 @@ class Session:
         self.note("all forgotten but the last picture")
 
     def set(self, text):
-        name, _, value = text.replace("=", " ").partition(" ")
+        name, _, value = " ".join(text.replace("=", " ").split()).partition(" ")
         if value:
             self.talk.set(*setting(name, value))
         self.say(", ".join(f"{name} {value}" for name, value in self.talk.settings.items()))

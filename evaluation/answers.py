@@ -166,10 +166,12 @@ class Column(NamedTuple):
 def named_models(args):
     """[(name, weights folder, adapter file or None)] of --weights and --adapter: a model for each
     folder, or for each adapter of one; by default the shipped pair. Raises Misuse."""
-    def named(text):
+    def named(text):                                          # runs call theirs adapter, all alike
         name, _, path = text.rpartition("=")
-        return name or Path(path).resolve().stem, Path(path)
+        stem = Path(path).resolve().stem
+        return name or (path if stems.count(stem) > 1 else stem), Path(path)
 
+    stems = [Path(text.rpartition("=")[2]).resolve().stem for text in args.adapter or args.weights]
     if not (args.weights or args.adapter or args.answers):
         return [("ArtGPT-4", TINY, None), ("MiniGPT-4", TINY, TINY / "minigpt4.safetensors")]
     if not args.adapter:

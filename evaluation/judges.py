@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 
+from artgpt4 import errors_naming
 from common.command_line import Misuse, Progress, printable
 from common.files import open_image, read_text, written_beside
 from evaluation.answers import RUBRICS, append_record, digest, read_records
@@ -82,7 +83,7 @@ class Rules:
             raise ValueError(f"{item.file}: the gallery's rules judge its own pictures and "
                              "questions alone; choose another judge")
         rule = gallery.RULES[item.benchmark]
-        return [list(rule(self.truth[key], item.questions, answers)) for answers in group]
+        return [list(rule(self.truth[key], answers)) for answers in group]
 
 
 # ---- A person
@@ -97,19 +98,20 @@ class Person:
 
     def __init__(self, file, said):
         table = read_text(file) if file.exists() else "id,benchmark,score,reason\n"
-        rows, self.verdicts = csv.DictReader(table.splitlines(keepends=True)), {}
-        columns = rows.fieldnames or ()
-        if not {"id", "score", "reason"} <= set(columns):
-            raise ValueError(f"{file}, line 1: expected are the columns id, score and reason, "
-                             "separated by commas")
-        for row in (row for row in rows if row["id"]):
-            score, where = (row["score"] or "").strip(), f"{file}, line {rows.line_num}, column"
-            if row["id"] in self.verdicts:
-                raise ValueError(f"{where} id: {row['id']} is there twice")
-            if not re.fullmatch(r"([0-5]([.,]0+)?)?", score):  # 5.0 is what spreadsheets make of 5
-                raise ValueError(f"{where} score: {score!r} is not a whole number from 0 to 5; "
-                                 "leave it empty if there is none")
-            self.verdicts[row["id"]] = [int(score[0]), row["reason"] or ""] if score else None
+        rows = csv.DictReader(table.splitlines(keepends=True), strict=True)
+        with errors_naming(file):
+            columns, self.verdicts = rows.fieldnames or (), {}
+            if not {"id", "score", "reason"} <= set(columns):
+                raise ValueError("line 1: expected are the columns id, score and reason, separated "
+                                 "by commas")
+            for row in (row for row in rows if row["id"]):
+                score, where = (row["score"] or "").strip(), f"line {rows.line_num}, column"
+                if row["id"] in self.verdicts:
+                    raise ValueError(f"{where} id: {row['id']} is there twice")
+                if not re.fullmatch(r"([0-5]([.,]0+)?)?", score):    # 5.0: from a spreadsheet
+                    raise ValueError(f"{where} score: {score!r} is not a whole number from 0 to 5; "
+                                     "leave it empty if there is none")
+                self.verdicts[row["id"]] = [int(score[0]), row["reason"] or ""] if score else None
         missing = sorted(said.keys() - self.verdicts.keys())
         if not missing:
             return

@@ -44,7 +44,8 @@ def test_a_weights_folder_is_timed_part_by_part(flags, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("flags, code", [
-    (["--weights", "nowhere"], 1), (["--shape", "2b"], 2), (["--device", "quantum"], 2)])
+    (["--weights", "nowhere"], 1), (["--shape", "2b"], 2), (["--device", "quantum"], 2),
+    (["--memory", "--shape", "1b"], 2)])
 def test_wrong_flags_are_one_line(flags, code, capsys):
     assert run(bench.main, bench.command_line(), *flags) == code
     assert flags[1] in capsys.readouterr().err.splitlines()[-1]

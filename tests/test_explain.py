@@ -138,7 +138,7 @@ def test_other_weights_are_explained(name, flags, cases, weights, tmp_path, monk
 
 @pytest.mark.parametrize("arguments, named", [
     (["missing.png"], "missing.png"), (["text.png"], "text.png"),
-    ([COUPLE, "--weights", "nowhere"], "nowhere"),
+    ([COUPLE, "--weights", "nowhere"], "nowhere"), ([COUPLE, "--out", "page.png"], "page.png"),
     ([COUPLE, "--prompt", "word " * 2000], "--prompt"),
     ([COUPLE, "--out", "text.png/page.html"], "text.png"),
     ([COUPLE, "--out", "pipe"], "pipe"),

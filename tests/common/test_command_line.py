@@ -41,7 +41,7 @@ import argparse, os, sys
 from common.command_line import run_command
 def main(args):
     print("message", file=sys.stderr)
-    assert os.open(__file__, os.O_RDONLY) > 2
+    assert os.open(__file__, os.O_RDONLY) > 2 and sys.stdin
     print("answer")
 run_command(main, argparse.ArgumentParser(prog="tool"))
 """)
@@ -65,9 +65,10 @@ def test_a_number_is_one_within_its_bounds():
         "2 cut\nsteps 100/100 steps, 0.2 steps/s, 100 s\na.png\n")),
     (True, (100, 101, 101.1, 102, 110), (
         "\r\033[Ksteps 81/100 steps, 1 steps/s, 0:19 left\r\033[Ksteps 90/100 steps, 5 steps/s, "
-        "0:02 left, 2 cut\r\033[Ksteps 100/100 steps, 2 steps/s, 10 s\n\r\033[Ka.png\n"))])
+        "0:02 left, 2 cu\r\033[Ksteps 100/100 steps, 2 steps/s, 10 s\n\r\033[Ka.png\n"))])
 def test_progress_is_a_line_every_10_seconds_or_on_a_terminal_one_that_is_rewritten(
         monkeypatch, capsys, terminal, times, said):
+    monkeypatch.setenv("COLUMNS", "47")                       # what is rewritten is no longer
     times = iter(times)
     monkeypatch.setattr(command_line.time, "monotonic", lambda: next(times))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)

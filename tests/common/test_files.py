@@ -35,7 +35,7 @@ def test_what_is_no_raster_picture_is_refused_by_name(tmp_path, make):
     ("RGB", (10, 200, 30), (10, 200, 30)), ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
     ("LA", (0, 0), (255, 255, 255)), ("1", 1, (255,) * 3), ("I;16", 40000, (155, 155, 155)),
     ("I;16", 2048, (127, 127, 127)), ("I;16B", 40000, (155, 155, 155)),
-    ("I", 200, (200, 200, 200)), ("F", 0.5, None), ("F", 128.0, None),
+    ("I", 200, (200, 200, 200)), ("F", 0.5, None), ("F", 128.0, None), ("I", -5, None),
     ("CMYK", (0, 255, 255, 0), (254, 0, 0))])
 def test_any_mode_becomes_the_colours_one_sees_or_is_refused(tmp_path, mode, value, seen):
     Image.new(mode, (9, 7), value).save(tmp_path / "a.tiff")

@@ -133,8 +133,8 @@ def test_a_broken_or_missing_file_is_named_in_one_line(run_chat, picture, here, 
     for name, arguments in {
             "missing.png": ["missing.png"], "gone": ["gone"], "words.png": ["words.png"],
             "truncated.jpg": ["truncated.jpg"], "empty": ["empty"], "pipe.png": ["pipe.png"],
-            "http://a.b/c": ["http://a.b/c"], "--prompt": ["Describe"],
-            "this": [picture, "this", "Describe it"], "n" * 300: ["n" * 300],
+            "http://a.b/c": ["http://a.b/c"], "--prompt": ["Describe"], "folder": ["--resume", ""],
+            "this": [picture, "this", "Describe it"], "n" * 300: ["n" * 300], ": no such": [""],
             "--each": [picture] * 9, "no_weights": [picture, "--weights", "no_weights"],
             "talk.json": ["--resume", "talk.json"], "pipe.json": ["--resume", "pipe.json"]}.items():
         code, out, err = run_chat(*arguments, "--prompt", "What?")

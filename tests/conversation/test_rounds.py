@@ -119,6 +119,8 @@ def test_rounds_that_the_context_forgets_stay_in_the_transcript(talk):
     conversation.set("max_new_tokens", 2000)                  # reserves half of the context
     conversation.context = 2 * (len(ids) + 30)
     next(conversation.answer("Four?"))
+    with pytest.raises(ValueError, match="tokens"):           # refused: nothing is forgotten
+        next(conversation.answer("word " * 2000))
     assert conversation.forgotten == 1
 
 

@@ -142,7 +142,7 @@ def test_again_asks_the_same_question(run_chat, picture, script):
     ("/image ~nobody_here/a.png", "~nobody_here/a.png"), ("/image https://a.b/c", "https://a.b/c"),
     ("/image words.png words.md", "words.png"), ("What is it? gone.png", "gone.png"),
     ("gone.png", "gone.png"), ("See http://a.b/c.png", "http://a.b/c.png"),
-    ("/set warmth 1", "warmth"), ("/set temperature hot", "hot"), ("/set beams 0", "beams"),
+    ("/set warmth 1", "warmth"), ("/set temperature hot", "hot"), ("/set\tbeams\t0", "beams"),
     ("/save", "/save"), ("/save talk", "talk"), ("/save words.png", "words.png"),
     ("/save words.md", "words.md"), ("/save link.md", "link.md"), ("/save pipe.md", "pipe.md"),
     ("/save words.md/talk.md", "words.md"), ("/page page.html", "HTML"),

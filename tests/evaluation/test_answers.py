@@ -1,6 +1,7 @@
 """Benchmark folders, what models answer, answers from elsewhere; and nothing is asked twice."""
 import json
 import shutil
+from argparse import Namespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from common.models import TINY
-from evaluation.answers import QUESTIONS, read_items
+from evaluation.answers import QUESTIONS, named_models, read_items
 from tests.conftest import json_lines
 from tests.evaluation.conftest import gives
 
@@ -49,6 +50,11 @@ def test_a_folder_with_a_fault_is_refused_by_its_file(benchmark_folder, file, te
 
 
 # ---- Answers of models
+
+def test_models_without_a_name_are_several_whatever_their_files_are_called():
+    args = Namespace(weights=[], adapter=["1/adapter.st", "2/adapter.st", "C=3.st", "4.st"])
+    assert [name for name, *_ in named_models(args)] == ["1/adapter.st", "2/adapter.st", "C", "4"]
+
 
 def test_models_answer_side_by_side_each_question_a_round(run, benchmark_folder, tmp_path):
     tensors = load_file(TINY / "adapter.safetensors")

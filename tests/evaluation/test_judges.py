@@ -150,6 +150,7 @@ def test_a_table_is_filled_in_and_new_answers_are_added_below(quick):
 
 @pytest.mark.parametrize("change, named", [
     (lambda text: text.replace(",,", ",7,", 1), "line 2, column score"),
+    (lambda text: text.replace(",,", ',5,"vivid', 1), "scoring.csv"),     # its end is not there
     (lambda text: text + text.splitlines()[3], "line 8, column id"),
     (lambda text: text.replace(",", ";"), "line 1"), (lambda text: "", "line 1"),
     (lambda text: text.encode("utf-16").decode("latin-1"), "scoring.csv")])
