@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch.nn.utils import clip_grad_norm_
 
 from artgpt4 import IGNORE, TRAINABLE, normalise
@@ -151,9 +150,8 @@ def judged(run, module, model, held_out, pictures):
     it. -> {"val_loss": of held-out Examples, in nats per token}; {} without them."""
     texts = on_rank_0(score.describe, model, pictures, held_out.source.stage)
     if RANK == 0:
-        images = [Image.fromarray(picture) for picture in pictures]
         with written_beside(run.folder / "samples.png") as path:
-            contact_sheet(images, 4, captions=texts).save(path, format="PNG")
+            contact_sheet(pictures, 4, captions=texts).save(path, format="PNG")
     if len(held_out) == 0:
         return {}
     loss, _ = loss_of(module, held_out_batches(held_out), learn=False)

@@ -4,7 +4,7 @@
 
 `make` writes a folder laid out as the authors' is, with truth.json beside the pictures.
 
-RULES has one rule for each benchmark: (scene, questions, answers) -> (score 0 to 5, reason). It is
+RULES has one rule for each benchmark: (scene, answers) -> (score 0 to 5, reason). It is
 the benchmark's rubric with its words made countable. A name counts only if the text affirms it and
 no other name of its kind, so naming everything earns nothing, nor does "this is no windmill".
 """
@@ -134,7 +134,7 @@ def compared(scene, text, *attributes):
 
 # ---- The rules
 
-def idc(scene, questions, answers):
+def idc(scene, answers):
     """How complete the description is, and whether it appreciates the painting.
 
     0 nothing of the gallery is named, or several names of every kind
@@ -164,7 +164,7 @@ def idc(scene, questions, answers):
     return 4, reason
 
 
-def isac(scene, questions, answers):
+def isac(scene, answers):
     """What the figure feels, proven by its posture, and what the viewer feels, by the colours.
 
     0 neither is named rightly
@@ -194,7 +194,7 @@ def isac(scene, questions, answers):
     return (1 if "not proven" in states else 0), reason
 
 
-def icrc(scene, questions, answers):
+def icrc(scene, answers):
     """Which objects are recognised, and whether any are named that are not there.
 
     0 none, or thrice as many are named that are not there
@@ -222,7 +222,7 @@ def icrc(scene, questions, answers):
     return (3 if there < found and errors == 1 else 2), reason
 
 
-def mdiuc(scene, questions, answers):
+def mdiuc(scene, answers):
     """Five rounds: a description, the situation, what it does, its look, a poem; see QUESTIONS.
 
     0 none of the first four shows understanding

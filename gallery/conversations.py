@@ -93,25 +93,6 @@ def some_topics(count, rng):
     return rng.choices(words.TOPICS, [OFTEN.get(topic, 1) for topic in words.TOPICS], k=count)
 
 
-def rounds_about(scene, topics, rng, art):
-    """[(question, answer), ...] about the topics, some with a follow-up or asked for in brief."""
-    rounds = []
-    for topic in topics:
-        question, answer, short = words.question(topic, scene, rng, art)
-        if rng.random() < BRIEF and topic not in ("poem", "page", "unknown", "greeting", "thanks"):
-            body = question.rstrip("?.")
-            asked = words.fill("{brief}", words.NAMES | {"asked": (body,)}, rng)
-            question = words.sentences(asked) + question[len(body):]
-            answer = words.sentences(short) + "."
-        rounds.append((question, answer))
-        if rng.random() < FOLLOWED:
-            rounds.append(follow_up(scene, answer, short, rng, art))
-        if not art and rng.random() < ECHOED:
-            said = " ".join(echoed(word, rng) for word in rng.sample(OF_ART, rng.randint(1, 8)))
-            rounds.append((f"{rng.choice(('Say', 'Repeat', 'Write'))}: {said}", said))
-    return rounds
-
-
 def follow_up(scene, answer, short, rng, art):
     """(question, answer) after an answer, which in a word or two is `short`."""
     form = rng.choice(words.FOLLOW_UPS)
@@ -130,12 +111,25 @@ def shown_with(scenes, pairs):
 
 
 def about_one(scene, rng, last=None, most=10, art=True):
-    """Rounds about one scene. last: the last topic; None draws it. most: the greatest number of
-    topics. In one of ten the first rounds are forgotten, as when the context is full."""
-    topics = some_topics(rng.randint(1, most), rng)
+    """Rounds about one scene, some with a follow-up or asked for in brief. last: the last topic;
+    None draws it. most: the greatest number of topics. In one of ten the first rounds are
+    forgotten, as when the context is full."""
+    topics, rounds = some_topics(rng.randint(1, most), rng), []
     if last is not None:
         topics[-1] = last
-    rounds = rounds_about(scene, topics, rng, art)
+    for topic in topics:
+        question, answer, short = words.question(topic, scene, rng, art)
+        if rng.random() < BRIEF and topic not in ("poem", "page", "unknown", "greeting", "thanks"):
+            body = question.rstrip("?.")
+            asked = words.fill("{brief}", words.NAMES | {"asked": (body,)}, rng)
+            question = words.sentences(asked) + question[len(body):]
+            answer = words.sentences(short) + "."
+        rounds.append((question, answer))
+        if rng.random() < FOLLOWED:
+            rounds.append(follow_up(scene, answer, short, rng, art))
+        if not art and rng.random() < ECHOED:
+            said = " ".join(echoed(word, rng) for word in rng.sample(OF_ART, rng.randint(1, 8)))
+            rounds.append((f"{rng.choice(('Say', 'Repeat', 'Write'))}: {said}", said))
     if rng.random() < 0.1:
         rounds = rounds[rng.randrange(len(rounds)):]
     return shown_with([scene], rounds)

@@ -100,10 +100,3 @@ def random_scenes(count, seed, pairs=SEEN_PAIRS, alone=0.5):
             things = tuple(sorted(rng.sample(possible, number)))
             scenes.append(Scene(subject, style, palette, composition, scene_seed, things))
     return scenes[:count]
-
-
-# The pictures of samples/: held-out ones, of pairs that training sees in other pictures. Chosen
-# because weights/tiny describes them rightly, in 20 of 20 answers at its default temperature.
-SAMPLES = (Scene("couple", "oil", "rose", "in the centre", 12),
-           Scene("lighthouse", "woodcut", "storm", "to the right", 8),
-           Scene("sailing boat", "oil", "ember", "in the centre", 3))

@@ -131,7 +131,8 @@ def mean_cosine(queries):
 
 def subject_cells(scenes, across, size=112):
     """Which patches show the subject, bool (N, across^2): those it covers by more than 15 %."""
-    outlines = [render(scene, size).per_shape(lambda shape: bool(shape.name)) for scene in scenes]
+    outlines = [render(scene, size).per_shape(lambda shape, own=scene.subject: shape.name == own)
+                for scene in scenes]
     covered = F.adaptive_avg_pool2d(torch.from_numpy(np.stack(outlines)).float(), across)
     return covered.flatten(1) > 0.15
 
@@ -163,9 +164,8 @@ def sheet(args):
         args.adapter = adapter
         said = describe(load(args), pictures, args.stage)
         texts = [f"{text}{name}: {one}\n\n" for text, one in zip(texts, said, strict=True)]
-    images = [Image.fromarray(picture) for picture in pictures]
     with written_beside(args.sheet) as path:
-        contact_sheet(images, 4, captions=texts).save(path, format="JPEG", quality=85)
+        contact_sheet(pictures, 4, captions=texts).save(path, format="JPEG", quality=85)
 
 
 def main(args):

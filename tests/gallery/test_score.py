@@ -16,8 +16,9 @@ from artgpt4 import preprocess
 from common.files import save_tensors
 from common.models import TINY, model_flags
 from gallery import benchmark, familiarity, score, words
-from gallery.scenes import (FIGURES, MOODS, PALETTES, SAMPLES, SEEN_PAIRS, STYLES, SUBJECTS, THINGS,
+from gallery.scenes import (FIGURES, MOODS, PALETTES, SEEN_PAIRS, STYLES, SUBJECTS, THINGS,
                             UNSEEN_PAIRS, Scene, random_scenes)
+from tests.gallery.test_painting import SAMPLES
 
 SCENES = random_scenes(40, "score")
 TEXTS = [words.description(scene, random.Random(0)) for scene in SCENES]
@@ -83,11 +84,11 @@ def test_cosine_and_pointing_are_of_different_queries_and_beside_the_best_fixed_
 
 def test_the_included_model_describes_the_samples_rightly_and_its_queries_differ(tiny):
     pictures = [np.asarray(Image.open(TINY.parent.parent / "samples" / f"{name}.png"))
-                for name in ("couple", "lighthouse", "sailing-boat")]
+                for name in SAMPLES]
     queries, attention = score.seen(tiny, pictures)
     assert attention.shape == (3, 16, 65) and score.mean_cosine(queries) < 0.8
     texts = score.describe(tiny, pictures, 2)
-    assert set(means(SAMPLES, texts).values()) == {1}
+    assert set(means(SAMPLES.values(), texts).values()) == {1}
 
 
 def test_the_command_prints_three_tables_or_paints_a_sheet_of_both_models(
@@ -166,7 +167,7 @@ def test_benchmarks_of_any_size_have_the_papers_shape():
         (2, {0: "No lighthouse in oil, in storm colours.", 1: "It is never mysterious."}),
         (0, {i: f"{PARROT} {i}" for i in range(5)}))])
 def test_the_rules_give_these_scores(name, scene, score, answers):
-    found, reason = benchmark.RULES[name](scene, None, answers)
+    found, reason = benchmark.RULES[name](scene, answers)
     assert (found, bool(reason)) == (score, True)
 
 
@@ -174,14 +175,14 @@ def test_plain_talk_gets_three_and_appreciation_four_or_five():
     rng, rounds = random.Random(0), ("description", "situation", "doing", "look", "poem")
     for scene in random_scenes(60, "judged", SEEN_PAIRS + UNSEEN_PAIRS):
         plain = words.description(scene, rng, art=False)
-        assert benchmark.RULES["IDC"](scene, None, [plain])[0] == 3
+        assert benchmark.RULES["IDC"](scene, [plain])[0] == 3
         said = {"IDC": [words.description(scene, rng)],
                 "ICRC": [words.question("objects", scene, rng)[1]],
                 "MDIUC": [words.question(topic, scene, rng)[1] for topic in rounds]}
         if scene.subject in FIGURES:
             said["ISAC"] = [words.question("emotions", scene, rng)[1]]
         for name, answers in said.items():
-            assert benchmark.RULES[name](scene, None, answers)[0] >= 4, answers
+            assert benchmark.RULES[name](scene, answers)[0] >= 4, answers
 
 
 # ---- Foreign pictures
