@@ -109,8 +109,7 @@ def convert(args):
         sizes["adapter_width"], _ = adapter.shape("llama.blocks.0.adapter.down.weight")
     extra = check_tokenizer(llm.tokenizer, sizes["vocab_size"])
     prompt, why = recognised_prompt(llm, extra)
-    with errors_naming(f"{vit.path}, {qformer.path} or {llm.path}"):
-        config = Config(**sizes, prompt=args.prompt or prompt)
+    config = Config(**sizes, prompt=args.prompt or prompt)
     files = plan(config, vit, qformer, llm, adapter)
     sources = {file for each in (vit, qformer, llm, llm.base) if each for file in each.files}
     progress = Progress("checksums compared", len(sources), "files")

@@ -22,7 +22,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from artgpt4 import IGNORE, TRAINABLE, normalise
-from common.command_line import Misuse, command_parser, number, run_command
+from common.command_line import Misuse, command_parser, number, printable, run_command
 from common.files import read_json, save_tensors, written_beside
 from common.models import TINY, load, model_flags
 from conversion.checkpoints import open_checkpoint, take_adapter
@@ -224,7 +224,8 @@ def chosen_recipe(args):
         config, tiny = (read_json(folder / "config.json") for folder in (args.weights, TINY))
         name = "finetune" if args.stage == 2 and args.adapter else "paper"
         if all(config.get(size) == tiny[size] for size in ("llama_width", "llama_layers")):
-            name = "mine" if args.stage == 2 and not args.data.isdecimal() else "tiny"
+            own = not args.data.isdecimal() or Path(args.data).exists()
+            name = "mine" if args.stage == 2 and own else "tiny"
         say(f"recipe {name}, chosen by the weights and flags")
     if (name, args.stage) not in RECIPES:
         raise Misuse(f"--recipe {name} has no stage {args.stage}")
@@ -298,21 +299,20 @@ def run_stage(args, recipe, out):
     optimizer = optimizer_for(parameters, recipe, args.moments)
     say(f"{sum(p.numel() for p in parameters):,} parameters are trained ({recipe.mode}) on "
         f"{count:,} pairs: {recipe.steps} steps of {recipe.batch_size}")
-    run = Run(out, flags, recipe.steps)
+    run, measure = Run(out, flags, recipe.steps), familiarity.read_measure(args.weights)
     with run.begin(model, optimizer, args.resume, args.overwrite):
         if run.step:                                           # a kill may have come before the
             run.save()                                         # adapter of this checkpoint
         train(run, module, optimizer, batches(training, run.step, args.workers), recipe,
               partial(judged, run, module, model, held_out, pictures))
-    say(f"wrote {out}/adapter.safetensors, log.jsonl and samples.png")
-    measure = familiarity.read_measure(args.weights)
+        if measure is not None and not is_gallery:             # its own pictures are not foreign
+            own = first_pictures(training, 1000)
+            measure = on_rank_0(familiarity.knowing, model, measure, own)
+            if RANK == 0:
+                save_tensors(measure, out / familiarity.FILE)
+    say(f"wrote {printable(out)}/adapter.safetensors, log.jsonl and samples.png")
     if is_gallery:
         say(on_rank_0(lambda model: score.table(score.score(model, args.stage)), model))
-    elif measure is not None:                                  # its own pictures are not foreign
-        own = first_pictures(training, 1000)
-        measure = on_rank_0(familiarity.knowing, model, measure, own)
-        if RANK == 0:
-            save_tensors(measure, out / familiarity.FILE)
 
 
 def main(args):

@@ -153,8 +153,7 @@ class Checkpoint:
         """The tensor of that name; on "meta" its shape and dtype alone. Raises ValueError."""
         if name not in self.tensors:
             raise ValueError(f"{self.path}: {name} is missing")
-        with errors_naming(f"{self.path}: {name}"):
-            return self.tensors[name](device)
+        return self.tensors[name](device)
 
     def shape(self, name, dims=2):
         """The shape of artgpt4.py's `name`. Raises ValueError unless it has `dims` dimensions."""

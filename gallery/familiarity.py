@@ -41,7 +41,8 @@ def read_measure(folder, adapter=None):
         return None
     with errors_naming(file):
         measure = load_file(file)
-        if measure.keys() != {"directions", "centres", "threshold"}:
+        finite = {name for name, tensor in measure.items() if tensor.isfinite().all()}
+        if finite != {"directions", "centres", "threshold"} or measure["threshold"].numel() != 1:
             raise ValueError("expected directions, centres and a threshold")
     return measure
 

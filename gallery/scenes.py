@@ -25,7 +25,6 @@ THINGS = {
 STYLES = ("ink wash", "pointillism", "stained glass", "woodcut", "oil", "watercolour")
 COMPOSITIONS = ("in the centre", "to the left", "to the right", "far away")
 
-
 # The roles of colours, each "#rrggbb": the upper background; the lower one, which is land, water or
 # table; the subject's body; its details, sun or moon; outlines and shadows.
 ROLES = ("sky", "ground", "main", "accent", "dark")

@@ -33,8 +33,8 @@ def can_resume(folder, resume, overwrite):
     """Whether a run in `folder` is to be continued; resume and overwrite are the user's flags.
     Raises ValueError if the folder holds a run that neither of them allows to be replaced."""
     saved, log = checkpoints(folder), folder / "log.jsonl"
-    results = saved[-1:] + list(folder.glob("adapter.safetensors"))
-    if overwrite or (resume and (saved or not results)):
+    results = saved[-1:] + [folder / name for name in RESULTS if (folder / name).exists()]
+    if overwrite or (resume and (saved or folder / "adapter.safetensors" not in results)):
         return not overwrite and len(saved) > 0
     if results or (log.is_file() and log.stat().st_size > 0):
         raise ValueError(f"{[*results, log][0]}: the folder holds a run; give another --out, "

@@ -46,12 +46,14 @@ mapped = lru_cache(1)(partial(np.load, mmap_mode="r"))        # an album, opened
 def open_source(spec, stage, config, workers=0):
     """The training data that --data names (docs/training.md has a table), for a stage and a model
     of `config`. workers: processes that index tar files. Raises ValueError if there is no pair."""
-    if spec.isdecimal() and int(spec) > 0 and not os.path.exists(spec):
+    if spec.isdecimal() and 0 < len(spec.lstrip("0")) < 8 and not os.path.exists(spec):
         return Gallery(int(spec), stage, config)
     paths = expand(spec)
     folder = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
-    tars = sorted(folder.rglob("*.tar")) if folder else paths
-    index = index_tars(tars, workers) if tars else index_folder(folder)
+    index, tars = (index_folder(folder), []) if folder else (None, paths)
+    if folder and not index[1]:                               # no picture with its caption
+        tars = [file for file in sorted(folder.rglob("*.tar")) if file.is_file()]
+    index = index_tars(tars, workers) if tars else index
     source = Captioned(*index, stage, config)
     source.as_chat = not (tars or (folder / "filter_cap.json").exists())
     if len(source) == 0:
@@ -66,10 +68,11 @@ def expand(pattern):
     if found:
         names = [pattern.replace(found[0], str(number).zfill(len(found[1])))
                  for number in range(int(found[1]), int(found[2]) + 1)]
-    paths = [Path(path) for name in names for path in sorted(glob.glob(name)) or [name]]
-    for path in paths:
-        if not path.exists():
-            raise ValueError(f"{path}: no such file")
+    paths = [Path(path) for name in names if name for path in (
+        [name] if os.path.exists(name) else sorted(glob.glob(name)) or [name])]
+    missing = [path for path in paths if not path.exists()]
+    if missing or not paths:
+        raise ValueError(f"{[*missing, pattern][0]}: no such file")
     return paths
 
 
@@ -176,7 +179,7 @@ class Captioned:
 
     def fingerprint(self):
         """Of names, sizes and captions, and of the ends of at most 10,000 pictures."""
-        crc = zlib.crc32(self.places.numpy(), zlib.crc32(self.texts.numpy()))
+        crc = zlib.crc32(self.places[:, 1:].contiguous().numpy(), zlib.crc32(self.texts.numpy()))
         for i in range(0, len(self), math.ceil(len(self) / 10_000)):
             crc = zlib.crc32(self.read(i, TAIL), crc)
         return crc
