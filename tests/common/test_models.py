@@ -36,10 +36,10 @@ def first_is(value):
 @pytest.mark.parametrize("file, change, said", [
     ("config.json", '{"model_type": "llama"}', "convert_weights.py"), ("config.json", "[]", ""),
     ("config.json", '{"image_size": "big"}', "image_size"), ("config.json", "{", ""),
-    ("config.json", '{"llama_heads": 5120}', ""), ("config.json", '{"prompt": "none"}', "prompt"),
+    ("config.json", '{"llama_heads": 0}', ""), ("config.json", '{"prompt": "none"}', "prompt"),
     ("config.json", '{"image_size": 230}', "image_size"), ("config.json", '{"vit_heads": 3}', ""),
     ("llama.safetensors", changed("ln_vision.bias", lambda _: torch.ones(1)), "another file"),
-    ("config.json", Path.unlink, "convert_weights.py"),
+    ("config.json", Path.unlink, "convert_weights.py"), ("config.json", '{"llama_heads": 7}', ""),
     ("vision.safetensors", Path.unlink, "No such file"), ("llama.safetensors", "\0" * 9, ""),
     ("vision.safetensors", "version https://git-lfs.github.com/spec/v1\n", "git-lfs"),
     ("vision.safetensors", lambda file: os.truncate(file, 5000), ""),

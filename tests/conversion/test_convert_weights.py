@@ -229,8 +229,7 @@ def test_export_brings_the_released_file_back_to_the_bit(convert, weights, tmp_p
 @pytest.mark.parametrize("arguments, code, said", [
     ("--weights weights --export there", 1, "there"), ("--weights weights", 2, "--export"),
     ("--weights bad --export new", 1, "bad"), ("--weights few --export new", 1, "few"),
-    ("--image-size 0", 2, "--image-size"),
-    ("--weights weights --export new --vit x", 2, "--vit"),
+    ("--image-size 0", 2, "--image-size"), ("--weights weights --export new --vit x", 2, "--vit"),
     ("--llm x --out new", 2, "--qformer, --vit"),
     ("--vit x --qformer x --llm x --out there", 1, "there")])
 def test_misuse_is_named_and_changes_nothing(weights, here, capsys, arguments, code, said):

@@ -80,11 +80,12 @@ def test_cosine_and_pointing_are_of_different_queries_and_beside_the_best_fixed_
     scenes = [scene for scene in SCENES if scene.composition == "to the left"]
     cells = score.subject_cells(scenes, 8).view(-1, 8, 8).float().sum(dim=1)
     assert (cells[:, :4].sum(dim=1) > cells[:, 4:].sum(dim=1)).all()
+    assert not score.subject_cells([LIGHTHOUSE], 8)[0, :16].any()         # where birds alone are
 
 
 def test_the_included_model_describes_the_samples_rightly_and_its_queries_differ(tiny):
-    pictures = [np.asarray(Image.open(TINY.parent.parent / "samples" / f"{name}.png"))
-                for name in SAMPLES]
+    samples = TINY.parent.parent / "samples"
+    pictures = [np.asarray(Image.open(samples / f"{name}.png")) for name in SAMPLES]
     queries, attention = score.seen(tiny, pictures)
     assert attention.shape == (3, 16, 65) and score.mean_cosine(queries) < 0.8
     texts = score.describe(tiny, pictures, 2)
