@@ -31,9 +31,8 @@ from gallery.album import contact_sheet, painted
 from gallery.scenes import SEEN_PAIRS
 from training.data import Examples, batches, held_out_batches
 from training.optimizer import optimizer_for, recompute_blocks
-from training.processes import (
-    RANK, UNDER_TORCHRUN, WORLD, gathered, on_rank_0, processes, say, spread, whole,
-)
+from training.processes import (RANK, UNDER_TORCHRUN, WORLD, gathered, on_rank_0, processes, say,
+                                spread, whole)
 from training.run import Run, can_resume, frozen_checksum
 from training.sources import Gallery, open_source
 

@@ -213,8 +213,7 @@ WRONG = [               # flags, what is named, the exit code
 
 
 @pytest.mark.parametrize("flags, named, code", WRONG)
-def test_what_is_wrong_or_missing_is_named_before_anything_is_written(
-        here, capsys, flags, named, code):
+def test_what_is_wrong_is_named_before_anything_is_written(here, capsys, flags, named, code):
     write_files(here, {"page.safetensors": b"<!doctype html>", "text.pth": b"text"})
     shutil.copy(TINY / "vision.safetensors", "other.safetensors")
     torch.save({"module.proj.weight": torch.ones(2), "module.proj.bias": torch.ones(2)},

@@ -31,7 +31,9 @@ def checkpoints(folder):
 
 def can_resume(folder, resume, overwrite):
     """Whether a run in `folder` is to be continued; resume and overwrite are the user's flags.
-    Raises ValueError if the folder holds a run that neither of them allows to be replaced."""
+    Raises ValueError if the folder holds a model, or a run that neither of them lets go."""
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder}: the folder holds a model; give another --out")
     saved, log = checkpoints(folder), folder / "log.jsonl"
     results = saved[-1:] + [folder / name for name in RESULTS if (folder / name).exists()]
     if overwrite or (resume and (saved or folder / "adapter.safetensors" not in results)):

@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from artgpt4 import (
-    IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, errors_naming, instruction_prompt,
-)
+from artgpt4 import (IMAGE_MARK, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, errors_naming,
+                     instruction_prompt)
 from common.command_line import Progress, printable
 from common.files import is_picture, open_image, pictures_below, read_text
 from conversation.rounds import plain

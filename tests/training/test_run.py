@@ -139,11 +139,12 @@ def test_a_folder_with_a_run_is_only_replaced_with_overwrite(tmp_path, finished,
         assert train_py(*flags, "--out", out) == 1
         assert checkpoints(out)[-1].name in capsys.readouterr().err
         assert before == {file.name: file.read_bytes() for file in out.iterdir()}
-    results, begun = tmp_path / "results", tmp_path / "begun"
-    for folder, name in ((results, "adapter.safetensors"), (begun, "log.jsonl")):
+    results, begun, model = tmp_path / "results", tmp_path / "begun", tmp_path / "model"
+    for folder, name, *more in ((results, "adapter.safetensors"), (begun, "log.jsonl"),
+                                (model, "config.json", "--overwrite")):
         folder.mkdir()
         (folder / name).write_text("x\n")
-        assert train_py(*flags, "--out", folder) == 1
+        assert train_py(*flags, "--out", folder, *more) == 1
     assert train_py(*flags, "--out", results, "--resume") == 1          # its checkpoints are gone
     assert train_py(*flags, "--out", begun, "--resume") == 0  # killed before the first checkpoint
     assert same_files(finished, begun)
