@@ -113,7 +113,7 @@ def loss_of(module, parts, learn):
 
 def train(run, module, optimizer, loader, recipe, judge):
     """Train the parameters of the optimizer on a loader of training.data, to its end. module: of
-    spread(model). judge() shows what it has learned, and returns {"val_loss": ...} or {}. Raises
+    spread(model). judge(faults) shows what it learned, and returns {"val_loss": ...} or {}. Raises
     SystemExit, 143 after SIGTERM and 130 after Ctrl-C, when all is saved."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for step, (parts, faults) in enumerate(loader, run.step + 1):
@@ -128,7 +128,7 @@ def train(run, module, optimizer, loader, recipe, judge):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         evaluates = recipe.evaluates_after(step)
-        found = judge() if evaluates else {}
+        found = judge(faults) if evaluates else {}
         faults, signals = (sum(lists, []) for lists in zip(*gathered((faults, run.signals)),
                                                            strict=True))
         run.log({"loss": loss, "lr": rate, "grad_norm": norm} | found, faults)
@@ -144,16 +144,16 @@ def train(run, module, optimizer, loader, recipe, judge):
 
 
 @torch.no_grad()
-def judged(run, module, model, held_out, pictures):
+def judged(run, module, model, held_out, pictures, faults):
     """Write the run's samples.png: pictures uint8 (N, S, S, 3), each with what the model says of
-    it. -> {"val_loss": of held-out Examples, in nats per token}; {} without them."""
+    it. -> {"val_loss": of held-out Examples, in nats per token}, their faults added; {} without."""
     texts = on_rank_0(score.describe, model, pictures, held_out.source.stage)
     if RANK == 0:
         with written_beside(run.folder / "samples.png") as path:
             contact_sheet(pictures, 4, captions=texts).save(path, format="PNG")
     if len(held_out) == 0:
         return {}
-    loss, _ = loss_of(module, held_out_batches(held_out), learn=False)
+    loss, _ = loss_of(module, held_out_batches(held_out, faults), learn=False)
     return {"val_loss": loss}
 
 

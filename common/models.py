@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from artgpt4 import ArtGPT4
+from artgpt4 import ArtGPT4, errors_naming
 from common.command_line import Progress
 from common.files import check_file, what_it_is
 from common.int8 import is_int8, pack, quantised
@@ -62,9 +62,10 @@ def load(args, train=False):
             with open(name, "rb") as file:
                 reason = what_it_is(file.read(300)) or reason
         raise ValueError(f"{name}: {reason}") from None
-    for name, parameter in model.named_parameters():
-        if not (parameter.dtype == torch.int8 or all(map(torch.isfinite, parameter.aminmax()))):
-            raise ValueError(f"{folder}: {name} holds NaN or infinity")
+    with errors_naming(folder):                               # float8 has no aminmax
+        for name, parameter in model.named_parameters():
+            if parameter.dtype != torch.int8 and not all(map(torch.isfinite, parameter.aminmax())):
+                raise ValueError(f"{name} holds NaN or infinity")
     if not (train or model.config.llama_width >= WIDE or os.environ.get("OMP_NUM_THREADS")):
         torch.set_num_threads(1)          # beside a busy process two would wait for each other
     if model.proj.weight.is_cpu and not args.dtype and hasattr(os, "sysconf"):

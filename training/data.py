@@ -121,11 +121,12 @@ def batches(examples, first_step=0, workers=0):
                      collate_fn=partial(in_parts, examples.recipe.accumulate))
 
 
-def held_out_batches(examples):
-    """Yield (pixels, ids, targets) of this process's share of held-out examples. All processes have
-    as many, as FSDP2 needs it: a few examples may be left out."""
+def held_out_batches(examples, faults):
+    """Yield (pixels, ids, targets) of this process's share of held-out examples, whose faults are
+    added to a list. All processes have as many, as FSDP2 needs it: a few may be left out."""
     each, size = len(examples) // WORLD, max(examples.recipe.batch_size // WORLD, 1)
     own = examples.numbers[RANK:each * WORLD:WORLD]
     for start in range(0, each, size):
-        [part], _ = in_parts(1, [examples[start, 0, i] for i in own[start:start + size]])
+        [part], found = in_parts(1, [examples[start, 0, i] for i in own[start:start + size]])
+        faults += found
         yield part

@@ -14,7 +14,8 @@ import zlib
 
 import torch
 
-from common.command_line import Misuse, Progress, one_line, signals_kept
+from artgpt4 import errors_naming
+from common.command_line import Misuse, Progress, signals_kept
 from common.files import check_file, save_tensors, written_beside
 from conversion.checkpoints import compare_checksum
 from training.processes import RANK, copy_whole, local, say, whole
@@ -90,8 +91,9 @@ class Run:
         self.is_best, self.best = val_loss < self.best, min(self.best, val_loss)
         entry = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
         entry = {"step": self.step, "time": time.time()} | entry | {"faults": faults}
-        self.log_file.write(json.dumps(entry).encode() + b"\n")
-        self.log_file.flush()
+        with errors_naming(self.log_file.name):               # a full disk
+            self.log_file.write(json.dumps(entry).encode() + b"\n")
+            self.log_file.flush()
         self.faults += len(faults)
         note = f", {self.faults} samples bad or cut, see log.jsonl" if self.faults else ""
         self.progress.show(self.step, f"loss {numbers['loss']:.3f}{note}")
@@ -125,14 +127,11 @@ class Run:
         """Copy what a checkpoint holds into weights and optimizer, once all of it is known to fit.
         Raises ValueError, naming the file, if it is damaged, Misuse if it has other flags."""
         check_file(file)
-        try:
+        with errors_naming(f"{file}: damaged; without it --resume takes the one before it"):
             compare_checksum(file)
             saved = torch.load(file, "cpu", weights_only=True, mmap=True)
             flags, tensors, *numbers = (saved[key] for key in (
                 "flags", "tensors", "step", "best", "log_size"))
-        except Exception as error:                            # a damaged file can raise anything
-            raise ValueError(f"{file}: damaged ({one_line(error)}); without it --resume continues "
-                             "from the checkpoint before it") from None
         for flag, value in self.flags.items():
             if flags.get(flag) != value:
                 raise Misuse(f"{file}: that run has {flag} {flags.get(flag)}, not {value}; resume "
@@ -140,8 +139,7 @@ class Run:
         kinds, expected = ({name: (tensor.shape, tensor.dtype) for name, tensor in each.items()}
                            for each in (tensors, self.tensors))
         if kinds != expected or not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise ValueError(f"{file}: tensors of other names, shapes or dtypes than this model's, "
-                             "or with NaN or infinity")
+            raise ValueError(f"{file}: other tensors than this model's, or with NaN or infinity")
         for name, tensor in self.tensors.items():
             copy_whole(tensors[name], tensor)
         self.step, self.best, self.log_size = numbers

@@ -14,9 +14,8 @@ from PIL import Image
 
 from artgpt4 import IGNORE, IMAGE_SLOT, INSTRUCTIONS, chat_prompt, example, normalise, preprocess
 from tests.training.kill_and_resume import ENVIRONMENT, SAVING, flags_of, small_data
-from tests.training.small_files import (
-    examples_of, jpeg, source_of, tiny_model, write_files, write_tar,
-)
+from tests.training.small_files import (examples_of, jpeg, source_of, tiny_model, write_files,
+                                        write_tar)
 from training import data
 from training.sources import QUESTIONS
 
@@ -132,10 +131,11 @@ def test_every_bad_sample_is_named_and_replaced_by_the_same_other_one(tmp_path, 
     examples = examples_of(source_of(write_tar(tmp_path / "0.tar", members), stage=1), tiny)
     for i, key in enumerate(BAD):
         _, ids, targets, faults = examples[0, 0, i]
-        assert (ids, targets) == examples[5, 0, i][1:3]
-        assert ids == examples[0, 0, len(BAD)][1]
+        assert (ids, targets) == examples[5, 0, i][1:3] and ids == examples[0, 0, len(BAD)][1]
         name, reason = faults[0]
         assert name == f"0.tar:{key}" and reason and "\n" not in reason
+    assert len([*data.held_out_batches(examples, found := [])]) == 3
+    assert {f"0.tar:{key}" for key in BAD} <= {name for name, _ in found}
 
 
 def test_data_with_nothing_usable_is_an_error_that_names_a_sample(source, tiny):
