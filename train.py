@@ -82,7 +82,7 @@ RECIPES = {  # (recipe, stage): batch_size, warmup_lr, lr, min_lr, warmup_steps,
                         min_crop_area=0.8),
     ("tiny", 1): Recipe(32, 2e-5, 4e-3, 2e-4, 20, 400, max_text_tokens=40, evaluations=2,
                         min_crop_area=0.8),
-    ("tiny", 2): Recipe(16, 2.5e-4, 5e-3, 5e-4, 20, 400, max_text_tokens=240, evaluations=2,
+    ("tiny", 2): Recipe(16, 2.5e-4, 5e-3, 5e-4, 20, 350, max_text_tokens=240, evaluations=2,
                         min_crop_area=0.8, accumulate=4),
 }
 
