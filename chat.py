@@ -95,8 +95,8 @@ def label(session, question, groups, args):
         if len(groups) > 1 and not sys.stdout.isatty():       # else the answers are the progress
             progress.show(min(i + args.batch_size, len(groups)))
     if foreign:
-        progress.say(f"{foreign} of {len(groups)} look like no painting that this model knows; its "
-                     "answers to them may be wrong")
+        progress.say(f"{foreign} of {len(groups) - bad} look like no painting that this model "
+                     "knows; its answers to them may be wrong")
     return not bad
 
 

@@ -168,7 +168,7 @@ def first_pictures(examples, most):
 
 
 def command_line():
-    parser = command_parser("train.py", __doc__)
+    parser = command_parser("train.py", __doc__, conflict_handler="resolve")
     model_flags(parser)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.set_defaults(dtype="float32", device=device)
@@ -180,7 +180,7 @@ def command_line():
              "cc_sbu_align, or a number of the gallery's paintings; default: %(default)s")
     add("--val", type=number(int, 0, 10 ** 6), default=0, metavar="PAIRS",
         help="pairs that are kept out of training, for the validation loss and samples.png")
-    add("--init", type=Path, dest="adapter", metavar="FILE",
+    add("--init", "--adapter", type=Path, dest="adapter", metavar="FILE",
         help="what training starts from: an adapter.safetensors, a weights folder, ArtGPT-4.pth or "
              "pretrained_minigpt4.pth; default: in stage 1 an untrained adapter, in stage 2 "
              "runs/stage1/adapter.safetensors")

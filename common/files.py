@@ -27,7 +27,7 @@ FOREIGN = (                   # what files begin with that are taken for picture
     (rb"\Z", "empty; download it again"),
     (rb"version https://git-lfs", "a git-lfs pointer, not the file itself; download that"),
     (rb"(?i)\s*<(!doctype )?html", "a web page; download the file itself"),
-    (rb"PK|\x80\x02", "a checkpoint that torch.save wrote; convert_weights.py reads it"),
+    (rb"PK|\x80\x02", "a checkpoint of torch.save; convert_weights.py reads the public ones"),
     (rb"[{\[]", "JSON"), (rb"....ftyp(hei|hev|mif1|msf1)", "a HEIC picture, as phones take them"))
 Image.MAX_IMAGE_PIXELS = 100_000_000                          # Pillow refuses twice as many
 warnings.filterwarnings("ignore", module="PIL")               # on metadata that nobody needs

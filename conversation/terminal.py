@@ -76,8 +76,8 @@ class Session:
             self.say(f"({name} looks like no painting that this model knows; its answers may be "
                      "wrong)")
         if len(talk.image_embeds) == most + 1:
-            self.say(f"({most + 1} pictures in one conversation: this model was taught with at "
-                     f"most {most})")
+            self.say(f"(more than {most} pictures in one conversation: this model was taught "
+                     f"with at most {most})")
 
     def open(self, files):
         for image, file in [(open_image(file), file) for file in files]:      # all, or none

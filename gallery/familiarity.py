@@ -3,8 +3,8 @@
 The mean of a picture's query outputs lies near those of other pictures of the gallery. What is
 measured is the sum of its squared deviations along the 32 directions in which those hardly differ,
 each in units of the gallery's own: there a foreign picture stands out. 98 % of held-out paintings
-stay below the threshold. A model that was trained on other pictures knows these besides: the
-nearest centre counts.
+stay below the threshold. A model that was trained on other pictures knows these instead: the
+nearest one counts.
 """
 from pathlib import Path
 
@@ -58,9 +58,8 @@ def unfamiliar(model, measure, image_vectors):
 
 
 def knowing(model, measure, pictures):
-    """The measure that knows some pictures besides, uint8 (N, S, S, 3)."""
-    more = placed(measure, mean_queries(model, pictures))
-    return measure | {"centres": torch.cat((measure["centres"], more))}
+    """The measure that knows some pictures instead, uint8 (N, S, S, 3)."""
+    return measure | {"centres": placed(measure, mean_queries(model, pictures))}
 
 
 def mean_queries(model, pictures):

@@ -45,8 +45,8 @@ class Examples(Dataset):
                 name = self.source.name(i)
                 faults.append([name, one_line(error).removeprefix(f"{name}: ")])
                 i = others.choice(self.numbers)
-        raise ValueError(f"nothing usable in the training data: {TRIES} samples in a row are bad, "
-                         f"the last of them {': '.join(faults[-1])}")
+        raise ValueError(f"nothing usable to train on, or held out: {TRIES} samples in a row "
+                         f"are bad, the last of them {': '.join(faults[-1])}")
 
     def example(self, i, rng, batch_rng, faults):
         pictures, prompt, answer = self.source.example(i, rng, batch_rng)

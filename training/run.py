@@ -41,7 +41,7 @@ def can_resume(folder, resume, overwrite):
         return not overwrite and len(saved) > 0
     if results or (log.is_file() and log.stat().st_size > 0):
         raise ValueError(f"{[*results, log][0]}: the folder holds a run; give another --out, "
-                         "--resume to continue it, or --overwrite to delete it")
+                         "--overwrite to delete it, or --resume if it has a checkpoint")
     return False
 
 
@@ -96,7 +96,8 @@ class Run:
             self.log_file.flush()
         self.faults += len(faults)
         note = f", {self.faults} samples bad or cut, see log.jsonl" if self.faults else ""
-        self.progress.show(self.step, f"loss {numbers['loss']:.3f}{note}")
+        if RANK == 0:
+            self.progress.show(self.step, f"loss {numbers['loss']:.3f}{note}")
 
     def save(self):
         """Write a checkpoint, and the results that its weights are; remove all but the last two

@@ -199,9 +199,9 @@ def test_the_included_measure_tells_noise_from_paintings(tiny, tmp_path):
     known = familiarity.knowing(tiny, measure, [noise])
     assert familiarity.unfamiliar(tiny, known, vectors) is False
     save_tensors(known, tmp_path / familiarity.FILE)
-    for folder, centres in ((tmp_path, 2), (tmp_path / "elsewhere", 1)):
+    for folder, gallery in ((tmp_path, False), (tmp_path / "elsewhere", True)):
         found = familiarity.read_measure(TINY, folder / "adapter.safetensors")
-        assert len(found["centres"]) == centres
+        assert torch.equal(found["centres"], measure["centres"]) is gallery
     assert familiarity.read_measure(tmp_path / "elsewhere") is None
     assert familiarity.unfamiliar(tiny, None, vectors) is None
     (tmp_path / familiarity.FILE).write_bytes(b"cut")
