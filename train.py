@@ -146,7 +146,7 @@ def train(run, module, optimizer, loader, recipe, judge):
 @torch.no_grad()
 def judged(run, module, model, held_out, pictures, faults):
     """Write the run's samples.png: pictures uint8 (N, S, S, 3), each with what the model says of
-    it. -> {"val_loss": of held-out Examples, in nats per token}, their faults added; {} without."""
+    it. -> {"val_loss": of held-out Examples, in nats per token}; {} without. Adds to faults."""
     texts = on_rank_0(score.describe, model, pictures, held_out.source.stage)
     if RANK == 0:
         with written_beside(run.folder / "samples.png") as path:

@@ -192,16 +192,16 @@ def test_the_included_measure_tells_noise_from_paintings(tiny, tmp_path):
     measure = familiarity.read_measure(TINY)
     noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     sample = Image.open(TINY.parent.parent / "samples" / "couple.png")
-    for image, expected in ((sample, False), (Image.fromarray(noise), True)):
-        with torch.inference_mode():
-            [vectors] = tiny.encode_image(preprocess(image, 112)[None])
-        assert familiarity.unfamiliar(tiny, measure, vectors) is expected
+    pixels = torch.stack([preprocess(image, 112) for image in (sample, Image.fromarray(noise))])
+    with torch.inference_mode():
+        painting, vectors = tiny.encode_image(pixels)
+    assert [familiarity.unfamiliar(tiny, measure, one) for one in (painting, vectors)] == [0, 1]
     known = familiarity.knowing(tiny, measure, [noise])
     assert familiarity.unfamiliar(tiny, known, vectors) is False
     save_tensors(known, tmp_path / familiarity.FILE)
-    for folder, gallery in ((tmp_path, False), (tmp_path / "elsewhere", True)):
+    for folder, foreign in ((tmp_path, True), (tmp_path / "elsewhere", False)):
         found = familiarity.read_measure(TINY, folder / "adapter.safetensors")
-        assert torch.equal(found["centres"], measure["centres"]) is gallery
+        assert familiarity.unfamiliar(tiny, found, painting) is foreign
     assert familiarity.read_measure(tmp_path / "elsewhere") is None
     assert familiarity.unfamiliar(tiny, None, vectors) is None
     (tmp_path / familiarity.FILE).write_bytes(b"cut")
